@@ -1,0 +1,1 @@
+"""Stage 1: recordings become samples. numpy only, physical units, no torch."""

@@ -1,0 +1,78 @@
+"""Every error a user can meet: one base class, so that the command line prints a sentence and not a traceback.
+
+A message says what is wrong with which object, what exists instead, and what to do.
+"""
+
+from collections.abc import Iterable
+
+
+class AthenaError(Exception):
+    """Base of all errors about the user's world; our own broken invariants stay `AssertionError`."""
+
+
+class UnknownName(AthenaError):
+    """A name that is not among the known ones; the message lists the alternatives."""
+
+    def __init__(self, kind: str, name: object, known: Iterable[object]) -> None:
+        alternatives = ", ".join(str(k) for k in known) or "none"
+        super().__init__(f"There is no {kind} '{name}'. Known: {alternatives}.")
+
+
+class InvalidEmbodiment(AthenaError):
+    """A robot description that contradicts itself."""
+
+    def __init__(self, robot: str, problem: str) -> None:
+        super().__init__(f"Robot '{robot}': {problem}")
+
+
+class InvalidObservation(AthenaError):
+    """An observation that does not fit the robot or the model."""
+
+
+class RecordingError(AthenaError):
+    """A recording that cannot be read, or not in the way that was asked for."""
+
+
+class DatasetError(AthenaError):
+    """A dataset that cannot be built, opened or used for this robot."""
+
+
+class ModelError(AthenaError):
+    """A checkpoint or model specification that cannot be used."""
+
+
+class BlindPolicy(ModelError):
+    """A policy whose actions do not depend on something they must depend on."""
+
+
+class BundleError(AthenaError):
+    """A bundle that is incomplete, edited, or does not fit what is asked of it."""
+
+
+class TrainingError(AthenaError):
+    """A training run that cannot start or had to stop."""
+
+
+class ExportError(AthenaError):
+    """A graph or engine that cannot be written or run."""
+
+
+class SafetyError(AthenaError):
+    """A safety filter that cannot be constructed, or a command vector of the wrong shape."""
+
+
+class ServerError(AthenaError):
+    """A policy server that cannot start, or an answer from one that cannot be used."""
+
+
+class SimulationError(AthenaError):
+    """A simulated world that cannot be built or rendered."""
+
+
+class MissingDependency(AthenaError):
+    """An optional package that is not installed; names the extra that brings it."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"'{package}' is not installed; it is needed {purpose}. Install it with: pip install 'athena-vla[{extra}]'"
+        )

@@ -1,0 +1,155 @@
+"""The contract between a model family and the rest: named pure graphs plus one host loop, and the table of families.
+
+Training knows `collate`, `loss` and the LoRA targets; export knows `graphs`; nobody else asks a family anything.
+"""
+
+import dataclasses
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from athena_vla.errors import ModelError, UnknownName
+
+Tensors = dict[str, Tensor]
+Run = Callable[[str, Tensors], Tensors]  # run(graph_name, inputs) -> outputs
+
+# The literal table of families; imported on demand, so that a missing extra hurts only its own family.
+FAMILIES: dict[str, str] = {
+    "openvla": "athena_vla.models.openvla:OpenVLA",
+    "openvla_oft": "athena_vla.models.openvla_oft:OpenVLAOFT",
+    "openvla_chunk": "athena_vla.models.openvla_chunk:OpenVLAChunk",
+}
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """One observation as any family sees it: images in the embodiment's camera order, state in [-1, 1]."""
+
+    images: tuple[NDArray[np.uint8], ...]  # each [height, width, 3] RGB
+    state: NDArray[np.float32]  # [S] normalised
+    instruction: str
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A pure function of tensors: what is compiled, exported, quantised and timed."""
+
+    name: str
+    module: nn.Module  # forward(**example) -> tuple of tensors in the order of `outputs`
+    example: Tensors
+    outputs: tuple[str, ...]
+    dynamic: Mapping[str, Mapping[int, str]] = dataclasses.field(default_factory=dict)  # input -> axis -> name
+
+    def __post_init__(self) -> None:
+        # torch.onnx.export merges two inputs that are the same tensor object and is then silently wrong.
+        owners: dict[int, str] = {}
+        for name, tensor in self.example.items():
+            twin = owners.setdefault(tensor.untyped_storage().data_ptr(), name)
+            if twin != name:
+                raise ModelError(f"Graph '{self.name}': example inputs '{twin}' and '{name}' share memory.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What every family's specification has; a family adds its own fields and stays JSON-serialisable."""
+
+    horizon: int  # H, rows of a chunk
+    action_dim: int  # D
+    state_dim: int  # S
+    cameras: int  # images per observation
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+class Architecture(nn.Module, ABC):
+    """A vision-language-action model; every family is a final subclass with its own `spec_type`."""
+
+    family: ClassVar[str]
+    spec_type: ClassVar[type[Spec]]
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__()
+        self.spec = spec
+
+    @abstractmethod
+    def collate(self, inputs: Sequence[ModelInput]) -> Tensors:
+        """Batch of graph inputs on the CPU. Raises `InvalidObservation` for images or text no model can take."""
+
+    @abstractmethod
+    def loss(
+        self, inputs: Tensors, target: Float[Tensor, "b h d"], valid: Bool[Tensor, "b h"]
+    ) -> Float[Tensor, ""]:
+        """Training loss on targets in [-1, 1]; rows that are not valid do not count."""
+
+    @abstractmethod
+    def graphs(self) -> tuple[Graph, ...]:
+        """Everything `decode` runs, by name, with example inputs of batch 1."""
+
+    def noise(self, batch: int, generator: torch.Generator) -> Tensors:
+        """Random inputs of `decode`; empty for deterministic families."""
+        return {}
+
+    @abstractmethod
+    def decode(self, run: Run, inputs: Tensors, noise: Tensors) -> Float[Tensor, "b h d"]:
+        """The host loop: calls graphs only through `run`, returns actions in [-1, 1]."""
+
+    @abstractmethod
+    def lora_modules(self, targets: Sequence[str], *, vision: bool, projector: bool) -> list[str]:
+        """Full module paths for short target names such as `q_proj`; tower names collide, so never by suffix."""
+
+    @abstractmethod
+    def head_modules(self) -> list[str]:
+        """Module paths that are new for each robot and therefore always trained in full and saved with the adapter."""
+
+    @abstractmethod
+    def rebind(self, spec: Spec) -> "Architecture":
+        """The same body with heads for another robot (action and state size, cameras, horizon); heads start fresh."""
+
+    @abstractmethod
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """Files that `from_spec` needs beside the spec to rebuild the tokenizer."""
+
+    @classmethod
+    @abstractmethod
+    def from_spec(cls, spec: Spec, tokenizer_files: Mapping[str, bytes]) -> "Architecture":
+        """A model with freshly initialised weights."""
+
+
+def family(name: str) -> type[Architecture]:
+    """The family's class. Raises `UnknownName`."""
+    if name not in FAMILIES:
+        raise UnknownName("model family", name, FAMILIES)
+    module, _, attribute = FAMILIES[name].partition(":")
+    return cast(type[Architecture], getattr(importlib.import_module(module), attribute))
+
+
+def spec_from_dict(name: str, raw: Mapping[str, Any]) -> Spec:
+    """Inverse of `Spec.to_dict`; unknown keys are refused, nested dataclasses are the family's own business."""
+    kind = family(name).spec_type
+    known = {f.name for f in dataclasses.fields(kind)}
+    for key in raw:
+        if key not in known:
+            raise UnknownName(f"field of the {name} specification", key, sorted(known))
+    return kind(**raw)
+
+
+def run_torch(model: Architecture) -> Run:
+    """Run the model's own graphs eagerly; the reference every other backend is compared with."""
+    graphs = {g.name: g for g in model.graphs()}
+
+    def run(name: str, inputs: Tensors) -> Tensors:
+        if name not in graphs:
+            raise UnknownName("graph", name, graphs)
+        with torch.inference_mode():
+            return dict(zip(graphs[name].outputs, graphs[name].module(**inputs), strict=True))
+
+    return run
