@@ -92,7 +92,9 @@ class Embodiment:
                 refuse(f"joint '{j.name}' has owner '{j.owner}' / mode '{j.mode}'; owners are {get_args(Owner)}.")
         for camera in self.cameras:
             if min(camera.width, camera.height) <= 0 or not 0 < camera.fov_deg < 180 or camera.fps <= 0:
-                refuse(f"camera '{camera.name}' needs a positive size and rate and a field of view in (0, 180) degrees.")
+                refuse(
+                    f"camera '{camera.name}' needs a positive size and rate and a field of view in (0, 180) degrees."
+                )
         if not (math.isfinite(self.control_hz) and math.isfinite(self.command_hz) and self.control_hz > 0):
             refuse(f"control_hz {self.control_hz} and command_hz {self.command_hz} must be positive and finite.")
         ratio = self.command_hz / self.control_hz
@@ -186,9 +188,7 @@ class Embodiment:
         joints = fields.pop("joints", [])
         cameras = fields.pop("cameras", [])
         try:
-            return cls(
-                joints=tuple(Joint(**j) for j in joints), cameras=tuple(Camera(**c) for c in cameras), **fields
-            )
+            return cls(joints=tuple(Joint(**j) for j in joints), cameras=tuple(Camera(**c) for c in cameras), **fields)
         except TypeError as error:
             raise InvalidEmbodiment(name, f"its description does not fit: {error}.") from error
 

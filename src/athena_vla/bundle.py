@@ -1,0 +1,268 @@
+"""The one artefact on disk for all of a model's life: manifest.json, golden.npz and weights/, bound by hashes.
+
+Every stage reads a bundle and writes a new one. A bundle appears by rename, so a folder with a manifest is complete.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+from athena_vla import __version__
+from athena_vla.data.normalize import Normalizer
+from athena_vla.embodiment import Embodiment, Observation
+from athena_vla.errors import BundleError
+from athena_vla.models import architecture, lora
+from athena_vla.models.architecture import Architecture, Spec
+
+FORMAT = 1
+Stage = Literal["base", "finetuned", "merged", "quantized", "exported"]
+BUILTIN = "builtin:"  # prefix of bundles that ship with the package, such as builtin:base
+MODEL_FILE = "weights/model.safetensors"
+ADAPTER_FILE = "weights/adapter.safetensors"
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A few observations and the chunks the float model answered: every later stage replays them."""
+
+    observations: tuple[Observation, ...]
+    chunks: NDArray[np.float64]  # [N, H, D] [rad]
+
+    def save(self, path: Path, cameras: tuple[str, ...]) -> None:
+        arrays: dict[str, Any] = {f"image.{c}": np.stack([o.images[c] for o in self.observations]) for c in cameras}
+        arrays["state"] = np.stack([o.state for o in self.observations])
+        arrays["instruction"] = np.array([o.instruction for o in self.observations])
+        arrays["chunk"] = self.chunks
+        np.savez_compressed(path, **arrays)
+
+    @classmethod
+    def load(cls, path: Path, cameras: tuple[str, ...]) -> "Golden":
+        with np.load(path, allow_pickle=False) as z:
+            images = {c: z[f"image.{c}"] for c in cameras}
+            observations = tuple(
+                Observation({c: images[c][i] for c in cameras}, state, str(text))
+                for i, (state, text) in enumerate(zip(z["state"], z["instruction"], strict=True))
+            )
+            return cls(observations, z["chunk"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything about a bundle but its tensors; plain JSON, full precision."""
+
+    stage: Stage
+    family: str
+    spec: dict[str, Any]
+    robot: dict[str, Any]
+    normalizer: dict[str, Any]
+    dataset_hash: str = ""
+    parent_hash: str = ""
+    parent_path: str = ""  # where the base of an adapter lies: a path or builtin:NAME
+    checkpoint: str = ""  # weights outside the bundle: a folder or Hub id in the released layout
+    adapter: dict[str, Any] = field(default_factory=dict)  # the LoRA configuration of a fine-tuned bundle
+    config: dict[str, Any] = field(default_factory=dict)  # resolved configuration of the stage that wrote it
+    deviation: dict[str, Any] = field(default_factory=dict)  # [rad] per joint against the golden chunks
+    gates: dict[str, Any] = field(default_factory=dict)  # what was checked, with thresholds and outcomes
+    stage_info: dict[str, Any] = field(default_factory=dict)  # graphs, precisions, engines: the stage's own record
+    tools: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)  # relative path -> sha256
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle; hashes of all files are verified when it is opened."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, where: str | Path, *, verify: bool = True) -> "Bundle":
+        """Open a folder, or a shipped bundle by `builtin:NAME`. Raises `BundleError`."""
+        path = _resolve(where)
+        file = path / "manifest.json"
+        if not file.is_file():
+            raise BundleError(f"'{path}' is not a bundle: it has no manifest.json. A bundle is what a stage writes.")
+        try:
+            raw = json.loads(file.read_text())
+            unknown = sorted(set(raw) - {f.name for f in dataclasses.fields(Manifest)})
+            if unknown:
+                raise BundleError(f"The manifest of '{path}' has unknown entries {unknown}: made by a newer version?")
+            manifest = Manifest(**raw)
+        except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+            raise BundleError(f"The manifest of '{path}' cannot be read: {error}. Make the bundle again.") from error
+        if manifest.format != FORMAT:
+            raise BundleError(f"Bundle '{path}' has format {manifest.format}, this version reads format {FORMAT}.")
+        bundle = cls(path, manifest)
+        if verify:
+            bundle.verify()
+        return bundle
+
+    def verify(self) -> None:
+        """Compare every file with the manifest. Raises `BundleError` naming the missing and the edited ones."""
+        missing = [f for f in self.manifest.files if not (self.path / f).is_file()]
+        if missing:
+            raise BundleError(f"Bundle '{self.path}' lacks {missing}. Copy it again, or run its stage again.")
+        edited = [f for f, digest in self.manifest.files.items() if sha256(self.path / f) != digest]
+        if edited:
+            raise BundleError(
+                f"Bundle '{self.path}': {edited} differ from their recorded hashes; it was edited or cut."
+            )
+
+    @cached_property
+    def hash(self) -> str:
+        """Hash of the manifest, which holds the hashes of all files and of the parent: the whole chain."""
+        text = json.dumps(dataclasses.asdict(self.manifest), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @cached_property
+    def robot(self) -> Embodiment:
+        return Embodiment.from_dict(self.manifest.robot)
+
+    @cached_property
+    def normalizer(self) -> Normalizer:
+        return Normalizer.from_dict(self.manifest.normalizer)
+
+    @cached_property
+    def spec(self) -> Spec:
+        return architecture.spec_from_dict(self.manifest.family, self.manifest.spec)
+
+    @cached_property
+    def golden(self) -> Golden:
+        return Golden.load(self.path / "golden.npz", self.robot.camera_names)
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        return {f.name: f.read_bytes() for f in sorted((self.path / "tokenizer").iterdir())}
+
+    def skeleton(self) -> Architecture:
+        """The family with its collate and host loop but no weights: what a graph backend needs."""
+        with torch.device("meta"):
+            return architecture.family(self.manifest.family).from_spec(self.spec, self.tokenizer_files())
+
+    def model(self) -> Architecture:
+        """The torch model with its weights; for a fine-tuned bundle the base with the adapter attached."""
+        if self.manifest.stage == "exported":
+            raise BundleError(f"Bundle '{self.path}' holds exported graphs, no torch weights; open it with a backend.")
+        if self.manifest.stage == "finetuned":
+            model = self.parent().model().rebind(self.spec)
+            lora.attach(model, lora.LoraSettings(**self.manifest.adapter))
+            lora.load(model, load_file(self.path / ADAPTER_FILE))
+            return model.eval()
+        model = architecture.family(self.manifest.family).from_spec(self.spec, self.tokenizer_files())
+        load_weights(model, load_file(self.path / MODEL_FILE), str(self.path))
+        return model.eval()
+
+    def parent(self) -> "Bundle":
+        """The bundle this one was made from. Raises `BundleError` when it is not the very same any more."""
+        parent = Bundle.open(self.manifest.parent_path)
+        if parent.hash != self.manifest.parent_hash:
+            raise BundleError(
+                f"Bundle '{self.path}' was made from {self.manifest.parent_hash}, but '{parent.path}' is {parent.hash}: "
+                "an adapter fits only its own base."
+            )
+        return parent
+
+
+def load_weights(model: Architecture, tensors: Mapping[str, torch.Tensor], where: str) -> None:
+    """Load strictly: every missing, unexpected or misshapen tensor is named in one `BundleError`."""
+    own = model.state_dict()
+    problems = [f"missing {k}" for k in own if k not in tensors] + [f"unexpected {k}" for k in tensors if k not in own]
+    problems += [
+        f"{k} has shape {list(t.shape)}, expected {list(own[k].shape)}"
+        for k, t in tensors.items()
+        if k in own and own[k].shape != t.shape
+    ]
+    if problems:
+        raise BundleError(f"The weights of '{where}' do not fit: {'; '.join(problems[:8])} ({len(problems)} in all).")
+    model.load_state_dict({k: t.to(own[k].dtype) for k, t in tensors.items()})
+
+
+@contextlib.contextmanager
+def writing(path: Path, manifest: Manifest, golden: Golden | None, tokenizer: Mapping[str, bytes]) -> Iterator[Path]:
+    """Yield a temporary folder to put `weights/` in; on success it gets manifest and hashes and takes its name.
+
+    An existing bundle at `path` is replaced only at the end. Raises `BundleError` when the path is something else.
+    """
+    if path.exists() and not (path / "manifest.json").is_file() and any(path.iterdir()):
+        raise BundleError(f"'{path}' exists and is not a bundle; choose another name or remove it.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        (temporary / "weights").mkdir()
+        (temporary / "tokenizer").mkdir()
+        for name, content in tokenizer.items():
+            (temporary / "tokenizer" / name).write_bytes(content)
+        if golden is not None:
+            golden.save(temporary / "golden.npz", Embodiment.from_dict(manifest.robot).camera_names)
+        yield temporary
+        seal(temporary, manifest)
+        old = path.with_name(f".{path.name}.old")
+        if path.exists():
+            os.replace(path, old)
+        os.replace(temporary, path)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise BundleError(
+            f"The bundle '{path}' could not be written: {error}. Nothing was left under its name."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def seal(folder: Path, manifest: Manifest) -> None:
+    """Hash all files of the folder and write its manifest by rename."""
+    files = {
+        str(f.relative_to(folder)): sha256(f)
+        for f in sorted(folder.rglob("*"))
+        if f.is_file() and f.name != "manifest.json"
+    }
+    complete = dataclasses.replace(manifest, files=files, tools=tool_versions())
+    temporary = folder / ".manifest.json"
+    temporary.write_text(json.dumps(dataclasses.asdict(complete), indent=1, sort_keys=True))
+    os.replace(temporary, folder / "manifest.json")
+
+
+def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """safetensors with contiguous, unshared tensors."""
+    save_file({k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}, path)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def tool_versions() -> dict[str, str]:
+    versions = {"athena_vla": __version__, "python": platform.python_version()}
+    for package in ("torch", "numpy", "transformers", "peft", "onnx", "onnxruntime"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
+
+
+def _resolve(where: str | Path) -> Path:
+    text = str(where)
+    if not text.startswith(BUILTIN):
+        return Path(where)
+    shipped = Path(str(resources.files("athena_vla") / "assets"))
+    path = shipped / text.removeprefix(BUILTIN)
+    if not path.is_dir():
+        known = sorted(f"{BUILTIN}{p.name}" for p in shipped.iterdir() if p.is_dir()) if shipped.is_dir() else []
+        raise BundleError(f"No bundle '{text}' ships with the package. Shipped: {', '.join(known) or 'none'}.")
+    return path

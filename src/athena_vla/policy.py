@@ -1,0 +1,111 @@
+"""A bundle and a backend become a policy: `act(observation) -> ActionChunk`, physical units in and out.
+
+The only place where observations and actions cross between radians and [-1, 1]; training uses the same `encode`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from athena_vla.backends import Name, open_backend
+from athena_vla.bundle import Bundle, Golden
+from athena_vla.data.normalize import Normalizer
+from athena_vla.embodiment import ActionChunk, Embodiment, Observation
+from athena_vla.errors import BundleError
+from athena_vla.models.architecture import Architecture, ModelInput, Run, run_torch
+
+
+def encode(observation: Observation, robot: Embodiment, normalizer: Normalizer) -> ModelInput:
+    """One observation as the model sees it; the same function in training, evaluation and serving."""
+    observation.require(robot)
+    return ModelInput(
+        images=tuple(observation.images[c] for c in robot.camera_names),
+        state=normalizer.encode_state(observation.state),
+        instruction=observation.instruction,
+    )
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A model bound to its robot and statistics, run by one backend."""
+
+    robot: Embodiment
+    normalizer: Normalizer
+    model: Architecture
+    run: Run
+    name: str = ""
+    seed: int = 0  # of the decode noise; families without noise ignore it
+
+    @classmethod
+    def load(cls, where: str | Path, backend: Name = "auto", threads: int = 1) -> "Policy":
+        """Open a bundle with a backend. Raises `BundleError`, `ExportError`."""
+        return cls.of(Bundle.open(where), backend, threads)
+
+    @classmethod
+    def of(cls, bundle: Bundle, backend: Name = "auto", threads: int = 1) -> "Policy":
+        model, run = open_backend(bundle, backend, threads)
+        return cls(bundle.robot, bundle.normalizer, model, run, name=bundle.path.name)
+
+    @classmethod
+    def of_model(cls, model: Architecture, robot: Embodiment, normalizer: Normalizer) -> "Policy":
+        """A policy around a model that is still being trained."""
+        return cls(robot, normalizer, model, run_torch(model))
+
+    def act(self, observation: Observation) -> ActionChunk:
+        """The next `H` joint targets. Raises `InvalidObservation`."""
+        return self.act_batch([observation])[0]
+
+    def act_batch(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        """Several independent observations in one pass."""
+        inputs = self.model.collate([encode(o, self.robot, self.normalizer) for o in observations])
+        noise = self.model.noise(len(observations), torch.Generator().manual_seed(self.seed))
+        with torch.inference_mode():
+            unit = self.model.decode(self.run, inputs, noise).float().cpu().numpy()
+        return [
+            ActionChunk(
+                positions=self.normalizer.decode(row, o.state),
+                joint_names=self.robot.action_joints,
+                dt=1.0 / self.robot.control_hz,
+                time=o.time,
+            )
+            for row, o in zip(unit, observations, strict=True)
+        ]
+
+    def chunks(self, observations: Sequence[Observation]) -> NDArray[np.float64]:
+        """[N, H, D] [rad], one observation at a time as on the robot."""
+        return np.stack([self.act(o).positions for o in observations])
+
+
+def record_golden(policy: Policy, observations: Sequence[Observation]) -> Golden:
+    """What the float model answers now, for every later stage to replay."""
+    return Golden(tuple(observations), policy.chunks(observations))
+
+
+def replay(policy: Policy, golden: Golden) -> dict[str, Any]:
+    """Deviation from the golden chunks in [rad]: maximum and mean, in all and per joint."""
+    error = np.abs(policy.chunks(golden.observations) - golden.chunks)
+    return {
+        "max_rad": float(error.max()),
+        "mean_rad": float(error.mean()),
+        "per_joint_max_rad": dict(zip(policy.robot.action_joints, error.max(axis=(0, 1)).tolist(), strict=True)),
+    }
+
+
+def require_replay(policy: Policy, bundle: Bundle) -> dict[str, Any]:
+    """Replay the golden example and refuse a bundle that no longer does what was measured when it was written.
+
+    Raises `BundleError`. The tolerance is the recorded deviation plus what float arithmetic of another machine costs.
+    """
+    measured = replay(policy, bundle.golden)
+    allowed = float(bundle.manifest.deviation.get("max_rad", 0.0)) + 1e-3
+    if not measured["max_rad"] <= allowed:
+        raise BundleError(
+            f"Bundle '{bundle.path}' deviates {measured['max_rad']:.4f} rad from its golden example, "
+            f"{allowed:.4f} rad were recorded: it is not the model that was measured. Export it again on this machine."
+        )
+    return measured
