@@ -1,0 +1,284 @@
+"""What every format shares: options, guarded reading, natural order, still images, and npz files that cannot lie.
+
+Knows no format. Nothing here unpickles, and nothing allocates on the word of a header alone.
+"""
+
+import contextlib
+import io
+import json
+import math
+import os
+import re
+import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+
+from athena_vla.data.episode import BrokenEpisode, Episode, Image, RecordingInfo
+from athena_vla.errors import AthenaError, RecordingError
+
+MAX_ARRAY_BYTES = 8 * 2**30  # one array of one episode; more is a damaged header or a file to split first
+MAX_JSON_BYTES = 256 * 2**20
+LFS_MARK = b"version https://git-lfs"
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+# Names Replicator gives to images that are not camera pictures.
+NOT_RGB = re.compile(r"segmentation|normals|depth|distance_to|instance|motion_vectors|occlusion|bounding_box|skeleton")
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """What the user asserts about a recording that does not say it itself; () and None mean: nothing asserted."""
+
+    joints: tuple[str, ...] = ()  # names of the action columns, in the recorder's order
+    fps: float | None = None  # [Hz]
+
+
+@contextlib.contextmanager
+def guarded(what: str) -> Iterator[None]:
+    """Turn whatever a library raises on damaged bytes into one sentence about the file."""
+    try:
+        yield
+    except AthenaError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0:1]
+        raise RecordingError(f"{what} cannot be read: {type(error).__name__}: {(reason or [''])[0][:300]}") from error
+
+
+def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
+    """Sort key under which frame 10000 comes after 9999 and demo_10 after demo_2."""
+    parts = re.split(r"(\d+)", name)
+    return tuple((0, int(p)) if p.isdigit() else (1, p) for p in parts if p)
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(len(LFS_MARK)) == LFS_MARK
+
+
+def refuse_lfs(path: Path) -> None:
+    if path.is_file() and is_lfs_pointer(path):
+        raise RecordingError(f"'{path}' is a git-LFS pointer, not the data. Fetch it with: git lfs pull")
+
+
+def read_json(path: Path) -> Any:
+    """The parsed file. Raises `RecordingError` for a missing, huge or malformed one."""
+    if not path.is_file():
+        raise RecordingError(f"There is no file '{path}'.")
+    refuse_lfs(path)
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise RecordingError(f"'{path}' is larger than {MAX_JSON_BYTES // 2**20} MiB; that is no metadata file.")
+    with guarded(f"'{path}'"):
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    raw = read_json(path)
+    if not isinstance(raw, dict):
+        raise RecordingError(f"'{path}' holds a {type(raw).__name__}, expected an object {{...}}.")
+    return raw
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise RecordingError(f"There is no file '{path}'.")
+    refuse_lfs(path)
+    with guarded(f"'{path}'"):
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    for row in rows:
+        if not isinstance(row, dict):
+            raise RecordingError(f"'{path}' holds a line that is not an object: {str(row)[:80]}")
+    return rows
+
+
+def inside(root: Path, relative: str, what: str) -> Path:
+    """`root / relative`, refused where metadata points outside the recording."""
+    path = root / relative
+    if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)):
+        raise RecordingError(f"{what} points outside the recording: '{relative}'.")
+    return path
+
+
+def npz_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Array name -> (shape, dtype), read from the headers alone and checked against the archive's own sizes."""
+    refuse_lfs(path)
+    found: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
+    with guarded(f"'{path}'"), zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if not entry.filename.endswith(".npy"):
+                continue
+            name = entry.filename.removesuffix(".npy")
+            with archive.open(entry) as stream:
+                version = np.lib.format.read_magic(stream)
+                if version == (1, 0):
+                    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+                else:
+                    shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
+            if dtype.hasobject:
+                raise RecordingError(f"'{path}': array '{name}' holds pickled objects; save plain numbers instead.")
+            claimed = math.prod(shape) * dtype.itemsize
+            if claimed > entry.file_size or claimed > MAX_ARRAY_BYTES:
+                raise RecordingError(
+                    f"'{path}': array '{name}' claims shape {list(shape)} ({claimed} bytes), the archive holds "
+                    f"{entry.file_size}."
+                )
+            # Deflate cannot exceed about 1030:1; anything near it is a bomb, not a trajectory.
+            if entry.file_size > 64 * 2**20 and entry.file_size > 500 * max(entry.compress_size, 1):
+                raise RecordingError(f"'{path}': array '{name}' unpacks to {entry.file_size} bytes from nearly nothing.")
+            found[name] = (shape, dtype)
+    return found
+
+
+def npz_arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """The named arrays that exist, read without pickle."""
+    headers = npz_headers(path)
+    with guarded(f"'{path}'"), np.load(path, allow_pickle=False) as archive:
+        return {n: archive[n] for n in names if n in headers}
+
+
+def decode_image(data: bytes, what: str) -> Image:
+    """RGB pixels of an encoded picture; alpha and palettes are flattened to RGB."""
+    with guarded(what), PillowImage.open(io.BytesIO(data)) as picture:
+        if picture.width * picture.height > 2**26:
+            raise RecordingError(f"{what} claims {picture.width}x{picture.height} pixels; that is no camera frame.")
+        return np.asarray(picture.convert("RGB"), dtype=np.uint8)
+
+
+def image_size(data: bytes | Path, what: str) -> tuple[int, int]:
+    """(height, width) from the header alone."""
+    with guarded(what), PillowImage.open(data if isinstance(data, Path) else io.BytesIO(data)) as picture:
+        return picture.height, picture.width
+
+
+class StillFrames(ABC):
+    """Frames that are stored as single encoded pictures, so that a writer may copy their bytes."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def encoded(self, index: int, /) -> bytes:
+        """The stored PNG or JPEG. Raises `RecordingError`."""
+
+    @abstractmethod
+    def describe(self, index: int, /) -> str:
+        """What to call this frame in a message."""
+
+    def __getitem__(self, index: int, /) -> Image:
+        return decode_image(self.encoded(index), self.describe(index))
+
+
+@dataclass(frozen=True)
+class ImageFiles(StillFrames):
+    """One picture file per frame; None where the numbering says that a file is missing."""
+
+    files: tuple[Path | None, ...]
+    where: str
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def describe(self, index: int, /) -> str:
+        return f"frame {index} of {self.where}"
+
+    def encoded(self, index: int, /) -> bytes:
+        path = self.files[index]
+        if path is None:
+            raise RecordingError(f"Frame {index} is missing in {self.where}.")
+        refuse_lfs(path)
+        with guarded(f"'{path}'"):
+            return path.read_bytes()
+
+
+def image_files(folder: Path) -> ImageFiles:
+    """The camera pictures of a folder in numeric order; a gap in the numbering keeps its place as a missing frame.
+
+    Pairing by number and not by rank: a picture the recorder lost must not shift all that follow.
+    """
+    names = [e.name for e in os.scandir(folder) if e.name.lower().endswith(IMAGE_SUFFIXES) and not NOT_RGB.search(e.name)]
+    names.sort(key=natural_key)
+    numbers = [re.findall(r"\d+", Path(n).stem) for n in names]
+    prefixes = {re.sub(r"\d+$", "", Path(n).stem) for n in names}
+    if not names or len(prefixes) > 1 or not all(numbers):
+        return ImageFiles(tuple(folder / n for n in names), f"'{folder}'")
+    last = [int(n[-1]) for n in numbers]
+    span = last[-1] - last[0] + 1
+    if span > 4 * len(names) + 100:  # numbered by time stamp or simulation step, not by frame
+        return ImageFiles(tuple(folder / n for n in names), f"'{folder}'")
+    start = last[0]  # recorders count from 0 or from 1; a lost head is for the checks to find
+    places: list[Path | None] = [None] * (last[-1] - start + 1)
+    for number, name in zip(last, names, strict=True):
+        if places[number - start] is not None:
+            raise RecordingError(f"'{folder}' has two pictures with number {number}.")
+        places[number - start] = folder / name
+    return ImageFiles(tuple(places), f"'{folder}'")
+
+
+class BaseRecording(ABC):
+    """A recording on disk; a format implements `info`, `ids` and `read`."""
+
+    format = ""
+
+    def __init__(self, path: Path, options: OpenOptions) -> None:
+        self.path = path
+        self.options = options
+
+    @abstractmethod
+    def info(self) -> RecordingInfo: ...
+
+    @abstractmethod
+    def ids(self) -> tuple[str, ...]: ...
+
+    @abstractmethod
+    def read(self, episode_id: str, /) -> Episode: ...
+
+    def episodes(self) -> Iterator[Episode | BrokenEpisode]:
+        for episode_id in self.ids():
+            try:
+                yield self.read(episode_id)
+            except AthenaError as error:
+                yield BrokenEpisode(episode_id, f"{self.format}:{self.path}#{episode_id}", str(error))
+
+    def names(self, kind: str, width: int, recorded: Sequence[str] | None) -> tuple[str, ...]:
+        """Column names: recorded, else asserted by the user (actions), else placeholders that no robot has."""
+        if recorded is not None and len(recorded) == width:
+            return tuple(str(n) for n in recorded)
+        if kind == "action" and self.options.joints:
+            if len(self.options.joints) != width:
+                raise RecordingError(
+                    f"'{self.path}': {width} {kind} columns, but --joints names {len(self.options.joints)}."
+                )
+            return self.options.joints
+        return tuple(f"{kind}_{i:02d}" for i in range(width))
+
+
+def are_placeholders(names: Sequence[str]) -> bool:
+    """True where the recording did not name its columns."""
+    return bool(names) and all(re.fullmatch(r"(action|state)_\d\d+|motor_\d+", n) for n in names)
+
+
+def text_list(value: Any) -> list[str]:
+    """The strings in a string or a list of strings, without repetitions or blanks."""
+    values = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+    return list(dict.fromkeys(v.strip() for v in values if isinstance(v, str) and v.strip()))
+
+
+def optional_bool(value: Any) -> bool | None:
+    return bool(value) if isinstance(value, bool | np.bool_) or value in (0, 1) else None
+
+
+def jsonable(extras: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of an episode's extras that JSON can hold exactly."""
+    kept: dict[str, Any] = {}
+    for key, value in extras.items():
+        try:
+            kept[key] = json.loads(json.dumps(value))
+        except (TypeError, ValueError):
+            continue  # arrays and streams stay in memory; formats that can hold them do
+    return kept
