@@ -65,6 +65,10 @@ class ServerError(AthenaError):
     """A policy server that cannot start, or an answer from one that cannot be used."""
 
 
+class EvaluationError(AthenaError):
+    """An evaluation, comparison or report that cannot be made from what was given."""
+
+
 class SimulationError(AthenaError):
     """A simulated world that cannot be built or rendered."""
 
