@@ -173,8 +173,8 @@ class Bundle:
         parent = Bundle.open(self.manifest.parent_path)
         if parent.hash != self.manifest.parent_hash:
             raise BundleError(
-                f"Bundle '{self.path}' was made from {self.manifest.parent_hash}, but '{parent.path}' is {parent.hash}: "
-                "an adapter fits only its own base."
+                f"Bundle '{self.path}' was made from {self.manifest.parent_hash}, but '{parent.path}' is "
+                f"{parent.hash}: an adapter fits only its own base."
             )
         return parent
 

@@ -1,0 +1,69 @@
+# Everything a fresh clone needs. `make demo` and `make test` install into .venv by themselves.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+EXTRAS := train,sim,export,serve
+DEV    := $(EXTRAS),gpu,openvino,ray,ros2,dev
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: setup setup-dev demo test test-all check format bench docs browser interop clean help
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+setup: $(VENV)/.demo  ## install what the demo needs into .venv
+setup-dev: $(VENV)/.dev  ## the same, and what the tests need
+
+$(VENV)/.python:
+	@echo "== creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "Python 3.11 or newer is needed; name it: make PYTHON=python3.12 ..." && false)
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.python pyproject.toml constraints.txt
+	@echo "== installing athena-vla[$(EXTRAS)] (about 1.7 GB, two minutes)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.python pyproject.toml constraints.txt
+	@echo "== installing athena-vla[$(DEV)]"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(DEV)]'
+	@touch $@ $(VENV)/.demo
+
+demo: setup  ## the main job, whole: recordings in, a better, bounded, deployable policy out, with evidence
+	@$(BIN)/athena demo $(ARGS)
+
+test: setup-dev browser  ## what CI runs: lint, types, unit tests, a short demo and its page in a browser
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/pytest
+	rm -rf runs/ci && $(BIN)/athena demo --quick --out runs/ci
+	ATHENA_DEMO=runs/ci $(BIN)/pytest -m demo
+
+test-all: setup-dev browser  ## also the slow tests
+	$(BIN)/pytest -m 'slow or not slow'
+
+check: setup-dev  ## lint and types only
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+
+format: setup-dev  ## rewrite the sources in the house format
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+bench: setup-dev  ## measure everything that can be measured on this machine, into benchmarks/
+	for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+docs: setup-dev  ## run every command and example of README.md and docs/
+	$(BIN)/pytest -m 'slow or not slow' tests/test_docs.py
+
+browser:  ## headless Chromium for the page tests, where Debian's package manager is at hand
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
+	  || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -qq update && apt-get -qq -y install --no-install-recommends chromium >/dev/null; } \
+	  || echo "no Chromium: the page tests will be skipped (install it with: apt-get install chromium)"
+
+interop:  ## our files against the real lerobot, openpi-client and TensorRT Edge-LLM, each in its own environment
+	$(PYTHON) interop/run.py
+
+clean:  ## remove what the targets made, not your recordings
+	rm -rf .venv build dist .pytest_cache .ruff_cache runs/ci

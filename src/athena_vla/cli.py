@@ -1,0 +1,177 @@
+"""The command `athena`: one subcommand per stage; parses, calls, prints, and nothing else.
+
+A command is a module's function of one frozen config. Modules are imported only when their command is called, so
+that the robot side needs no torch and `--help` is instant.
+"""
+
+import dataclasses
+import importlib
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from athena_vla import __version__
+from athena_vla.errors import AthenaError, MissingDependency, UnknownName
+from athena_vla.extras import EXTRA_OF
+
+
+@dataclass(frozen=True)
+class Command:
+    """Where a command lives and how it reads on the command line."""
+
+    module: str
+    function: str
+    config: str
+    help: str
+    positional: tuple[str, ...] = ()  # config fields that may be given without their flag, in this order
+    presets: str = ""  # name in the module of a table of configs for --preset
+
+
+COMMANDS: dict[str, Command] = {
+    "demo": Command("demo", "demo", "DemoConfig", "the whole way, on the simulator or on your own recordings"),
+    "doctor": Command("doctor", "doctor", "DoctorConfig", "what this machine has, what works, what is missing"),
+    "record": Command("sim.record", "record", "RecordConfig", "record demonstrations in the simulator", ("out",)),
+    "data info": Command("data.info", "info", "InfoConfig", "what a recording is, from its content", ("path",)),
+    "data check": Command("data.check", "check", "CheckConfig", "every defect of a recording, named", ("path",)),
+    "data align": Command("data.align", "align", "AlignConfig", "lags between streams, and the real rate", ("path",)),
+    "data annotate": Command("data.annotate", "annotate", "AnnotateConfig", "segments with instructions", ("path",)),
+    "data build": Command("data.build", "build", "BuildConfig", "recordings become a training set", ("input", "out")),
+    "data convert": Command("data.convert", "convert", "ConvertConfig", "to another format", ("input", "out")),
+    "train": Command("finetune", "finetune", "FinetuneConfig", "fine-tune with LoRA, QLoRA or DoRA", (), "PRESETS"),
+    "sweep": Command("sweep", "sweep", "SweepConfig", "several presets or ranks on the same data and seeds"),
+    "evaluate": Command("evaluate", "evaluate", "EvaluateConfig", "open and closed loop, with intervals", ("bundle",)),
+    "compare": Command("evaluate", "compare", "CompareConfig", "two policies and the baselines, paired", ("a", "b")),
+    "merge": Command("merge", "merge", "MergeConfig", "fold the adapter into its base", ("input", "out")),
+    "quantize": Command("quantize", "quantize", "QuantizeConfig", "8 or 4 bit, by action error", ("input", "out")),
+    "export": Command("export", "export", "ExportConfig", "ONNX graphs and TensorRT scripts", ("input", "out")),
+    "plan": Command("plan", "plan", "PlanConfig", "will it fit and how fast: predicted, and labelled so"),
+    "bench": Command("bench", "bench", "BenchConfig", "stage by stage, measured here", ("bundle",)),
+    "serve": Command("serving", "serve", "ServeBundleConfig", "a policy over a socket", ("bundle",)),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; leaves with status 0, the command's own status, or 2 for an error about the user's world."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        status = run(words)
+    except AthenaError as error:
+        if "--debug" in words:
+            raise
+        print(f"athena: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print("athena: interrupted; finished parts are kept, run the same command again to go on.", file=sys.stderr)
+        status = 130
+    except BrokenPipeError:
+        status = 0
+    sys.exit(status)
+
+
+def run(words: list[str]) -> int:
+    """Parse, call, print; returns the exit status. Raises `AthenaError`."""
+    if not words or words[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    if words[0] == "--version":
+        print(f"athena-vla {__version__}")
+        return 0
+    name, rest = split(words)
+    as_json = "--json" in rest
+    rest = [w for w in rest if w not in ("--json", "--debug")]
+    command = COMMANDS[name]
+    module = load(command)
+    config = parse(name, command, module, rest)
+    result = getattr(module, command.function)(config)
+    print(json.dumps(plain(result), indent=1, sort_keys=True) if as_json else str(result))
+    return int(getattr(result, "exit_status", 0))
+
+
+def split(words: list[str]) -> tuple[str, list[str]]:
+    """Command name (one or two words) and its arguments. Raises `UnknownName`, `AthenaError`."""
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if name in COMMANDS:
+            return name, words[length:]
+    family = [c for c in COMMANDS if c.startswith(f"{words[0]} ")]
+    if family and (len(words) == 1 or words[1] in ("-h", "--help")):
+        print("\n".join(f"athena {c:<15} {COMMANDS[c].help}" for c in family))
+        raise SystemExit(0)
+    raise UnknownName("command", " ".join(words[: 2 if family else 1]), family or COMMANDS)
+
+
+def load(command: Command) -> Any:
+    """The command's module. Raises `MissingDependency` when an optional package is not installed."""
+    try:
+        return importlib.import_module(f"athena_vla.{command.module}")
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "athena_vla"):
+            raise
+        raise MissingDependency(
+            package, EXTRA_OF.get(package, "train"), f"for this command ({command.help})"
+        ) from error
+
+
+def parse(name: str, command: Command, module: Any, words: list[str]) -> Any:
+    """The command's config from its arguments; positional words become their flags."""
+    words = list(words)
+    default: dict[str, Any] = {}
+    if command.presets and "--preset" in words:
+        place = words.index("--preset")
+        presets = getattr(module, command.presets)
+        chosen = words[place + 1] if place + 1 < len(words) else ""
+        if chosen not in presets:
+            raise UnknownName("preset", chosen, presets)
+        default["default"] = presets[chosen]
+        del words[place : place + 2]
+    flags: list[str] = []
+    for field in command.positional:
+        if words and not words[0].startswith("-"):
+            flags += [f"--{field.replace('_', '-')}", words.pop(0)]
+    places = " ".join(p.upper() for p in command.positional)
+    description = f"{command.help}. Usage: athena {name} {places} [--json] [options]"
+    return tyro.cli(
+        getattr(module, command.config),
+        prog=f"athena {name}",
+        description=description,
+        args=flags + words,
+        **default,
+    )
+
+
+def overview() -> str:
+    lines = [f"athena-vla {__version__}: from robot recordings to a safe, fast policy on the robot", ""]
+    lines += [f"  athena {name:<15} {command.help}" for name, command in COMMANDS.items()]
+    lines += ["", "Every command has --help and --json (one object on standard output); --debug shows tracebacks."]
+    return "\n".join(lines)
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, paths, numpy values and infinities as what JSON can hold."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        to_dict = getattr(value, "to_dict", None)
+        if callable(to_dict):
+            return plain(to_dict())
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+if __name__ == "__main__":
+    main()

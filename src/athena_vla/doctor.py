@@ -1,0 +1,205 @@
+"""What this machine has, what of the toolkit works on it, what is missing, and the one command that adds it.
+
+Looks only; imports of heavy packages happen in subprocesses with a time limit, so that a broken one cannot hang it.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from athena_vla.extras import EXTRA_OF
+
+Status = Literal["ok", "missing", "broken", "info"]
+MINIMUM_DISK = 4 * 2**30  # [bytes] for the demo: recordings, dataset, checkpoints and exported graphs
+
+# Package on the index -> the import that shows it works. Kept small on purpose: one line per capability.
+PROBES = {
+    "torch": "import torch; torch.ones(2) @ torch.ones(2)",
+    "transformers": "from transformers import LlamaForCausalLM",
+    "peft": "import peft",
+    "mujoco": "import os; os.environ['MUJOCO_GL'] = 'disable'; import mujoco",
+    "onnxruntime": "import onnxruntime",
+    "onnx": "import onnx",
+    "openvino": "import openvino",
+    "bitsandbytes": "import bitsandbytes",
+    "ruckig": "import ruckig",
+    "ray": "import ray",
+    "mcap": "import mcap",
+    "tensorrt": "import tensorrt",
+    "rclpy": "import rclpy",
+}
+PURPOSE = {
+    "torch": "models and training",
+    "transformers": "tokenizers and schedules",
+    "peft": "LoRA and DoRA",
+    "mujoco": "the embedded simulator",
+    "onnxruntime": "exported graphs",
+    "onnx": "export",
+    "openvino": "the faster CPU backend",
+    "bitsandbytes": "QLoRA and 8-bit AdamW",
+    "ruckig": "the jerk stage of the safety filter",
+    "ray": "datasets and rollouts on a cluster",
+    "mcap": "deployment logs as MCAP",
+    "tensorrt": "engines on the device",
+    "rclpy": "the ROS 2 node",
+}
+NOT_FROM_AN_EXTRA = {
+    "tensorrt": "it comes with JetPack, or from NVIDIA's packages",
+    "rclpy": "it comes with a ROS 2 installation: source its setup.bash",
+}
+OPTIONAL = {"openvino", "bitsandbytes", "ray", "mcap", "tensorrt", "rclpy", "ruckig"}
+
+
+@dataclass(frozen=True)
+class DoctorConfig:
+    """Look at this machine."""
+
+    out: Path = Path("runs")
+    """Folder that results go to; its disk is the one that is looked at."""
+    timeout: float = 60.0
+    """Longest time one package may take to import [s]."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at."""
+
+    name: str
+    status: Status
+    found: str
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class DoctorReport:
+    """All checks; `exit_status` is 0 when the demo can run."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def exit_status(self) -> int:
+        return int(any(c.status in ("missing", "broken") and c.name not in OPTIONAL for c in self.checks))
+
+    def to_dict(self) -> dict[str, object]:
+        return {"checks": [vars(c) for c in self.checks], "demo_can_run": self.exit_status == 0}
+
+    def __str__(self) -> str:
+        width = max(len(c.name) for c in self.checks)
+        mark = {"ok": "ok     ", "missing": "missing", "broken": "BROKEN ", "info": "       "}
+        lines = []
+        for c in self.checks:
+            lines.append(f"{mark[c.status]}  {c.name:<{width}}  {c.found}")
+            if c.fix:
+                lines.append(f"{'':<{width + 11}}-> {c.fix}")
+        lines.append("The demo can run." if self.exit_status == 0 else "The demo cannot run yet; see the arrows.")
+        return "\n".join(lines)
+
+
+def doctor(config: DoctorConfig) -> DoctorReport:
+    """Look at the machine, its renderers and its packages."""
+    checks = [*machine(config.out), gpu()]
+    checks += [package(name, probe, config.timeout) for name, probe in PROBES.items()]
+    checks.append(renderer(config.timeout))
+    checks.append(browser())
+    return DoctorReport(tuple(checks))
+
+
+def machine(out: Path) -> list[Check]:
+    place = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+    free = shutil.disk_usage(place).free
+    disk = Check(
+        "disk",
+        "ok" if free >= MINIMUM_DISK else "missing",
+        f"{free / 2**30:.1f} GiB free at {place}",
+        "" if free >= MINIMUM_DISK else f"free {MINIMUM_DISK / 2**30:.0f} GiB, or choose another folder with --out",
+    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return [
+        Check("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        Check("cpu", "info", f"{cores} cores, {cpu_model()}"),
+        Check("memory", "info", memory()),
+        disk,
+    ]
+
+
+def cpu_model() -> str:
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.is_file() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or "unknown model"
+
+
+def memory() -> str:
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return "unknown"
+    return f"{total / 2**30:.1f} GiB"
+
+
+def gpu() -> Check:
+    """NVIDIA GPUs by the driver's own tool, and the device tree's word on a Jetson."""
+    tree = Path("/proc/device-tree/model")
+    if tree.is_file():
+        model = tree.read_text(errors="replace").strip("\0\n ")
+        if "jetson" in model.lower() or "orin" in model.lower():
+            return Check("gpu", "ok", model)
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return Check("gpu", "info", "none; the demo needs none. Fine-tuning openvla-7b needs one with 24 GB")
+    ask = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(ask, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (subprocess.SubprocessError, OSError) as error:
+        return Check("gpu", "info", f"nvidia-smi is there but does not answer: {error}")
+    return Check("gpu", "ok", "; ".join(answer.strip().splitlines()))
+
+
+def package(name: str, probe: str, timeout: float) -> Check:
+    """Installed, and does it import? In a subprocess: some packages abort the process where they fail."""
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        fix = NOT_FROM_AN_EXTRA.get(name) or f"pip install 'athena-vla[{EXTRA_OF[name]}]'"
+        return Check(name, "missing", f"not installed ({PURPOSE[name]})", fix)
+    problem = attempt(probe, timeout)
+    if problem:
+        return Check(name, "broken", f"{version} does not import: {problem}", f"pip install --force-reinstall {name}")
+    return Check(name, "ok", f"{version} ({PURPOSE[name]})")
+
+
+def renderer(timeout: float) -> Check:
+    """The ray caster works wherever MuJoCo imports; OpenGL is a bonus that a probe must show."""
+    problem = attempt("import os; os.environ['MUJOCO_GL'] = 'disable'; import mujoco; mujoco.mj_multiRay", timeout)
+    if problem:
+        return Check("renderer", "missing", f"none: {problem}", "pip install 'athena-vla[sim]'")
+    probe = "import os; os.environ['MUJOCO_GL'] = '{}'; import mujoco; mujoco.GLContext(64, 64).make_current()"
+    opengl = [name for name in ("egl", "osmesa") if not attempt(probe.format(name), timeout)]
+    also = f"; OpenGL through {', '.join(opengl)} works too" if opengl else "; no OpenGL, none needed"
+    return Check("renderer", "ok", f"ray caster{also}")
+
+
+def browser() -> Check:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next((n for n in names if shutil.which(n)), None)
+    return Check("browser", "info", found or "no Chromium; only the page tests use one (apt-get install chromium)")
+
+
+def attempt(code: str, timeout: float) -> str:
+    """Run code in a fresh interpreter; the last line of what went wrong, or '' when it worked."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"it did not finish within {timeout:.0f} s"
+    if done.returncode == 0:
+        return ""
+    lines = done.stderr.strip().splitlines()
+    return lines[-1][:200] if lines else f"the interpreter ended with status {done.returncode}"
