@@ -52,6 +52,8 @@ class Graph:
         # torch.onnx.export merges two inputs that are the same tensor object and is then silently wrong.
         owners: dict[int, str] = {}
         for name, tensor in self.example.items():
+            if tensor.is_meta:  # no memory at all
+                continue
             twin = owners.setdefault(tensor.untyped_storage().data_ptr(), name)
             if twin != name:
                 raise ModelError(f"Graph '{self.name}': example inputs '{twin}' and '{name}' share memory.")
