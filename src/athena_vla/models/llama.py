@@ -1,0 +1,234 @@
+"""The Llama decoder: RMS norm, rotary positions, grouped queries, SDPA; prefill, and single steps on a static cache.
+
+Equal to transformers' Llama in the tests, with the released parameter names. Every layer is a small pure module, so
+that a graph of any size can be assembled layer by layer. Knows nothing of images, prompts or actions.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from athena_vla.models.attention import attention
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaSpec:
+    """Sizes of the decoder. Released OpenVLA configurations leave `rms_epsilon` at transformers' default of 1e-6."""
+
+    width: int
+    mlp_width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    rows: int  # of the embedding table, padding included
+    pad_multiple: int = 64  # `rows` minus this is the vocabulary that action tokens count from
+    rms_epsilon: float = 1e-6
+    rope_theta: float = 10000.0
+    output: bool = True  # has an lm_head
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def vocabulary(self) -> int:
+        return self.rows - self.pad_multiple
+
+
+class RmsNorm(nn.Module):
+    def __init__(self, width: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.epsilon)
+        return self.weight * wide.to(x.dtype)
+
+
+def rotary(positions: Int[Tensor, "b l"], head_width: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines `[b, 1, l, head_width]` in float32, the two halves alike."""
+    exponent = torch.arange(0, head_width, 2, dtype=torch.float32, device=positions.device) / head_width
+    angles = positions[:, None, :, None].float() * (1.0 / theta**exponent)
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (i, i + head_width / 2) by its angle."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos.to(x.dtype) + torch.cat([-second, first], dim=-1) * sin.to(x.dtype)
+
+
+def attention_mask(valid: Bool[Tensor, "b l"], causal: bool = True) -> Bool[Tensor, "b 1 l l"]:
+    """True where a row may look: never at padding, and with `causal` never ahead."""
+    length = valid.shape[1]
+    mask = valid[:, None, None, :].expand(-1, 1, length, length)
+    if not causal:
+        return mask
+    place = torch.arange(length, device=valid.device)
+    return mask & (place[None, :] <= place[:, None])
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, spec: LlamaSpec) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_width = spec.heads, spec.kv_heads, spec.head_width
+        self.q_proj = nn.Linear(spec.width, spec.heads * spec.head_width, bias=False)
+        self.k_proj = nn.Linear(spec.width, spec.kv_heads * spec.head_width, bias=False)
+        self.v_proj = nn.Linear(spec.width, spec.kv_heads * spec.head_width, bias=False)
+        self.o_proj = nn.Linear(spec.heads * spec.head_width, spec.width, bias=False)
+
+    def split(self, x: Tensor, heads: int) -> Tensor:
+        return x.reshape(x.shape[0], x.shape[1], heads, self.head_width).transpose(1, 2)  # [B, heads, L, width]
+
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of every row."""
+        return rotate(self.split(self.k_proj(x), self.kv_heads), cos, sin), self.split(self.v_proj(x), self.kv_heads)
+
+    def attend(self, x: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """Rows of `x` look at `keys` and `values` where `mask` `[b, 1, rows of x, rows of keys]` allows."""
+        q = rotate(self.split(self.q_proj(x), self.heads), cos, sin)
+        if self.kv_heads != self.heads:
+            keys = keys.repeat_interleave(self.heads // self.kv_heads, dim=1)
+            values = values.repeat_interleave(self.heads // self.kv_heads, dim=1)
+        y = attention(q, keys.to(q.dtype), values.to(q.dtype), mask)
+        return self.o_proj(y.transpose(1, 2).reshape(x.shape[0], x.shape[1], -1))
+
+
+class Mlp(nn.Module):
+    def __init__(self, spec: LlamaSpec) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(spec.width, spec.mlp_width, bias=False)
+        self.up_proj = nn.Linear(spec.width, spec.mlp_width, bias=False)
+        self.down_proj = nn.Linear(spec.mlp_width, spec.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, spec: LlamaSpec) -> None:
+        super().__init__()
+        self.input_layernorm = RmsNorm(spec.width, spec.rms_epsilon)
+        self.self_attn = SelfAttention(spec)
+        self.post_attention_layernorm = RmsNorm(spec.width, spec.rms_epsilon)
+        self.mlp = Mlp(spec)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, tail: int = 0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Whole sequences. Returns hidden states, keys and values; with `tail`, hidden states of the last rows only."""
+        y = self.input_layernorm(x)
+        keys, values = self.self_attn.project(y, cos, sin)
+        if tail:
+            x, y, mask = x[:, -tail:], y[:, -tail:], mask[:, :, -tail:]
+            cos, sin = cos[:, :, -tail:], sin[:, :, -tail:]
+        x = x + self.self_attn.attend(y, cos, sin, keys, values, mask)
+        return x + self.mlp(self.post_attention_layernorm(x)), keys, values
+
+    def step(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, keys: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One new row against a cache; returns its hidden state and the key and value to be stored for it.
+
+        `mask` `[b, 1, 1, cache + 1]`: the last column is the new row itself.
+        """
+        y = self.input_layernorm(x)
+        key, value = self.self_attn.project(y, cos, sin)
+        keys = torch.cat([keys.to(key.dtype), key], dim=2)
+        values = torch.cat([values.to(value.dtype), value], dim=2)
+        x = x + self.self_attn.attend(y, cos, sin, keys, values, mask)
+        return x + self.mlp(self.post_attention_layernorm(x)), key, value
+
+
+class Decoder(nn.Module):
+    """Token table, layers and final norm."""
+
+    def __init__(self, spec: LlamaSpec) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(spec.rows, spec.width)
+        self.layers = nn.ModuleList(DecoderLayer(spec) for _ in range(spec.layers))
+        self.norm = RmsNorm(spec.width, spec.rms_epsilon)
+
+
+class Llama(nn.Module):
+    def __init__(self, spec: LlamaSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.model = Decoder(spec)
+        if spec.output:
+            self.lm_head = nn.Linear(spec.width, spec.rows, bias=False)
+
+    def embed(self, ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l e"]:
+        return self.model.embed_tokens(ids)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b l e"],
+        mask: Bool[Tensor, "b 1 l l"],
+        positions: Int[Tensor, "b l"],
+        tail: int = 0,
+    ) -> Float[Tensor, "b rows e"]:
+        """Hidden states after the final norm; with `tail`, of the last `tail` rows only, which is all they cost."""
+        return self._layers(x, mask, positions, tail)[0]
+
+    def prefill(
+        self, x: Float[Tensor, "b l e"], mask: Bool[Tensor, "b 1 l l"], positions: Int[Tensor, "b l"]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden states, and keys and values `[layers, b, kv_heads, l, head_width]`."""
+        hidden, keys, values = self._layers(x, mask, positions, 0)
+        return hidden, torch.stack(keys), torch.stack(values)
+
+    def step(
+        self,
+        x: Float[Tensor, "b 1 e"],
+        position: Int[Tensor, " b"],
+        keys: Float[Tensor, "layers b kv cache width"],
+        values: Float[Tensor, "layers b kv cache width"],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One more row at `position`; cache slots from `position` on are ignored.
+
+        Returns the hidden state and the row's keys and values `[layers, b, kv_heads, 1, head_width]`: the caller
+        writes them into slot `position`, so that a cache is never copied through a graph.
+        """
+        cos, sin = rotary(position[:, None], self.spec.head_width, self.spec.rope_theta)
+        slots = torch.arange(keys.shape[3], device=keys.device)
+        past = slots[None, :] < position[:, None]
+        mask = torch.cat([past, torch.ones_like(past[:, :1])], dim=1)[:, None, None]
+        new_keys, new_values = [], []
+        for i, layer in enumerate(self.model.layers):
+            assert isinstance(layer, DecoderLayer)
+            x, key, value = layer.step(x, cos, sin, mask, keys[i], values[i])
+            new_keys.append(key)
+            new_values.append(value)
+        return self.model.norm(x), torch.stack(new_keys), torch.stack(new_values)
+
+    def _layers(
+        self, x: Tensor, mask: Tensor, positions: Tensor, tail: int
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        cos, sin = rotary(positions, self.spec.head_width, self.spec.rope_theta)
+        all_keys, all_values = [], []
+        for i, layer in enumerate(self.model.layers):
+            x, keys, values = layer(x, cos, sin, mask, tail=tail if i == self.spec.layers - 1 else 0)
+            all_keys.append(keys)
+            all_values.append(values)
+        return self.model.norm(x), all_keys, all_values
+
+    @torch.no_grad()
+    def initialize(self) -> None:
+        """Weights to train from scratch: small residual branches."""
+        std = min(0.02 * (768 / self.spec.width) ** 0.5, 0.06)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                nn.init.normal_(parameter, std=std / (2 * self.spec.layers) ** 0.5)
+            elif name.endswith("lm_head.weight"):
+                nn.init.normal_(parameter, std=0.02)
+            elif name.endswith("embed_tokens.weight"):
+                nn.init.normal_(parameter, std=0.5)  # words must weigh as much as patches from the first step
+            elif parameter.ndim >= 2:
+                nn.init.normal_(parameter, std=std)

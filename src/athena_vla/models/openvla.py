@@ -1,0 +1,240 @@
+"""Family `openvla`: actions as tokens of the language model, one after the other, as the released openvla-7b.
+
+Reads images and the instruction, never the state. Each joint of each time step is one of 256 tokens; greedy decoding
+can be held to action tokens and to bins inside joint limits.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from athena_vla.errors import ModelError
+from athena_vla.models.action_tokens import ActionTokens
+from athena_vla.models.architecture import Graph, Run, Spec, Tensors
+from athena_vla.models.llama import attention_mask
+from athena_vla.models.prismatic import Prismatic, full_7b_body, tiny_body
+from athena_vla.models.prompt import EOS
+from athena_vla.models.vla import PatchGraph, VisionLanguageModel, VlaSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenVLASpec(VlaSpec):
+    constrained: bool = True  # greedy choice among the 256 action tokens only
+
+
+def tiny_spec(
+    *, action_dim: int, state_dim: int, horizon: int = 1, cameras: int = 1, **body: int | float
+) -> OpenVLASpec:
+    """A specification for two CPU cores; `body` overrides the sizes of `prismatic.tiny_body`."""
+    return OpenVLASpec(
+        horizon=horizon,
+        action_dim=action_dim,
+        state_dim=state_dim,
+        cameras=cameras,
+        body=tiny_body(**body),  # pyright: ignore[reportArgumentType]
+    )
+
+
+def full_7b_spec(*, action_dim: int = 7, state_dim: int = 0, horizon: int = 1, cameras: int = 1) -> OpenVLASpec:
+    """The released openvla-7b's sizes."""
+    return OpenVLASpec(
+        horizon=horizon, action_dim=action_dim, state_dim=state_dim, cameras=cameras, body=full_7b_body()
+    )
+
+
+class PrefillGraph(nn.Module):
+    """Graph `prefill`: patches and prompt to the logits of the first token and the cache."""
+
+    def __init__(self, model: "OpenVLA") -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, patches: Tensor, input_ids: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        language = self.model.body.language_model
+        x, valid = self.model.body.splice(patches, input_ids, prompt_mask)
+        positions = torch.arange(x.shape[1], device=x.device)[None].expand(x.shape[0], -1)
+        hidden, keys, values = language.prefill(x, attention_mask(valid), positions)
+        last = valid.long().sum(dim=1) - 1
+        row = torch.gather(hidden, 1, last[:, None, None].expand(-1, 1, hidden.shape[2]))
+        return language.lm_head(row)[:, 0], keys, values
+
+
+class StepGraph(nn.Module):
+    """Graph `step`: one token at `position` against the cache; returns logits and the new cache row."""
+
+    def __init__(self, model: "OpenVLA") -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, token: Tensor, position: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        language = self.model.body.language_model
+        hidden, key, value = language.step(language.embed(token[:, None]), position, keys, values)
+        return language.lm_head(hidden)[:, 0], key, value
+
+
+class OpenVLA(VisionLanguageModel):
+    family: ClassVar[str] = "openvla"
+    spec_type: ClassVar[type[Spec]] = OpenVLASpec
+
+    def __init__(self, spec: OpenVLASpec, tokenizer_files: Mapping[str, bytes], body: Prismatic | None = None) -> None:
+        super().__init__(spec, tokenizer_files, body)
+        if not spec.body.text.output:
+            raise ModelError(
+                "The openvla family reads actions from the language model's token output; its body has none."
+            )
+        self.token_spec = spec
+        self.action_tokens = ActionTokens(spec.body.text.vocabulary)
+
+    @property
+    def tokens_per_chunk(self) -> int:
+        return self.spec.horizon * self.spec.action_dim
+
+    def answer_logits(self, inputs: Tensors, tokens: Int[Tensor, "b n"]) -> Float[Tensor, "b n1 v"]:
+        """Teacher-forced logits for each of `tokens` and for what follows the last."""
+        ids, mask = inputs["input_ids"], inputs["prompt_mask"]
+        batch, count = tokens.shape
+        lengths = mask.long().sum(dim=1)
+        # The answer follows each prompt directly; padding ends up behind it.
+        full = torch.cat([ids, torch.full_like(ids[:, :1], self.prompter.pad).expand(-1, count)], dim=1)
+        place = lengths[:, None] + torch.arange(count, device=ids.device)[None]
+        full = full.scatter(1, place, tokens)
+        valid = torch.arange(full.shape[1], device=ids.device)[None] < (lengths + count)[:, None]
+        patches = self.encode_images(inputs)
+        x, valid = self.body.splice(patches, full, valid)
+        positions = torch.arange(x.shape[1], device=x.device)[None].expand(batch, -1)
+        language = self.body.language_model
+        hidden = language(x, attention_mask(valid), positions)
+        # Only rows that predict an answer go through the large output layer.
+        rows = patches.shape[1] + lengths[:, None] - 1 + torch.arange(count + 1, device=ids.device)[None]
+        return language.lm_head(torch.gather(hidden, 1, rows[:, :, None].expand(-1, -1, hidden.shape[2])))
+
+    def loss(self, inputs: Tensors, target: Float[Tensor, "b h d"], valid: Bool[Tensor, "b h"]) -> Float[Tensor, ""]:
+        """Cross entropy over action tokens and the end token, averaged over the batch's counted tokens."""
+        batch = target.shape[0]
+        tokens = torch.from_numpy(self.action_tokens.encode(target.detach().float().cpu().numpy()))
+        tokens = tokens.reshape(batch, -1).to(target.device)
+        logits = self.answer_logits(inputs, tokens).float()
+        wanted = torch.cat([tokens, torch.full_like(tokens[:, :1], EOS)], dim=1)
+        counted = torch.cat([valid.repeat_interleave(self.spec.action_dim, dim=1), valid[:, -1:]], dim=1)
+        each = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").reshape(wanted.shape)
+        return (each * counted).sum() / counted.sum().clamp(min=1)
+
+    def graphs(self) -> tuple[Graph, ...]:
+        inputs = self.example_inputs()
+        prefill, step = PrefillGraph(self), StepGraph(self)
+        (patches,) = self.example_embeddings(self.spec.cameras * self.body_spec.patches)
+        text_spec, length = self.body_spec.text, patches.shape[1] + inputs["input_ids"].shape[1]
+        shape = (text_spec.layers, 1, text_spec.kv_heads, length, text_spec.head_width)
+        text, cache = {0: "batch", 1: "tokens"}, {1: "batch", 3: "cache"}
+        device = patches.device
+        return (
+            Graph(
+                "vision",
+                PatchGraph(self.body),
+                {"pixel_values": inputs["pixel_values"]},
+                ("patches",),
+                {"pixel_values": {0: "batch"}},
+            ),
+            Graph(
+                "prefill",
+                prefill,
+                {
+                    "patches": patches,
+                    "input_ids": inputs["input_ids"],
+                    "prompt_mask": inputs["prompt_mask"],
+                },
+                ("logits", "keys", "values"),
+                {"patches": {0: "batch"}, "input_ids": text, "prompt_mask": text},
+            ),
+            Graph(
+                "step",
+                step,
+                {
+                    "token": torch.tensor([self.action_tokens.first], device=device),
+                    "position": torch.tensor([length - 1], device=device),
+                    "keys": patches.new_zeros(shape),
+                    "values": patches.new_zeros(shape),
+                },
+                ("logits", "key", "value"),
+                {"token": {0: "batch"}, "position": {0: "batch"}, "keys": cache, "values": cache},
+            ),
+        )
+
+    def decode(
+        self,
+        run: Run,
+        inputs: Tensors,
+        noise: Tensors,
+        allowed_bins: Bool[Tensor, "d bins"] | None = None,
+    ) -> Float[Tensor, "b h d"]:
+        """Greedy decoding. `allowed_bins` (bins in ascending order of value) narrows each joint's choice.
+
+        Raises `ModelError` where an unconstrained model leaves the action tokens.
+        """
+        tokens = self.decode_ids(run, inputs, allowed_bins)
+        if not self.token_spec.constrained and allowed_bins is None:
+            wrong = (tokens < self.action_tokens.first) | (tokens >= self.action_tokens.vocabulary)
+            if bool(wrong.any()):
+                found = sorted(set(tokens[wrong].tolist()))[:5]
+                raise ModelError(
+                    f"The model answered with tokens that are no actions ({found}). Fine-tune it for this robot, "
+                    "or set `constrained` in its specification to choose among action tokens only."
+                )
+        unit = self.action_tokens.decode(tokens.cpu().numpy()).astype(np.float32)
+        return torch.from_numpy(unit).reshape(-1, self.spec.horizon, self.spec.action_dim)
+
+    def decode_ids(
+        self, run: Run, inputs: Tensors, allowed_bins: Bool[Tensor, "d bins"] | None = None
+    ) -> Int[Tensor, "b n"]:
+        """The chosen token ids, through the graphs."""
+        patches = self.run_vision(run, inputs)
+        mask = inputs["prompt_mask"]
+        first = run("prefill", {"patches": patches, "input_ids": inputs["input_ids"], "prompt_mask": mask})
+        count, logits = self.tokens_per_chunk, first["logits"]
+        keys, values = (_room(first[name], count - 1) for name in ("keys", "values"))
+        rows = torch.arange(logits.shape[0], device=keys.device)
+        slot = (patches.shape[1] + mask.long().sum(dim=1)).to(keys.device)
+        chosen: list[Tensor] = []
+        for i in range(count):
+            allowed = None if allowed_bins is None else allowed_bins[i % self.spec.action_dim]
+            chosen.append(self._choose(logits, allowed))
+            if i == count - 1:
+                break
+            out = run("step", {"token": chosen[-1], "position": slot + i, "keys": keys, "values": values})
+            logits = out["logits"]
+            # [layers, b, kv, 1, width] -> the slot of each row
+            keys[:, rows, :, slot + i] = out["key"][:, :, :, 0].transpose(0, 1).to(keys)
+            values[:, rows, :, slot + i] = out["value"][:, :, :, 0].transpose(0, 1).to(values)
+        return torch.stack(chosen, dim=1)
+
+    def allowed_bins(self, lower: NDArray[np.floating], upper: NDArray[np.floating]) -> Bool[Tensor, "d bins"]:
+        """Bins whose value lies inside [lower, upper] of each action dimension, in unit values."""
+        return torch.from_numpy(self.action_tokens.allowed(lower, upper))
+
+    def head_modules(self) -> list[str]:
+        """None: the language model's own output speaks every robot's tokens."""
+        return []
+
+    def _choose(self, logits: Tensor, allowed: Tensor | None) -> Tensor:
+        if allowed is None and not self.token_spec.constrained:
+            return logits.argmax(dim=1)
+        first, last = self.action_tokens.first, self.action_tokens.vocabulary
+        action = logits[:, first:last]
+        if allowed is not None:
+            # Ids count down from the top as values go up.
+            action = action.masked_fill(~allowed.flip(0).to(action.device)[None], -torch.inf)
+        return action.argmax(dim=1) + first
+
+
+def _room(cache: Tensor, rows: int) -> Tensor:
+    """The prefilled cache with empty slots behind it."""
+    wide = cache.new_zeros((*cache.shape[:3], cache.shape[3] + rows, cache.shape[4]))
+    wide[:, :, :, : cache.shape[3]] = cache
+    return wide

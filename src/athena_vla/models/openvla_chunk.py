@@ -1,0 +1,212 @@
+"""Family `openvla_chunk`: one query token per time step, one forward pass per chunk, L1; the default to deploy.
+
+The decoder reads [BOS, patches, prompt, state, queries] causally, so a pretrained decoder keeps its mask. One small
+head turns each query's hidden state into the joints of that time step: parameters do not grow with the horizon.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from athena_vla.models.architecture import Graph, Run, Spec, Tensors
+from athena_vla.models.llama import attention_mask
+from athena_vla.models.prismatic import Prismatic, full_7b_body, tiny_body
+from athena_vla.models.vla import PatchGraph, VisionLanguageModel, VlaSpec
+
+_TIME_WAVES = 32  # sines and cosines that tell one query from the next
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkSpec(VlaSpec):
+    proprio: bool = True  # the state is an input; without, the policy sees images and words only
+    head_width: int = 256
+
+
+def tiny_spec(*, action_dim: int, state_dim: int, horizon: int = 8, cameras: int = 1, **body: int | float) -> ChunkSpec:
+    """A specification for two CPU cores; `body` overrides the sizes of `prismatic.tiny_body`."""
+    return ChunkSpec(
+        horizon=horizon,
+        action_dim=action_dim,
+        state_dim=state_dim,
+        cameras=cameras,
+        body=tiny_body(**body, output=False),  # pyright: ignore[reportArgumentType]
+    )
+
+
+def full_7b_spec(*, action_dim: int, state_dim: int, horizon: int = 16, cameras: int = 1) -> ChunkSpec:
+    """On openvla-7b's body, without its token output."""
+    return ChunkSpec(
+        horizon=horizon,
+        action_dim=action_dim,
+        state_dim=state_dim,
+        cameras=cameras,
+        body=full_7b_body(output=False),
+        head_width=1024,
+    )
+
+
+class StateProjector(nn.Module):
+    """The state as one token."""
+
+    def __init__(self, state_dim: int, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(state_dim, width)
+        self.fc2 = nn.Linear(width, width)
+
+    def forward(self, state: Float[Tensor, "b s"]) -> Float[Tensor, "b 1 e"]:
+        return self.fc2(F.gelu(self.fc1(state)))[:, None]
+
+
+class Queries(nn.Module):
+    """One token per time step: a learned token plus a learned map of the step's sines. No parameter counts steps."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.base = nn.Parameter(torch.zeros(width))
+        self.time = nn.Linear(2 * _TIME_WAVES, width, bias=False)
+
+    def forward(self, horizon: int) -> Float[Tensor, "h e"]:
+        weight = self.time.weight
+        step = torch.arange(horizon, device=weight.device, dtype=torch.float32)
+        wave = torch.arange(_TIME_WAVES, device=weight.device, dtype=torch.float32) / _TIME_WAVES
+        angles = step[:, None] * (0.002**wave)[None, :]  # periods from 6 to 3,000 steps
+        features = torch.cat([angles.sin(), angles.cos()], dim=1).to(weight.dtype)
+        return self.base + self.time(features)
+
+
+class ChunkHead(nn.Module):
+    """Hidden state of one time step to its joints, the same weights for every step."""
+
+    def __init__(self, width: int, hidden: int, action_dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, action_dim)
+
+    def forward(self, hidden: Float[Tensor, "b h e"]) -> Float[Tensor, "b h d"]:
+        return self.fc2(F.gelu(self.fc1(self.norm(hidden))))
+
+
+class LanguageGraph(nn.Module):
+    """Graph `language`: patches, prompt and state to the hidden states of the queries."""
+
+    def __init__(self, model: "OpenVLAChunk") -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, patches: Tensor, input_ids: Tensor, prompt_mask: Tensor, state: Tensor) -> tuple[Tensor]:
+        return (self.model.hidden(patches, input_ids, prompt_mask, state),)
+
+
+class BlindLanguageGraph(nn.Module):
+    """Graph `language` of a model without proprioception."""
+
+    def __init__(self, model: "OpenVLAChunk") -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, patches: Tensor, input_ids: Tensor, prompt_mask: Tensor) -> tuple[Tensor]:
+        return (self.model.hidden(patches, input_ids, prompt_mask, None),)
+
+
+class HeadGraph(nn.Module):
+    """Graph `head`: hidden states to actions in [-1, 1]."""
+
+    def __init__(self, head: ChunkHead) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor]:
+        return (self.head(hidden).clamp(-1.0, 1.0),)
+
+
+class OpenVLAChunk(VisionLanguageModel):
+    family: ClassVar[str] = "openvla_chunk"
+    spec_type: ClassVar[type[Spec]] = ChunkSpec
+
+    def __init__(self, spec: ChunkSpec, tokenizer_files: Mapping[str, bytes], body: Prismatic | None = None) -> None:
+        super().__init__(spec, tokenizer_files, body)
+        self.chunk_spec = spec
+        width = spec.body.text.width
+        if spec.proprio:
+            self.state_projector = StateProjector(spec.state_dim, width)
+        self.queries = Queries(width)
+        self.head = ChunkHead(width, spec.head_width, spec.action_dim)
+        self._initialize_heads()
+
+    def hidden(self, patches: Tensor, input_ids: Tensor, prompt_mask: Tensor, state: Tensor | None) -> Tensor:
+        """Hidden states of the queries `[b, h, e]`."""
+        x, valid = self.body.splice(patches, input_ids, prompt_mask)
+        queries = self.queries(self.chunk_spec.horizon).to(x.dtype)[None].expand(x.shape[0], -1, -1)
+        extra = [queries] if state is None else [self.state_projector(state).to(x.dtype), queries]
+        x = torch.cat([x, *extra], dim=1)
+        real = torch.ones_like(valid[:, :1]).expand(-1, x.shape[1] - valid.shape[1])
+        valid = torch.cat([valid, real], dim=1)
+        # Padding lies between prompt and queries: positions count real tokens, so its amount changes nothing.
+        positions = valid.long().cumsum(dim=1) - 1
+        return self.body.language_model(x, attention_mask(valid), positions, tail=self.chunk_spec.horizon)
+
+    def loss(self, inputs: Tensors, target: Float[Tensor, "b h d"], valid: Bool[Tensor, "b h"]) -> Float[Tensor, ""]:
+        """Mean absolute error over joints and valid rows."""
+        state = inputs["state"] if self.chunk_spec.proprio else None
+        hidden = self.hidden(self.encode_images(inputs), inputs["input_ids"], inputs["prompt_mask"], state)
+        error = (self.head(hidden).float() - target).abs().mean(dim=2)
+        return (error * valid).sum() / valid.sum().clamp(min=1)
+
+    def graphs(self) -> tuple[Graph, ...]:
+        inputs = self.example_inputs()
+        patches, hidden = self.example_embeddings(self.spec.cameras * self.body_spec.patches, self.spec.horizon)
+        language = {"patches": patches, "input_ids": inputs["input_ids"], "prompt_mask": inputs["prompt_mask"]}
+        if self.chunk_spec.proprio:
+            language["state"] = inputs["state"]
+        text = {0: "batch", 1: "tokens"}
+        return (
+            Graph(
+                "vision",
+                PatchGraph(self.body),
+                {"pixel_values": inputs["pixel_values"]},
+                ("patches",),
+                {"pixel_values": {0: "batch"}},
+            ),
+            Graph(
+                "language",
+                LanguageGraph(self) if self.chunk_spec.proprio else BlindLanguageGraph(self),
+                language,
+                ("hidden",),
+                {n: text if n in ("input_ids", "prompt_mask") else {0: "batch"} for n in language},
+            ),
+            Graph("head", HeadGraph(self.head), {"hidden": hidden}, ("actions",), {"hidden": {0: "batch"}}),
+        )
+
+    def decode(self, run: Run, inputs: Tensors, noise: Tensors) -> Float[Tensor, "b h d"]:
+        patches = self.run_vision(run, inputs)
+        language = {"patches": patches, "input_ids": inputs["input_ids"], "prompt_mask": inputs["prompt_mask"]}
+        if self.chunk_spec.proprio:
+            language["state"] = inputs["state"]
+        return run("head", {"hidden": run("language", language)["hidden"]})["actions"]
+
+    def head_modules(self) -> list[str]:
+        return [*(["state_projector"] if self.chunk_spec.proprio else []), "queries", "head"]
+
+    def rebind(self, spec: Spec) -> "OpenVLAChunk":
+        """Another robot on the same body. The query tokens and the head's first layer, whose sizes no robot changes,
+        are carried over; the state projector and the last layer start fresh.
+        """
+        other = super().rebind(cast(ChunkSpec, spec))
+        if other.chunk_spec.head_width == self.chunk_spec.head_width:
+            other.head.norm.load_state_dict(self.head.norm.state_dict())
+            other.head.fc1.load_state_dict(self.head.fc1.state_dict())
+        other.queries.load_state_dict(self.queries.state_dict())
+        return other
+
+    @torch.no_grad()
+    def _initialize_heads(self) -> None:
+        nn.init.normal_(self.queries.base, std=0.5)
+        nn.init.normal_(self.queries.time.weight, std=(2 * _TIME_WAVES) ** -0.5 / 2)
+        nn.init.normal_(self.head.fc2.weight, std=0.02)
+        nn.init.zeros_(self.head.fc2.bias)

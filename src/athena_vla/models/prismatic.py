@@ -1,0 +1,265 @@
+"""OpenVLA's body: one or two vision towers, projector, Llama, under the parameter names of the released checkpoints.
+
+Turns pixels into patch embeddings and splices them between BOS and the prompt. Knows nothing of files, prompts' text,
+actions or robots.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from athena_vla.errors import UnknownName
+from athena_vla.models.images import (
+    DINOV2_MEAN,
+    DINOV2_STD,
+    SIGLIP_MEAN,
+    SIGLIP_STD,
+    ImageSpec,
+    image_spec,
+)
+from athena_vla.models.llama import Llama, LlamaSpec
+from athena_vla.models.prompt import Template
+from athena_vla.models.tiny_tokenizer import TINY_ROWS, TINY_VOCABULARY
+from athena_vla.models.vit import VisionTransformer, VitSpec, tower_spec
+
+LANGUAGE_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_TOWER_LINEARS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrismaticSpec:
+    """Everything that shapes the body and what goes into it. The first tower is `featurizer`, the second is fused."""
+
+    towers: tuple[VitSpec, ...]
+    images: ImageSpec
+    text: LlamaSpec
+    projector: Literal["gelu-mlp", "fused-gelu-mlp", "linear"]
+    template: Template
+    max_prompt_tokens: int  # longer prompts are refused
+
+    @property
+    def patches(self) -> int:
+        """Patch embeddings per camera."""
+        return self.towers[0].patches
+
+    @property
+    def vision_width(self) -> int:
+        return sum(t.width for t in self.towers)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> "PrismaticSpec":
+        """Inverse of `dataclasses.asdict`, also after a round trip through JSON."""
+        known = set(cls.__dataclass_fields__)
+        for key in raw:
+            if key not in known:
+                raise UnknownName("field of the body's specification", key, sorted(known))
+        fields = dict(raw)
+        fields["towers"] = tuple(VitSpec(**t) for t in raw["towers"])
+        fields["images"] = ImageSpec.from_dict(raw["images"])
+        fields["text"] = LlamaSpec(**raw["text"])
+        return cls(**fields)
+
+
+def tiny_body(
+    *,
+    image_size: int = 96,
+    patch: int = 8,
+    tower_width: int = 64,
+    tower_blocks: int = 2,
+    tower_heads: int = 4,
+    width: int = 128,
+    layers: int = 4,
+    heads: int = 4,
+    kv_heads: int = 4,
+    mlp_width: int = 344,
+    crop_area: float = 1.0,
+    output: bool = True,
+) -> PrismaticSpec:
+    """The same code as 7B with other numbers: trains on two CPU cores."""
+
+    def tower(name: str, *, dinov2: bool) -> VitSpec:
+        return VitSpec(
+            name=name,
+            image_size=image_size,
+            patch=patch,
+            width=tower_width,
+            blocks=tower_blocks,
+            heads=tower_heads,
+            mlp_width=4 * tower_width,
+            class_token=dinov2,
+            registers=4 if dinov2 else 0,
+            layer_scale=dinov2,
+        )
+
+    return PrismaticSpec(
+        towers=(tower("tiny_dinov2", dinov2=True), tower("tiny_siglip", dinov2=False)),
+        images=image_spec(
+            image_size, "resize-naive", [(DINOV2_MEAN, DINOV2_STD), (SIGLIP_MEAN, SIGLIP_STD)], crop_area
+        ),
+        text=LlamaSpec(
+            width=width,
+            mlp_width=mlp_width,
+            layers=layers,
+            heads=heads,
+            kv_heads=kv_heads,
+            rows=TINY_ROWS,
+            pad_multiple=TINY_ROWS - TINY_VOCABULARY,
+            output=output,
+        ),
+        projector="fused-gelu-mlp",
+        template="pure",
+        max_prompt_tokens=256,
+    )
+
+
+def full_7b_body(*, crop_area: float = 1.0, output: bool = True, unused: bool = False) -> PrismaticSpec:
+    """openvla-7b. `unused` keeps the vision layers that the release stores and nothing reads."""
+    towers = (
+        tower_spec("vit_large_patch14_reg4_dinov2.lvd142m", 224),
+        tower_spec("vit_so400m_patch14_siglip_224", 224),
+    )
+    if not unused:
+        towers = tuple(without_unused(t) for t in towers)
+    return PrismaticSpec(
+        towers=towers,
+        # The released processor stores the ImageNet values after a round trip through bfloat16.
+        images=image_spec(
+            224,
+            "resize-naive",
+            [
+                ((0.484375, 0.455078125, 0.40625), (0.228515625, 0.2236328125, 0.224609375)),
+                (SIGLIP_MEAN, SIGLIP_STD),
+            ],
+            crop_area,
+        ),
+        text=LlamaSpec(width=4096, mlp_width=11008, layers=32, heads=32, kv_heads=32, rows=32064, output=output),
+        projector="fused-gelu-mlp",
+        template="pure",
+        max_prompt_tokens=512,
+    )
+
+
+def without_unused(tower: VitSpec) -> VitSpec:
+    """The same tower without the stored layers that no output depends on."""
+    return VitSpec(**{**tower.__dict__, "unused": False})
+
+
+class VisionBackbone(nn.Module):
+    def __init__(self, towers: tuple[VitSpec, ...]) -> None:
+        super().__init__()
+        self.featurizer = VisionTransformer(towers[0])
+        if len(towers) == 2:
+            self.fused_featurizer = VisionTransformer(towers[1])
+        self.fused = len(towers) == 2
+
+    def forward(self, pixels: Float[Tensor, "b c height width"]) -> Float[Tensor, "b patches e"]:
+        """One camera; with two towers their features side by side, DINOv2 first."""
+        if not self.fused:
+            return self.featurizer(pixels)
+        return torch.cat([self.featurizer(pixels[:, :3]), self.fused_featurizer(pixels[:, 3:])], dim=2)
+
+
+class Projector(nn.Module):
+    """Vision features to the decoder's width: three layers for two towers, two for one."""
+
+    def __init__(self, kind: str, vision_width: int, width: int) -> None:
+        super().__init__()
+        self.kind = kind
+        if kind == "linear":
+            self.fc1 = nn.Linear(vision_width, width)
+        elif kind == "fused-gelu-mlp":
+            self.fc1 = nn.Linear(vision_width, 4 * vision_width)
+            self.fc2 = nn.Linear(4 * vision_width, width)
+            self.fc3 = nn.Linear(width, width)
+        else:
+            self.fc1 = nn.Linear(vision_width, width)
+            self.fc2 = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc1(x)
+        if self.kind != "linear":
+            x = self.fc2(F.gelu(x))
+        return self.fc3(F.gelu(x)) if self.kind == "fused-gelu-mlp" else x
+
+
+class Prismatic(nn.Module):
+    """The body. State-dict keys are those of the released checkpoints."""
+
+    def __init__(self, spec: PrismaticSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.vision_backbone = VisionBackbone(spec.towers)
+        self.projector = Projector(spec.projector, spec.vision_width, spec.text.width)
+        self.language_model = Llama(spec.text)
+
+    def vision(self, pixels: Float[Tensor, "b c height width"]) -> Float[Tensor, "b patches e"]:
+        """Patch embeddings of all cameras, one camera after the other, in the decoder's width."""
+        batch, channels, height, width = pixels.shape
+        cameras = channels // self.spec.images.channels
+        # Cameras go through the shared towers as one batch.
+        x = pixels.reshape(batch * cameras, -1, height, width)
+        x = self.projector(self.vision_backbone(x))
+        return x.reshape(batch, cameras * x.shape[1], x.shape[2])
+
+    def splice(
+        self, patches: Float[Tensor, "b p e"], ids: Int[Tensor, "b l"], valid: Bool[Tensor, "b l"]
+    ) -> tuple[Float[Tensor, "b l2 e"], Bool[Tensor, "b l2"]]:
+        """`[BOS, patches, rest of the prompt]` and where it is real."""
+        words = self.language_model.embed(ids)
+        x = torch.cat([words[:, :1], patches.to(words.dtype), words[:, 1:]], dim=1)
+        seen = torch.ones_like(valid[:, :1]).expand(-1, patches.shape[1])
+        return x, torch.cat([valid[:, :1], seen, valid[:, 1:]], dim=1)
+
+    def unused_parameters(self) -> list[str]:
+        """Names of stored vision parameters that no output depends on."""
+        return [
+            f"vision_backbone.{name}.{parameter}"
+            for name, tower in self.vision_backbone.named_children()
+            if isinstance(tower, VisionTransformer)
+            for parameter in tower.unused_parameters()
+        ]
+
+    def linear_modules(self, targets: tuple[str, ...], *, vision: bool, projector: bool) -> list[str]:
+        """Full paths of the linear layers that an adapter may sit on; layers nothing reads are left out.
+
+        `targets` names the decoder's layers, or is ("all-linear",). Raises `UnknownName`.
+        """
+        for target in targets:
+            if target not in (*LANGUAGE_TARGETS, "all-linear"):
+                raise UnknownName("LoRA target", target, (*LANGUAGE_TARGETS, "all-linear"))
+        wanted = LANGUAGE_TARGETS if "all-linear" in targets else tuple(t for t in LANGUAGE_TARGETS if t in targets)
+        found = [
+            f"language_model.model.layers.{i}.{'self_attn' if t in LANGUAGE_TARGETS[:4] else 'mlp'}.{t}"
+            for i in range(self.spec.text.layers)
+            for t in wanted
+        ]
+        if vision:
+            names = ("featurizer", "fused_featurizer")[: len(self.spec.towers)]
+            found += [
+                f"vision_backbone.{name}.blocks.{i}.{linear}"
+                for name, tower in zip(names, self.spec.towers, strict=True)
+                for i in range(tower.blocks)
+                for linear in _TOWER_LINEARS
+            ]
+        if projector:
+            found += [f"projector.{name}" for name, _ in self.projector.named_children()]
+        return found
+
+    @torch.no_grad()
+    def initialize(self) -> None:
+        """Weights to train from scratch."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+        for tower in self.vision_backbone.children():
+            assert isinstance(tower, VisionTransformer)
+            tower.initialize()
+        for layer in self.projector.children():
+            assert isinstance(layer, nn.Linear)
+            nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+        self.language_model.initialize()

@@ -1,0 +1,144 @@
+"""What the three families share: a body, its prompts and images, one batch of inputs, and where adapters may sit.
+
+Knows nothing of how a family reads actions out.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from athena_vla.errors import InvalidObservation, ModelError
+from athena_vla.models.architecture import Architecture, ModelInput, Run, Spec, Tensors
+from athena_vla.models.images import pixels
+from athena_vla.models.prismatic import Prismatic, PrismaticSpec
+from athena_vla.models.prompt import Prompter
+from athena_vla.models.tiny_tokenizer import TINY_VOCABULARY, tiny_tokenizer_files
+
+
+@dataclass(frozen=True, kw_only=True)
+class VlaSpec(Spec):
+    """A body and the robot's sizes. `body` may be given as the dictionary that `to_dict` makes of it."""
+
+    body: PrismaticSpec
+
+    def __post_init__(self) -> None:
+        if isinstance(self.body, Mapping):
+            object.__setattr__(self, "body", PrismaticSpec.from_dict(self.body))
+        for name in ("horizon", "action_dim", "cameras"):
+            if getattr(self, name) < 1:
+                raise ModelError(f"A {type(self).__name__} needs at least one {name}, it has {getattr(self, name)}.")
+
+
+class PatchGraph(nn.Module):
+    """Graph `vision`: pixels of all cameras to patch embeddings."""
+
+    def __init__(self, body: Prismatic) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor]:
+        return (self.body.vision(pixel_values),)
+
+
+class VisionLanguageModel(Architecture):
+    """Base of the families; abstract."""
+
+    def __init__(self, spec: VlaSpec, tokenizer_files: Mapping[str, bytes], body: Prismatic | None = None) -> None:
+        super().__init__(spec)
+        self.body = body if body is not None else Prismatic(spec.body)
+        self.prompter = Prompter(tokenizer_files, spec.body.template, spec.body.max_prompt_tokens)
+        self.body_spec = spec.body
+
+    def collate(self, inputs: Sequence[ModelInput]) -> Tensors:
+        """`pixel_values`, `input_ids`, `prompt_mask`, `state`: right-padded, on the CPU."""
+        for item in inputs:
+            if len(item.images) != self.spec.cameras:
+                raise InvalidObservation(f"The model takes {self.spec.cameras} cameras, it got {len(item.images)}.")
+            if item.state.shape != (self.spec.state_dim,) or not np.isfinite(item.state).all():
+                raise InvalidObservation(
+                    f"The model takes {self.spec.state_dim} finite state values, it got {item.state}."
+                )
+        images = [np.concatenate([pixels(im, self.body_spec.images) for im in item.images]) for item in inputs]
+        known = {text: self.prompter.answer_ids(text) for text in {item.instruction for item in inputs}}
+        prompts = [known[item.instruction] for item in inputs]
+        length = max(len(p) for p in prompts)
+        ids = torch.full((len(prompts), length), self.prompter.pad, dtype=torch.int64)
+        for row, prompt in zip(ids, prompts, strict=True):
+            row[: len(prompt)] = torch.tensor(prompt)
+        lengths = torch.tensor([len(p) for p in prompts])
+        return {
+            "pixel_values": torch.from_numpy(np.stack(images)),
+            "input_ids": ids,
+            "prompt_mask": torch.arange(length)[None, :] < lengths[:, None],
+            "state": torch.from_numpy(np.stack([item.state for item in inputs]).astype(np.float32)),
+        }
+
+    def encode_images(self, inputs: Tensors) -> Tensor:
+        """Patch embeddings of a batch; inputs may carry them as `patches` where the vision part is frozen."""
+        return inputs["patches"] if "patches" in inputs else self.body.vision(inputs["pixel_values"])
+
+    def run_vision(self, run: Run, inputs: Tensors) -> Tensor:
+        """The same through a backend's graph, for `decode`."""
+        if "patches" in inputs:
+            return inputs["patches"]
+        return run("vision", {"pixel_values": inputs["pixel_values"]})["patches"]
+
+    def lora_modules(self, targets: Sequence[str], *, vision: bool, projector: bool) -> list[str]:
+        found = self.body.linear_modules(tuple(targets), vision=vision, projector=projector)
+        return [f"body.{name}" for name in found]
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        return dict(self.prompter.files)
+
+    def example_inputs(self) -> Tensors:
+        """A black image and a short prompt: example inputs of the graphs."""
+        side = self.body_spec.towers[0].image_size
+        image = np.zeros((side, side, 3), dtype=np.uint8)
+        item = ModelInput(
+            images=(image,) * self.spec.cameras,
+            state=np.zeros(self.spec.state_dim, dtype=np.float32),
+            instruction="raise the arm",
+        )
+        return self.place(self.collate([item]))
+
+    def example_embeddings(self, *lengths: int) -> tuple[Tensor, ...]:
+        """Zero embeddings `[1, length, e]` of the model's type and place; nothing is computed for them."""
+        weight = self.body.language_model.model.norm.weight
+        return tuple(weight.new_zeros((1, n, weight.shape[0])) for n in lengths)
+
+    def place(self, inputs: Tensors) -> Tensors:
+        """Inputs on the model's device, pixels in its type."""
+        weight = self.body.language_model.model.norm.weight
+        return {k: v.to(weight.device, weight.dtype if v.is_floating_point() else v.dtype) for k, v in inputs.items()}
+
+    @classmethod
+    def from_spec(cls, spec: Spec, tokenizer_files: Mapping[str, bytes]) -> Self:
+        """Freshly initialised; without files, a tiny specification takes the tokenizer that ships."""
+        assert isinstance(spec, VlaSpec)
+        files = tokenizer_files
+        if not files:
+            if spec.body.text.vocabulary != TINY_VOCABULARY:
+                raise ModelError(
+                    f"A model with {spec.body.text.vocabulary} text tokens needs its own tokenizer files; "
+                    f"only the tiny vocabulary of {TINY_VOCABULARY} ships."
+                )
+            files = tiny_tokenizer_files()
+        model = cls(spec, files)
+        model.body.initialize()
+        return model
+
+    def rebind(self, spec: Spec) -> Self:
+        assert isinstance(spec, VlaSpec)
+        if spec.body != self.body_spec:
+            raise ModelError("A model can be bound to another robot, not to another body; the specifications differ.")
+        return type(self)(spec, self.prompter.files, self.body)
+
+    @classmethod
+    def spec_for(cls, spec: VlaSpec, **sizes: Any) -> VlaSpec:
+        """The specification with other robot sizes."""
+        return dataclasses.replace(spec, **sizes)
