@@ -16,8 +16,8 @@ from athena_vla.errors import DatasetError, UnknownName
 NormalizationMode = Literal["minmax", "q01q99", "meanstd"]
 MODES = get_args(NormalizationMode)
 STANDARD_DEVIATIONS = 4.0  # meanstd: mean +- 4 sigma fills the unit interval
-# A joint never gets a range below this share of its mechanical range: x / 1e-8 explodes (openpi#814: -3200), and a joint
-# that hardly moved in the recordings must still be decoded close to where it was. 0.02 of 2.6 rad is 3 degrees.
+# A joint never gets a range below this share of its mechanical range: x / 1e-8 explodes (openpi#814: -3200), and a
+# joint that hardly moved in the recordings must still be decoded close to where it was. 0.02 of 2.6 rad is 3 degrees.
 LEAST_RANGE_SHARE = 0.02
 RESERVOIR_ROWS = 100_000  # quantiles come from at most this many rows, drawn with a fixed seed
 

@@ -130,7 +130,9 @@ def npz_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
                 )
             # Deflate cannot exceed about 1030:1; anything near it is a bomb, not a trajectory.
             if entry.file_size > 64 * 2**20 and entry.file_size > 500 * max(entry.compress_size, 1):
-                raise RecordingError(f"'{path}': array '{name}' unpacks to {entry.file_size} bytes from nearly nothing.")
+                raise RecordingError(
+                    f"'{path}': array '{name}' unpacks to {entry.file_size} bytes from nearly nothing."
+                )
             found[name] = (shape, dtype)
     return found
 
@@ -201,7 +203,9 @@ def image_files(folder: Path) -> ImageFiles:
 
     Pairing by number and not by rank: a picture the recorder lost must not shift all that follow.
     """
-    names = [e.name for e in os.scandir(folder) if e.name.lower().endswith(IMAGE_SUFFIXES) and not NOT_RGB.search(e.name)]
+    names = [
+        e.name for e in os.scandir(folder) if e.name.lower().endswith(IMAGE_SUFFIXES) and not NOT_RGB.search(e.name)
+    ]
     names.sort(key=natural_key)
     numbers = [re.findall(r"\d+", Path(n).stem) for n in names]
     prefixes = {re.sub(r"\d+$", "", Path(n).stem) for n in names}

@@ -1,7 +1,7 @@
 """The user's folder layout: one folder per episode with metadata.json, an npz file and images/.
 
-Reads both variants (trajectory.npz with `observations`, episode_data.npz with `states`) and writes the first, with joint
-names, rate and segments added to metadata.json. Knows nothing of robots: columns without names get placeholders.
+Reads both variants (trajectory.npz with `observations`, episode_data.npz with `states`) and writes the first, with
+joint names, rate and segments added to metadata.json. Knows nothing of robots: columns without names get placeholders.
 """
 
 import io
@@ -88,7 +88,15 @@ class IsaacFolder(BaseRecording):
         timestamps, fps, clock = self._clock(metadata, arrays, length, folder)
         instructions = text_list(metadata.get("instructions"))
         instructions += text_list(metadata.get("task_descriptions")) + text_list(metadata.get("task_description"))
-        known = {"instructions", "task_descriptions", "task_description", "success", "fps", "joint_names", "state_names"}
+        known = {
+            "instructions",
+            "task_descriptions",
+            "task_description",
+            "success",
+            "fps",
+            "joint_names",
+            "state_names",
+        }
         extras = {k: v for k, v in metadata.items() if k not in known | {"segments", "cameras", "extras"}}
         extras |= metadata.get("extras") if isinstance(metadata.get("extras"), dict) else {}
         extras["clock"] = clock
@@ -132,7 +140,8 @@ class IsaacFolder(BaseRecording):
         unnamed = "joint_names" not in read_json_object(self._folder(first.id) / "metadata.json")
         if unnamed and not self.options.joints:
             notes.append(
-                f"the {len(first.joint_names)} action columns have no names; --robot NAME or --joints FILE asserts their order"
+                f"the {len(first.joint_names)} action columns have no names; "
+                "--robot NAME or --joints FILE asserts their order"
             )
         if first.state_names and unnamed:
             notes.append(f"the {len(first.state_names)} state columns have no names")
@@ -256,7 +265,11 @@ def encode_png(image: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
 def _looks_like_episode(folder: Path) -> bool:
     has_arrays = any((folder / name).is_file() for name in ARRAYS)
     has_metadata = (folder / "metadata.json").is_file()
-    return has_arrays or (has_metadata and not (folder / "meta").exists()) or (has_metadata and (folder / "images").is_dir())
+    return (
+        has_arrays
+        or (has_metadata and not (folder / "meta").exists())
+        or (has_metadata and (folder / "images").is_dir())
+    )
 
 
 def _arrays_path(folder: Path) -> Path:

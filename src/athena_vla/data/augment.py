@@ -1,0 +1,62 @@
+"""Train-time picture augmentation: a crop of 0.9 of the area, and colour; numpy and PIL only.
+
+The same geometry serves evaluation: `centre_crop` is the crop without chance. Both give pictures of the size they got.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+
+from athena_vla.data.episode import Image
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Ranges of the random changes; the defaults are those OpenVLA is trained with, hue left out."""
+
+    crop_area: float = 0.9
+    """Share of the picture's area that a crop keeps; 1 switches cropping off."""
+    brightness: float = 0.2
+    """Largest change of brightness, as a share of full scale."""
+    contrast: float = 0.2
+    """Largest relative change of contrast around the picture's mean."""
+    saturation: float = 0.2
+    """Largest relative change of saturation."""
+
+
+def augment(image: Image, rng: np.random.Generator, config: AugmentConfig) -> Image:
+    """A randomly cropped and coloured copy of one picture; the same state of `rng` gives the same picture."""
+    height, width = image.shape[:2]
+    side = float(np.sqrt(config.crop_area))
+    # Two independent offsets: drawing both from one number moves the box only along the diagonal (dlimp does).
+    top, left = rng.random() * (1 - side), rng.random() * (1 - side)
+    brightness = rng.uniform(-config.brightness, config.brightness)
+    contrast = 1 + rng.uniform(-config.contrast, config.contrast)
+    saturation = 1 + rng.uniform(-config.saturation, config.saturation)
+    cropped = _crop(image, top * height, left * width, side) if config.crop_area < 1 else image
+    return _colour(cropped, brightness, contrast, saturation)
+
+
+def centre_crop(image: Image, crop_area: float = 0.9) -> Image:
+    """The middle of the picture, resized back: what a model trained on random crops expects to see."""
+    height, width = image.shape[:2]
+    side = float(np.sqrt(crop_area))
+    return _crop(image, (1 - side) / 2 * height, (1 - side) / 2 * width, side)
+
+
+def _crop(image: Image, top: float, left: float, side: float) -> Image:
+    height, width = image.shape[:2]
+    box = (left, top, left + side * width, top + side * height)  # PIL resamples from a fractional box
+    picture = PillowImage.fromarray(image).resize((width, height), PillowImage.Resampling.BILINEAR, box=box)
+    return np.asarray(picture, dtype=np.uint8)
+
+
+def _colour(image: Image, brightness: float, contrast: float, saturation: float) -> Image:
+    pixels: NDArray[np.float32] = image.astype(np.float32)
+    grey = pixels @ np.array([0.299, 0.587, 0.114], np.float32)
+    # One affine map per pixel: saturation mixes with its grey value, contrast with the mean, brightness adds.
+    pixels = grey[..., None] * (1 - saturation) + pixels * saturation
+    pixels = (pixels - grey.mean()) * contrast + grey.mean() + 255.0 * brightness
+    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)

@@ -1,0 +1,193 @@
+"""A built set, opened for training: random access to samples, splits by episode, decoded frames in a memory map.
+
+Knows nothing of models. Numbers and pictures come from the files of a LeRobot v3.0 set; what that format cannot say
+(robot, statistics, splits, hash) comes from its sidecar meta/athena.json.
+"""
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from athena_vla.data.build import SIDECAR, SIDECAR_VERSION, BuildConfig, BuildResult, build, content_hash
+from athena_vla.data.episode import Image, Sample
+from athena_vla.data.formats.common import decode_image, guarded, read_json_object
+from athena_vla.data.normalize import Normalizer
+from athena_vla.data.prepare import ACTION, IMAGES, STATE, resize
+from athena_vla.data.windows import chunk_rows, starts
+from athena_vla.embodiment import Embodiment, Observation
+from athena_vla.errors import DatasetError
+
+__all__ = ["BuildConfig", "BuildResult", "Dataset", "build"]
+
+CACHE = ".cache"
+
+
+class Dataset:
+    """Samples of a built set; index it with any integer below `len()`.
+
+    `train` and `validation` hold sample indices, `kinds` the kind of task of each sample, for balanced drawing.
+    """
+
+    def __init__(self, path: Path, sidecar: Mapping[str, Any]) -> None:
+        self.path = path
+        self.robot = Embodiment.from_dict(sidecar["robot"])
+        self.normalizer = Normalizer.from_dict(sidecar["normalizer"]).require(self.robot)
+        self.hash = str(sidecar["hash"])
+        self.horizon = int(sidecar["horizon"])
+        self.stride = int(sidecar["stride"])
+        self.cameras = self.robot.camera_names
+        self.episodes: tuple[Mapping[str, Any], ...] = tuple(sidecar["episodes"])
+        lengths = np.array([e["length"] for e in self.episodes], dtype=np.intp)
+        self._first = np.concatenate([[0], np.cumsum(lengths)]).astype(np.intp)  # [E + 1] first frame of each episode
+        self._files = sorted((path / "data").glob("chunk-*/file-*.parquet"))
+        self._states, self._actions = self._numbers()
+        self._frames: dict[str, NDArray[np.uint8]] = {}
+        self._index_samples()
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Dataset":
+        """Raises `DatasetError` for a set that is not there, not ours, edited, or incomplete."""
+        path = Path(path)
+        if not (path / "meta" / SIDECAR).is_file():
+            raise DatasetError(
+                f"'{path}' is not a built dataset: it has no meta/{SIDECAR}. "
+                f"Build one with: athena data build {path} OUT --robot ROBOT"
+            )
+        sidecar = read_json_object(path / "meta" / SIDECAR)
+        if sidecar.get("version") != SIDECAR_VERSION:
+            raise DatasetError(
+                f"'{path}' was built as version {sidecar.get('version')} of the sidecar, this package reads "
+                f"{SIDECAR_VERSION}. Build it again."
+            )
+        with guarded(f"'{path / 'meta' / SIDECAR}'"):
+            if content_hash(sidecar) != sidecar["hash"]:
+                raise DatasetError(f"'{path / 'meta' / SIDECAR}' was edited: its hash does not match. Build it again.")
+            return cls(path, sidecar)
+
+    def __len__(self) -> int:
+        return len(self._sample_frame)
+
+    def __getitem__(self, index: int) -> Sample:
+        frame = int(self._sample_frame[index])
+        number = int(self._sample_episode[index])
+        episode = self.episodes[number]
+        rows, valid = chunk_rows(np.array([frame], np.intp), np.array([self._first[number + 1]], np.intp), self.horizon)
+        within = frame - int(self._first[number])
+        observation = Observation(
+            images={camera: self._image(camera, frame) for camera in self.cameras},
+            state=self._states[frame].copy(),
+            instruction=episode["instructions"][int(self._sample_text[index])],
+            time=within / self.robot.control_hz,
+        )
+        return Sample(
+            observation=observation,
+            chunk=self._actions[rows[0]],
+            valid=valid[0],
+            episode=str(episode["id"]),
+            frame=within,
+            kind="validation" if episode["split"] == "validation" else "train",
+        )
+
+    def cache_frames(self, size: tuple[int, int] | None = None) -> None:
+        """Decode every picture once into a memory map beside the set, resized to `size` (height, width) if given.
+
+        Built whole or not at all; a second call, and any other process, finds the file and only opens it.
+        """
+        for camera in self.cameras:
+            shape = (int(self._first[-1]), *self._stored_size(camera, size), 3)
+            path = self._cache_folder() / f"frames-{camera}-{shape[1]}x{shape[2]}.npy"
+            if not path.is_file():
+                self._decode_all(camera, path, shape, size)
+            frames = np.load(path, mmap_mode="r", allow_pickle=False)
+            if frames.shape != shape or frames.dtype != np.uint8:
+                raise DatasetError(f"'{path}' does not belong to this set: remove it, it is made again.")
+            self._frames[camera] = frames
+
+    def frames(self, camera: str) -> Iterator[Image]:
+        """All pictures of one camera in order, decoded one by one."""
+        with guarded(f"pictures of '{camera}' in '{self.path}'"):
+            for file in self._files:
+                for batch in pq.ParquetFile(file).iter_batches(batch_size=64, columns=[IMAGES + camera]):
+                    for data in batch.column(0).field("bytes"):
+                        yield decode_image(data.as_py(), f"a picture of '{camera}' in '{file}'")
+
+    def _decode_all(self, camera: str, path: Path, shape: tuple[int, ...], size: tuple[int, int] | None) -> None:
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
+            temporary = Path(file.name)
+        try:
+            frames = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+            count = 0
+            for image in self.frames(camera):
+                frames[count] = image if size is None or image.shape[:2] == size else resize(image, size)
+                count += 1
+            if count != shape[0]:
+                raise DatasetError(f"'{self.path}' holds {count} pictures of '{camera}' for {shape[0]} frames.")
+            frames.flush()
+            del frames
+            temporary.rename(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def _image(self, camera: str, frame: int) -> Image:
+        if camera not in self._frames:
+            self.cache_frames()
+        return np.array(self._frames[camera][frame])
+
+    def _stored_size(self, camera: str, size: tuple[int, int] | None) -> tuple[int, int]:
+        if size is not None:
+            return size
+        info = read_json_object(self.path / "meta" / "info.json")
+        height, width, _ = info["features"][IMAGES + camera]["shape"]
+        return int(height), int(width)
+
+    def _cache_folder(self) -> Path:
+        folder = self.path / CACHE
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError:  # a read-only set: the cache goes where this user may write
+            folder = Path(tempfile.gettempdir()) / f"athena-{self.hash[:16]}"
+            folder.mkdir(exist_ok=True)
+        return folder
+
+    def _numbers(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """States `[F, S]` and actions `[F, D]` of all frames."""
+        total = int(self._first[-1])
+        states = np.zeros((total, self.robot.state_dim), np.float32)
+        actions = np.zeros((total, self.robot.action_dim), np.float32)
+        done = 0
+        for file in self._files:
+            for batch in pq.ParquetFile(file).iter_batches(batch_size=65536, columns=[STATE, ACTION]):
+                stop = done + len(batch)
+                if stop > total:
+                    raise DatasetError(f"'{self.path}' holds more than the {total} frames its sidecar names.")
+                for target, name in ((states, STATE), (actions, ACTION)):
+                    target[done:stop] = batch.column(name).flatten().to_numpy().reshape(len(batch), -1)
+                done = stop
+        if done != total:
+            raise DatasetError(f"'{self.path}' holds {done} frames, its sidecar names {total}. Build it again.")
+        return states, actions
+
+    def _index_samples(self) -> None:
+        frames, episodes, texts = [], [], []
+        for number, episode in enumerate(self.episodes):
+            for text in range(len(episode["instructions"])):
+                first = starts(int(episode["length"]), self.stride)
+                frames.append(first + self._first[number])
+                episodes.append(np.full(len(first), number, np.intp))
+                texts.append(np.full(len(first), text, np.intp))
+        self._sample_frame = np.concatenate(frames)
+        self._sample_episode = np.concatenate(episodes)
+        self._sample_text = np.concatenate(texts)
+        held_out = np.array([e["split"] == "validation" for e in self.episodes])
+        is_validation = held_out[self._sample_episode]
+        self.train: NDArray[np.intp] = np.flatnonzero(~is_validation)
+        self.validation: NDArray[np.intp] = np.flatnonzero(is_validation)
+        # The kind the recorder named, else the instruction itself: what balanced drawing balances.
+        names = [e["kind"] or e["instructions"][0] for e in self.episodes]
+        self.kinds: tuple[str, ...] = tuple(names[i] for i in self._sample_episode)

@@ -1,0 +1,193 @@
+"""One recorded episode -> one finished shard: aligned, checked for finiteness, pictures stored, statistics, digest.
+
+A pure function of its job, run by any worker in any order; the shard's bytes depend on nothing else.
+"""
+
+import functools
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+
+from athena_vla.data.align import AlignedEpisode, Alignment, align
+from athena_vla.data.episode import Recording
+from athena_vla.data.formats import open_recording
+from athena_vla.data.formats.common import StillFrames, decode_image
+from athena_vla.data.formats.lerobot_write import image_column, numbers_column
+from athena_vla.data.formats.statistics import Stats, column_stats, image_stats, sampled_indices
+from athena_vla.embodiment import Embodiment
+from athena_vla.errors import AthenaError, DatasetError
+
+STATE, ACTION, IMAGES = "observation.state", "action", "observation.images."
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a worker needs to prepare any episode of one recording; small, and picklable."""
+
+    input: str
+    format: str | None
+    joints: tuple[str, ...]
+    fps: float | None
+    robot: dict[str, Any]
+    alignment: Alignment
+    image_size: tuple[int, int] | None
+    keep_failed: bool
+    fallback_instruction: str
+    work: str
+    context: Mapping[str, Any] = field(default_factory=dict)
+
+
+def prepare(job: Job, episode_id: str) -> dict[str, Any]:
+    """Write the shard of one episode and return its facts; an episode already prepared is only looked up.
+
+    Facts of an episode that cannot be used have `status` "broken" or "failed" and a `reason`.
+    """
+    stem = Path(job.work) / hashlib.sha256(episode_id.encode()).hexdigest()[:24]
+    facts_path = stem.with_suffix(".json")
+    if facts_path.is_file():
+        return _without_stats(json.loads(facts_path.read_text()))
+    try:
+        facts = _prepare(job, episode_id, stem)
+    except AthenaError as error:
+        facts = {"id": episode_id, "status": "broken", "reason": str(error)}
+    temporary = facts_path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(facts))
+    temporary.rename(facts_path)
+    return _without_stats(facts)
+
+
+def read_stats(work: Path, episode_id: str) -> Stats:
+    """Statistics of a prepared episode; they stay on disk, for they are most of the facts' size."""
+    return json.loads(shard_path(work, episode_id).with_suffix(".json").read_text())["stats"]
+
+
+def _without_stats(facts: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in facts.items() if k != "stats"}
+
+
+def shard_path(work: Path, episode_id: str) -> Path:
+    return (work / hashlib.sha256(episode_id.encode()).hexdigest()[:24]).with_suffix(".parquet")
+
+
+def _prepare(job: Job, episode_id: str, stem: Path) -> dict[str, Any]:
+    recording = _recording(job.input, job.format, job.joints, job.fps)
+    episode = recording.read(episode_id)
+    if episode.success is False and not job.keep_failed:
+        return {"id": episode_id, "status": "failed", "reason": "recorded with success = false"}
+    if not episode.instructions:
+        if not job.fallback_instruction:
+            raise DatasetError(
+                f"Episode {episode_id} ({episode.source}) has no instruction. Give one with --instruction."
+            )
+        episode = replace(episode, instructions=(job.fallback_instruction,))
+    aligned = align(episode, _robot(json.dumps(job.robot)), job.alignment)
+    length = len(aligned.actions)
+    columns: dict[str, pa.Array] = {}
+    digest = hashlib.sha256()
+    columns[STATE] = numbers_column(aligned.states)
+    columns[ACTION] = numbers_column(aligned.actions)
+    stats = {STATE: column_stats(aligned.states), ACTION: column_stats(aligned.actions)}
+    digest.update(aligned.states.tobytes())
+    digest.update(aligned.actions.tobytes())
+    motion = digest.copy().hexdigest()
+    sizes: dict[str, tuple[int, int]] = {}
+    for camera in aligned.cameras:
+        pictures, samples, size = _pictures(aligned, camera, job.image_size)
+        for picture in pictures:
+            digest.update(picture)
+        columns[IMAGES + camera] = image_column(pictures)
+        stats[IMAGES + camera] = image_stats(samples)
+        sizes[camera] = size
+    times = (np.arange(length) / aligned.record["control_hz"]).astype(np.float32)
+    frame_index = np.arange(length, dtype=np.int64)
+    columns |= {"timestamp": numbers_column(times), "frame_index": numbers_column(frame_index)}
+    stats |= {"timestamp": column_stats(times), "frame_index": column_stats(frame_index)}
+    facts: dict[str, Any] = {
+        "id": episode_id,
+        "status": "ok",
+        "source": episode.source,
+        "length": length,
+        "success": episode.success,
+        "instructions": list(episode.instructions),
+        "kind": str(episode.extras.get("kind") or episode.extras.get("task_kind") or ""),
+        "segments": [asdict(s) for s in aligned.segments],
+        "alignment": aligned.record,
+        "sizes": sizes,
+        "motion": motion,
+    }
+    said = {k: facts[k] for k in ("length", "success", "instructions", "kind", "segments", "alignment", "sizes")}
+    digest.update(json.dumps(said, sort_keys=True).encode())
+    facts["digest"] = digest.hexdigest()
+    facts["stats"] = stats
+    table = pa.table(columns)
+    temporary = stem.with_suffix(f".{os.getpid()}.partial")
+    plain = [name for name in columns if not name.startswith(IMAGES)]
+    pq.write_table(table, temporary, compression="none", use_dictionary=plain, row_group_size=max(length, 1))
+    temporary.rename(stem.with_suffix(".parquet"))
+    return facts
+
+
+def _pictures(
+    aligned: AlignedEpisode, camera: str, size: tuple[int, int] | None
+) -> tuple[list[bytes], list[NDArray[np.uint8]], tuple[int, int]]:
+    """(encoded pictures, sampled pixels for statistics, (height, width)); every picture is decoded once, as a check.
+
+    Pictures that are stored singly and keep their size are copied byte for byte, all others become PNG.
+    """
+    stream = aligned.cameras[camera]
+    wanted = set(sampled_indices(len(aligned.picture)))
+    encoded: list[bytes] = []
+    samples: list[NDArray[np.uint8]] = []
+    shape: tuple[int, int] | None = None
+    for step, source in enumerate(aligned.picture):
+        if isinstance(stream, StillFrames):
+            data = stream.encoded(int(source))
+            pixels = decode_image(data, stream.describe(int(source)))
+        else:
+            data, pixels = b"", stream[int(source)]
+        if size is not None and pixels.shape[:2] != size:
+            pixels = resize(pixels, size)
+            data = b""
+        if shape is not None and pixels.shape[:2] != shape:
+            raise DatasetError(
+                f"Episode {aligned.episode.id}: camera '{camera}' changes size from {shape} to {pixels.shape[:2]}."
+            )
+        shape = (pixels.shape[0], pixels.shape[1])
+        encoded.append(data or encode_png(pixels))
+        if step in wanted:
+            samples.append(pixels)
+    assert shape is not None
+    return encoded, samples, shape
+
+
+def resize(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The picture at (height, width), Lanczos with antialiasing, as OpenVLA's data pipeline resizes."""
+    picture = PillowImage.fromarray(pixels).resize((size[1], size[0]), PillowImage.Resampling.LANCZOS)
+    return np.asarray(picture, dtype=np.uint8)
+
+
+def encode_png(image: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    PillowImage.fromarray(image).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+@functools.lru_cache(maxsize=2)
+def _recording(path: str, format: str | None, joints: tuple[str, ...], fps: float | None) -> Recording:
+    return open_recording(path, format=format, joints=joints, fps=fps)
+
+
+@functools.lru_cache(maxsize=2)
+def _robot(description: str) -> Embodiment:
+    return Embodiment.from_dict(json.loads(description))
