@@ -1,0 +1,119 @@
+"""The jerk stage: commands with bounded change of acceleration that never give up a stop inside the limits.
+
+Knows positions, velocities, accelerations and limits; nothing of clocks, faults or robots.
+
+The set is defined by a witness instead of a formula. `brake` is one fixed law that brings a joint to rest in finitely
+many steps while it respects jerk and acceleration: the exact braking bound of `limits`, one derivative higher
+(velocity is brought to zero with bounded change of acceleration). A state is *certified* when the motion of that law
+from it stays inside the velocity and position limits and ends at rest.
+
+Theorem. From a certified state the filter always finds a next state that respects jerk and acceleration and is
+certified again.
+Proof. One step of `brake` leads to such a state: the motion that certifies the old state, less its first step,
+certifies the new one. The filter takes another acceleration only when the state it leads to has been certified itself.
+At reset, position is inside the limits and velocity and acceleration are zero, which certifies the start. QED.
+
+Positions far from the limits are certified by a bound instead of a simulation: along the law the speed never exceeds
+`s = |v| + a^2 / (2 J)` (plus one step), and the distance never exceeds `s` times the time to a stop.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from athena_vla.control.limits import Array, StoppableSet
+from athena_vla.errors import SafetyError
+
+FRACTIONS = np.linspace(1.0, 0.0, 16)[1:-1, None]  # tried between the wish and pure braking, boldest first
+POSITION_TOLERANCE = 1e-11  # [rad] by which a certified stop may end outside, two orders below the promise
+
+
+class JerkLimitedSet:
+    """Chooses the next velocity of every joint under position, velocity, acceleration and jerk limits."""
+
+    def __init__(self, inner: StoppableSet, jerk: Array) -> None:
+        self._inner = inner
+        self.dt, self.rate = inner.dt, inner.rate
+        quantum = np.spacing(np.maximum(np.abs(inner.lower), np.abs(inner.upper))) * self.rate  # [rad/s]
+        self.tolerance = quantum  # [rad/s] a wish met this closely is met exactly
+        self.max_acceleration = inner.velocity_step * self.rate
+        self.step = jerk * self.dt - 2.0 * quantum * self.rate  # [rad/s^2] change of acceleration per step
+        if (self.step < 0.5 * jerk * self.dt).any():
+            raise SafetyError(
+                f"At {self.rate:g} Hz the jerk limit of joint {int(np.argmin(self.step))} is smaller than what 64-bit "
+                "positions can express; lower the rate, raise the limit or switch the jerk stage off."
+            )
+        self._unit = self.step * self.dt  # [rad/s] velocity change of one acceleration step
+        self._max_velocity = inner.max_velocity + 2.0 * quantum
+        self._lower = inner.lower - POSITION_TOLERANCE
+        self._upper = inner.upper + POSITION_TOLERANCE
+        ramp = self.max_acceleration / self.step  # steps from no to full acceleration
+        longest = inner.max_velocity / (self.max_acceleration * self.dt) + 4.0 * ramp
+        self._horizon = int(np.ceil(longest.max())) + 16
+
+    def choose(self, q: Array, v: Array, a: Array, desired: Array) -> Array:
+        """The next velocity, as close to the desired one as the certificate lets it be."""
+        wish = (desired - v) * self.rate
+        np.clip(wish, np.maximum(a - self.step, -self.max_acceleration), a + self.step, out=wish)
+        np.minimum(wish, self.max_acceleration, out=wish)
+        velocity = v + wish * self.dt
+        certified = self._certain(q + velocity * self.dt, velocity, wish)
+        if certified.all():
+            return velocity
+        near = np.flatnonzero(~certified)
+        limits = _Slice(self, near)
+        braking = limits.brake(v[near], a[near])
+        candidates = braking + np.concatenate([[[1.0]], FRACTIONS]) * (wish[near] - braking)
+        velocities = v[near] + candidates * self.dt
+        accepted = limits.certify(q[near] + velocities * self.dt, velocities, candidates)
+        first = np.argmax(accepted, axis=0)
+        column = np.arange(len(near))
+        velocity[near] = np.where(accepted.any(axis=0), velocities[first, column], v[near] + braking * self.dt)
+        return velocity
+
+    def brake(self, v: Array, a: Array) -> Array:
+        """The acceleration of the braking law in every joint."""
+        return _Slice(self, np.arange(len(v))).brake(v, a)
+
+    def certify(self, q: Array, v: Array, a: Array) -> NDArray[np.bool_]:
+        """Whether the braking law from each state comes to rest inside the limits, by running it."""
+        return _Slice(self, np.arange(q.shape[-1])).certify(q, v, a)
+
+    def _certain(self, q: Array, v: Array, a: Array) -> NDArray[np.bool_]:
+        """A cheap sufficient condition for `certify`, for joints far from their limits."""
+        jerk = self.step * self.rate
+        lean = np.abs(a)
+        speed = np.abs(v) + lean * lean / (2.0 * jerk) + (lean + self.step) * self.dt
+        ramp = self.max_acceleration / jerk
+        stop = np.maximum(speed / self.max_acceleration + ramp, 2.0 * np.sqrt(speed / jerk))
+        reach = speed * (lean / jerk + stop + 4.0 * self.dt)
+        inside = (q + reach <= self._upper) & (q - reach >= self._lower)
+        return inside & (speed <= self._max_velocity)
+
+
+class _Slice:
+    """The law and its certificate for some of the joints."""
+
+    def __init__(self, whole: JerkLimitedSet, joints: NDArray[np.intp]) -> None:
+        self.dt, self.horizon = whole.dt, whole._horizon
+        self.step, self.unit = whole.step[joints], whole._unit[joints]
+        self.max_acceleration, self.max_velocity = whole.max_acceleration[joints], whole._max_velocity[joints]
+        self.lower, self.upper = whole._lower[joints], whole._upper[joints]
+
+    def brake(self, v: Array, a: Array) -> Array:
+        room = np.abs(v) / self.unit
+        n = np.floor((np.sqrt(8.0 * room + 1.0) - 1.0) * 0.5)
+        wanted = np.minimum((room / (n + 1.0) + 0.5 * n) * self.step, self.max_acceleration)
+        return np.minimum(np.maximum(-np.copysign(wanted, v), a - self.step), a + self.step)
+
+    def certify(self, q: Array, v: Array, a: Array) -> NDArray[np.bool_]:
+        fine = (np.abs(v) <= self.max_velocity) & (q <= self.upper) & (q >= self.lower)
+        for _ in range(self.horizon):
+            if not fine.any():
+                return fine
+            a = self.brake(v, a)
+            v = v + a * self.dt
+            q = q + v * self.dt
+            fine &= (np.abs(v) <= self.max_velocity) & (q <= self.upper) & (q >= self.lower)
+            if ((np.abs(v) <= 1e-9) & (np.abs(a) <= self.step) | ~fine).all():
+                return fine
+        return fine & (np.abs(v) <= 1e-9)

@@ -1,0 +1,341 @@
+"""The safety filter: the last thing before the motor, and the only thing allowed to write to it.
+
+Knows limits, a clock and a ladder of fallbacks; nothing of policies, chunks, cameras or networks.
+
+Theorem. Whatever is passed to `step` (NaN, infinities, huge, random or hostile targets, a frozen, jumping or backward
+clock, absent or absurd measurements), every returned vector lies inside the position limits, and the differences of
+consecutive outputs at the nominal rate, from rest at `reset`, respect the velocity and acceleration limits (and the
+jerk limits where that stage is on) within 1e-9; and after every step a stop inside the limits exists.
+The proof for velocity and acceleration is in `limits`, for jerk in `jerk`; it needs nothing from the input, because
+every output, also of the fallback ladder, is chosen from the interval that the proof shows not to be empty.
+
+It is not a certified safety function: an emergency stop and the drive's own limits stay where they are.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from athena_vla.control.interventions import Interventions, Log
+from athena_vla.control.jerk import JerkLimitedSet
+from athena_vla.control.limits import REASONS, Array, StoppableSet
+from athena_vla.embodiment import Embodiment
+from athena_vla.errors import SafetyError
+
+Flags = NDArray[np.bool_]
+Level = Literal["follow", "hold", "stop", "safe_pose"]
+# A check of a whole pose the robot could come to rest in: "" where it is fine, else the kind of intervention.
+Guard = Callable[[Array], str]
+KINDS = (*REASONS, "jerk", "position", "reset")  # interventions counted joint by joint; faults have names of their own
+UNCHANGED = 1e-12  # [rad] an output this close to its target counts as untouched
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ladder:
+    """What happens while there is nothing trustworthy to follow, rung by rung; times since the first faulty step."""
+
+    hold_s: float = 0.1
+    """First keep going to the last good target: one lost message is no reason to stop. [s]"""
+    braking: float = 0.5
+    """Then decelerate to a stop with this fraction of the acceleration limits."""
+    safe_after_s: float = 2.0
+    """After this long move to the safe pose, where one is given. [s]"""
+    safe_pose: tuple[float, ...] | None = None
+    """[rad] for every joint in the robot's order; None stays where it stopped."""
+    safe_speed: float = 0.1
+    """Fraction of the velocity limits on the way to the safe pose."""
+
+
+class SafetyFilter:
+    """Turns any sequence of targets into commands the robot can execute; see the theorem above.
+
+    `jerk` adds the jerk stage. `margin` [rad] shrinks the position limits on both sides. `guards` check the pose in
+    which the robot would come to rest. `stale_after` [s] is how long the clock, or the age of a target, may be still.
+    `max_tracking_error` [rad] between command and measurement before the robot stops (None: measurements are not
+    judged).
+    """
+
+    def __init__(
+        self,
+        embodiment: Embodiment,
+        *,
+        rate_hz: float | None = None,
+        jerk: bool = False,
+        margin: float = 0.0,
+        ladder: Ladder | None = None,
+        stale_after: float = 0.25,
+        max_tracking_error: float | None = 1.0,
+        guards: Sequence[Guard] = (),
+        log: Log | None = None,
+    ) -> None:
+        self.embodiment = embodiment
+        self.ladder = ladder or Ladder()
+        rate = embodiment.command_hz if rate_hz is None else float(rate_hz)
+        _refuse_unless(np.isfinite(rate) and rate > 0, f"needs a positive rate, not {rate_hz} Hz")
+        _refuse_unless(np.isfinite(margin) and margin >= 0, f"needs a margin of at least 0 rad, not {margin}")
+        _refuse_unless(np.isfinite(stale_after) and stale_after > 0, f"needs stale_after > 0 s, not {stale_after}")
+        lower, upper = embodiment.lower + margin, embodiment.upper - margin
+        for name, low, high in zip(embodiment.joint_names, lower, upper, strict=True):
+            _refuse_unless(low < high, f"leaves no room for joint '{name}' with a margin of {margin} rad")
+        self.rate_hz = rate
+        self._dt = 1.0 / rate
+        self._lower, self._upper = lower, upper
+        self._set = StoppableSet(lower, upper, embodiment.max_velocity, embodiment.max_acceleration, rate)
+        self._jerk = JerkLimitedSet(self._set, embodiment.max_jerk) if jerk else None
+        self._stale_steps = max(1, round(stale_after * rate))
+        self._stale_after = stale_after
+        self._tracking = np.inf if max_tracking_error is None else float(max_tracking_error)
+        self._guards = tuple(guards)
+        self._safe_pose = self._checked_pose(self.ladder.safe_pose)
+        self._joints = len(lower)
+        self._desired = np.empty(self._joints)
+        self._ledger = Interventions(embodiment.joint_names, KINDS, log)
+        self.steps = 0  # since construction
+        self.reset(embodiment.default)
+
+    def reset(self, q: ArrayLike, t: float = 0.0) -> None:
+        """Start from rest at `q` [J] rad. A pose outside the limits is moved to them and counted as `reset`."""
+        pose = self._vector(q, "a start pose")
+        _refuse_unless(bool(np.isfinite(pose).all()), "cannot start from a pose that is not a number")
+        self._q = np.clip(pose, self._lower, self._upper)
+        self._v = np.zeros(self._joints)  # [rad/s] of the last output
+        self._a = np.zeros(self._joints)  # [rad/s^2] of the last output
+        self._good = self._q.copy()  # the last trustworthy target
+        self._time = float(t) if np.isfinite(t) else 0.0
+        self._still_steps = 0  # steps since the clock last advanced
+        self._faulty_steps = 0
+        self._fresh = True  # the next step sets the clock, whatever it shows
+        self.level: Level = "follow"
+        outside = np.abs(self._q - pose) > UNCHANGED
+        if outside.any():
+            self._ledger.limit(KINDS.index("reset"), outside, np.abs(self._q - pose), self._time, self.level)
+
+    @property
+    def position(self) -> Array:
+        """[J] [rad] the last output."""
+        return self._q.copy()
+
+    @property
+    def velocity(self) -> Array:
+        """[J] [rad/s] of the last output."""
+        return self._v.copy()
+
+    @property
+    def at_rest(self) -> bool:
+        return not self._v.any()
+
+    @property
+    def interventions(self) -> Counter[str]:
+        """Counts by kind since construction: joints x steps for limits, steps for faults; empty if nothing happened."""
+        return self._ledger.by_kind()
+
+    def step(
+        self,
+        target: ArrayLike | None,
+        t: float,
+        measured: ArrayLike | None = None,
+        *,
+        target_time: float | None = None,
+    ) -> Array:
+        """The next command [J] for the target [J] rad; None where there is nothing to follow.
+
+        `t` is the caller's clock and `target_time` the instant the target was made at, both in [s]. Raises
+        `SafetyError` for a target that is not a vector of J numbers, and for nothing else; the state is then unchanged.
+        """
+        wanted = None if target is None else self._vector(target, "a target")
+        self.steps += 1
+        fault = self._fault(wanted, t, measured, target_time)
+        if fault:
+            return self._fall(fault, t)
+        assert wanted is not None
+        self._faulty_steps = 0
+        self.level = "follow"
+        self._good = wanted
+        return self._advance(wanted, t)
+
+    def chunk(self, targets: ArrayLike, t: float, measured: ArrayLike | None = None) -> Array:
+        """Commands [n, J] for n consecutive steps at the nominal rate, the first at `t`; equal to n calls of `step`.
+
+        Rows that need no intervention are passed on together, which is what makes filtering a chunk cheap.
+        """
+        rows = np.asarray(targets, dtype=np.float64)
+        if rows.ndim != 2 or rows.shape[1] != self._joints:
+            raise SafetyError(
+                f"A chunk for '{self.embodiment.name}' is [n, {self._joints}], this one has shape {list(rows.shape)}."
+            )
+        commands = np.empty_like(rows)
+        done, single = 0, 1  # rows done; rows to take one by one after a row that needed an intervention
+        while done < len(rows):
+            now = t + done * self._dt
+            passed = 0
+            if (measured is None or done > 0) and self._may_batch(now):
+                with np.errstate(invalid="ignore", over="ignore"):  # rows that are not finite are simply not admissible
+                    passed = self._set.admissible_prefix(self._q, self._v, rows[done:])
+            if passed:
+                single = 1
+                commands[done : done + passed] = rows[done : done + passed]
+                self._adopt(rows[done : done + passed])
+                self._good = rows[done + passed - 1].copy()
+                self._time, self._still_steps, self._faulty_steps = now + (passed - 1) * self._dt, 0, 0
+                self.steps += passed
+                done += passed
+                continue
+            for _ in range(min(single, len(rows) - done)):
+                commands[done] = self.step(rows[done], t + done * self._dt, measured if done == 0 else None)
+                done += 1
+            single *= 2
+        return commands
+
+    def summary(self) -> dict[str, Any]:
+        """What happened since construction, for a report; faults of the whole vector stand under the joint `*`."""
+        touched = self._ledger.touched_steps
+        return {
+            "steps": self.steps,
+            "touched_steps": touched,
+            "rate": touched / max(self.steps, 1),
+            "interventions": dict(self.interventions),
+            "by_joint": self._ledger.by_joint(),
+        }
+
+    def _fault(self, target: Array | None, t: float, measured: ArrayLike | None, target_time: float | None) -> str:
+        """The gravest fault of this step's inputs by name, "" where there is none."""
+        clock = "" if self._clock_is_fine(t) else "clock"
+        self._still_steps = self._still_steps + 1 if t == self._time else 0
+        if np.isfinite(t):
+            self._time = float(t)
+        if measured is not None:
+            pose = np.asarray(measured)
+            # An unreadable measurement proves nothing about the joint, but neither can it be ignored.
+            if pose.shape != (self._joints,) or pose.dtype.kind not in "fiu" or not np.isfinite(pose).all():
+                return "measurement"
+            if np.abs(pose - self._q).max() > self._tracking:
+                return "tracking"
+        if target is None:
+            return "no_target"
+        if not np.isfinite(target).all():
+            return "not_finite"
+        if target_time is not None and not 0.0 <= t - target_time + self._dt <= self._stale_after + self._dt:
+            return "stale"
+        return clock
+
+    def _clock_is_fine(self, t: float) -> bool:
+        if self._fresh:
+            return bool(np.isfinite(t))
+        if t == self._time:
+            return self._still_steps < self._stale_steps
+        return 0.0 < t - self._time <= self._stale_after
+
+    def _may_batch(self, t: float) -> bool:
+        return self._jerk is None and not self._guards and self.level == "follow" and self._clock_is_fine(t)
+
+    def _fall(self, fault: str, t: float) -> Array:
+        """One step of the fallback ladder."""
+        self._faulty_steps += 1
+        self._ledger.fault(fault, t, self.level)
+        ladder, elapsed = self.ladder, self._faulty_steps * self._dt
+        if elapsed <= ladder.hold_s and fault != "tracking":
+            self.level = "hold"
+            np.subtract(self._clipped(self._good), self._q, out=self._desired)
+            self._desired *= self.rate_hz
+        elif self._safe_pose is not None and elapsed > ladder.safe_after_s and fault != "tracking":
+            self.level = "safe_pose"
+            away = self._safe_pose - self._q
+            slow = np.minimum(ladder.safe_speed * self.embodiment.max_velocity, np.abs(away) * self.rate_hz)
+            # No faster than half the acceleration limit can stop at the pose itself.
+            slow = np.minimum(slow, np.sqrt(self.embodiment.max_acceleration * np.abs(away)))
+            np.copysign(slow, away, out=self._desired)
+        else:
+            self.level = "stop"
+            slower = np.abs(self._v) - ladder.braking * self._set.velocity_step
+            np.copysign(np.maximum(slower, 0.0), self._v, out=self._desired)
+        return self._move(self._choose(self._desired))
+
+    def _advance(self, target: Array, t: float) -> Array:
+        """Follow a finite target as far as the limits allow."""
+        reachable = self._clipped(target)
+        desired = np.subtract(reachable, self._q, out=self._desired)
+        desired *= self.rate_hz
+        chosen = self._choose(desired)
+        tolerance = self._jerk.tolerance if self._jerk else self._set.tolerance
+        touched = np.abs(chosen - desired) > tolerance
+        command = np.where(touched, self._q + chosen * self._dt, reachable)
+        for guard in self._guards:
+            kind = guard(self._set.stopping_pose(command, (command - self._q) * self.rate_hz))
+            if kind:
+                # Braking ends in the pose that was checked when the last command was accepted.
+                self.level = "stop"
+                self._ledger.fault(kind, t, self.level)
+                return self._move(self._choose(np.zeros_like(desired)))
+        amount = np.abs(command - target)
+        changed = amount > UNCHANGED
+        if changed.any():
+            self._explain(target, desired, touched, changed, amount, t)
+        return self._move_to(command)
+
+    def _choose(self, desired: Array) -> Array:
+        if self._jerk is not None:
+            return self._jerk.choose(self._q, self._v, self._a, desired)
+        return self._set.choose(self._q, self._v, desired)
+
+    def _move(self, velocity: Array) -> Array:
+        return self._move_to(self._q + velocity * self._dt)
+
+    def _move_to(self, command: Array) -> Array:
+        if self._jerk is None:  # only the last bit can be outside; with jerk even that bit would be felt
+            np.minimum(np.maximum(command, self._lower, out=command), self._upper, out=command)
+        self._adopt(command[None])
+        return command.copy()
+
+    def _adopt(self, rows: Array) -> None:
+        """Remember outputs exactly as they were given, so that rounding cannot pile up."""
+        last = rows[-1].copy()
+        before = rows[-2] if len(rows) > 1 else self._q
+        velocity = (last - before) * self.rate_hz
+        self._a = (velocity - self._v) * self.rate_hz  # used by the jerk stage only, which takes one row at a time
+        self._q, self._v = last, velocity
+        self._fresh = False
+
+    def _explain(self, target: Array, desired: Array, touched: Flags, changed: Flags, amount: Array, t: float) -> None:
+        note = self._ledger.limit
+        note(KINDS.index("position"), changed & (self._clipped(target) != target), amount, t, self.level)
+        touched &= changed
+        if self._jerk is not None:
+            note(KINDS.index("jerk"), touched, amount, t, self.level)
+        else:
+            reason = self._set.reason(self._v, desired)
+            for kind in range(len(REASONS)):
+                note(kind, touched & (reason == kind), amount, t, self.level)
+        self._ledger.touched_steps += 1
+
+    def _clipped(self, target: Array) -> Array:
+        return np.minimum(np.maximum(target, self._lower), self._upper)
+
+    def _vector(self, values: ArrayLike, what: str) -> Array:
+        try:
+            vector = np.array(values, dtype=np.float64)  # a copy: the caller may reuse its buffer
+        except (TypeError, ValueError) as error:
+            raise SafetyError(f"{what} for '{self.embodiment.name}' must be numbers: {error}.") from error
+        if vector.shape != (self._joints,):
+            raise SafetyError(
+                f"{what} for '{self.embodiment.name}' has shape {list(vector.shape)}; the robot has "
+                f"{self._joints} joints: {', '.join(self.embodiment.joint_names)}."
+            )
+        return vector
+
+    def _checked_pose(self, pose: Sequence[float] | None) -> Array | None:
+        if pose is None:
+            return None
+        array = np.asarray(pose, dtype=np.float64)
+        _refuse_unless(array.shape == self._lower.shape, f"needs a safe pose of {len(self._lower)} joints")
+        inside = bool(((array >= self._lower) & (array <= self._upper)).all())
+        _refuse_unless(inside, "needs a safe pose inside the position limits")
+        return array
+
+
+def _refuse_unless(condition: bool | np.bool_, problem: str) -> None:
+    if not condition:
+        raise SafetyError(f"The safety filter {problem}.")
