@@ -7,7 +7,6 @@ same pixels on every machine; `egl` and `osmesa` are used only when asked for by
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, Protocol
 
@@ -17,13 +16,12 @@ from numpy.typing import NDArray
 
 from athena_vla.errors import SimulationError, UnknownName
 from athena_vla.sim.scene import Appearance
-from athena_vla.sim.world import HIDDEN_GROUP
+from athena_vla.sim.raycast import NOTHING, PRIMITIVES, Cast, cast_camera, meet
+from athena_vla.sim.world import FLOOR_GROUP
 
 RendererName = Literal["auto", "rays", "egl", "osmesa"]
 RENDERERS: tuple[str, ...] = ("auto", "rays", "egl", "osmesa")
-FAR = 12.0  # [m], rays end here
 
-_NOTHING = -1
 _CHECKER = 0.4  # [m], edge of a floor tile
 _PROBE = "import mujoco, mujoco.{0} as gl; c = gl.GLContext(16, 16); c.make_current(); mujoco.MjrContext"
 
@@ -40,122 +38,65 @@ class Renderer(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Cast:
-    """What every pixel's ray met."""
-
-    geoms: NDArray[np.int32]  # [height, width] geom id, -1 where nothing is
-    distance: NDArray[np.float64]  # [height, width] [m] along the ray, `FAR` where nothing is
-    normals: NDArray[np.float64]  # [height, width, 3] world frame
-    rays: NDArray[np.float64]  # [height, width, 3] unit directions, world frame
-    origin: NDArray[np.float64]  # [3] world frame
-
-    @property
-    def points(self) -> NDArray[np.float64]:
-        return self.origin + self.rays * self.distance[..., None]  # [height, width, 3] [m]
-
-
 class RayRenderer:
-    """Lambert-shaded ray casting on one core, deterministic; also depth and segmentation."""
+    """Lambert-shaded ray casting on one core, deterministic; also depth and segmentation (`cast`)."""
 
     name = "rays"
 
     def __init__(self, model: mujoco.MjModel, *, shadows: bool = False) -> None:
-        if not hasattr(mujoco, "mj_multiRay"):
-            raise SimulationError(
-                f"mujoco {mujoco.__version__} is too old for the ray caster: install 'mujoco>=3.5,<5'."
-            )
         self.model = model
         self.shadows = shadows
-        self._groups = np.array([1, 1, 1, 1, 0, 0], dtype=np.uint8)  # 4: the floor, 5: hidden or out of view
         self._floor = int(model.geom("floor").id)
 
     def cast(self, data: mujoco.MjData, camera: str, height: int, width: int) -> Cast:
         """Meet the world with one ray per pixel."""
-        index = self.model.camera(camera).id
-        directions = _pixel_rays(height, width, float(self.model.cam_fovy[index]))
-        rays = directions @ data.cam_xmat[index].reshape(3, 3).T
-        origin = data.cam_xpos[index].copy()
-        forward = -data.cam_xmat[index].reshape(3, 3)[:, 2]
-        reach = float(np.arccos(np.clip((rays @ forward).min(), -1.0, 1.0)))  # [rad], from the axis to the corners
-        geoms, distance, normals = self._meet(data, origin, rays, self._in_view(data, origin, forward, reach))
-        shape = (height, width)
-        return Cast(
-            geoms.reshape(shape),
-            distance.reshape(shape),
-            normals.reshape(*shape, 3),
-            rays.reshape(*shape, 3),
-            origin,
+        return cast_camera(
+            self.model, data, int(self.model.camera(camera).id), height, width, self._solid(), self._floor
         )
 
     def render(
         self, data: mujoco.MjData, camera: str, height: int, width: int, look: Appearance, /
     ) -> NDArray[np.uint8]:
-        cast = self.cast(data, camera, height, width)
+        return self.shade(data, self.cast(data, camera, height, width), look)
+
+    def shade(self, data: mujoco.MjData, cast: Cast, look: Appearance) -> NDArray[np.uint8]:
+        """Colours of what the rays met."""
+        height, width = cast.geoms.shape
         geoms = cast.geoms.ravel()
         light = np.asarray(look.light_direction)
-        palette = np.vstack([self.model.geom_rgba[:, :3], look.background]).astype(np.float32)
-        facing = np.clip(cast.normals.reshape(-1, 3) @ light, 0.0, None).astype(np.float32)
+        palette = np.vstack([self.model.geom_rgba[:, :3], look.background]) * 255.0
+        facing = np.maximum((light @ cast.rotation) @ cast.normals.reshape(3, -1), 0.0)
         if self.shadows:
             facing *= self._lit(data, cast, light)
         shade = look.ambient + look.diffuse * facing
-        shade[geoms == _NOTHING] = 1.0
+        shade[geoms == NOTHING] = 1.0
         on_floor = np.flatnonzero(geoms == self._floor)
         if len(on_floor):
-            flat = cast.points.reshape(-1, 3)[on_floor, :2]
-            tile = np.floor(flat / _CHECKER).astype(np.int64).sum(axis=1) % 2
-            shade[on_floor] *= 1.0 - 0.18 * tile.astype(np.float32)
-        colour = palette[geoms] * shade[:, None]  # index -1 is the background, the last row
-        return (np.clip(colour, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8).reshape(height, width, 3)
+            rays = cast.rays.reshape(3, -1)[:, on_floor] * cast.distance.ravel()[on_floor]
+            x, y = np.floor((cast.origin[:2, None] + cast.rotation[:2] @ rays) / _CHECKER)
+            shade[on_floor] *= 1.0 - 0.18 * ((x + y) % 2)
+        image = np.empty((height * width, 3), dtype=np.uint8)
+        for i in range(3):  # index -1 is the background, the last row
+            image[:, i] = np.minimum(palette[:, i][geoms] * shade, 255.0) + 0.5
+        return image.reshape(height, width, 3)
 
-    def _in_view(
-        self, data: mujoco.MjData, origin: NDArray[np.float64], axis: NDArray[np.float64], reach: float
-    ) -> NDArray[np.bool_]:
-        """Geoms whose bounding sphere touches the cone of half angle `reach` around `axis`."""
-        offset = data.geom_xpos - origin
-        distance = np.linalg.norm(offset, axis=1)
-        radius = self.model.geom_rbound
-        angle = np.arccos(np.clip(offset @ axis / np.maximum(distance, 1e-9), -1.0, 1.0))
-        spread = np.arcsin(np.clip(radius / np.maximum(distance, 1e-9), 0.0, 1.0))
-        return (distance <= radius) | (angle <= reach + spread)
+    def _solid(self) -> NDArray[np.intp]:
+        return np.flatnonzero(self.model.geom_group < FLOOR_GROUP)
 
-    def _meet(
-        self,
-        data: mujoco.MjData,
-        origin: NDArray[np.float64],
-        rays: NDArray[np.float64],
-        in_view: NDArray[np.bool_],
-    ) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.float64]]:
-        model, count = self.model, len(rays)
-        geoms = np.empty(count, dtype=np.int32)
-        distance = np.empty(count)
-        normals = np.zeros(3 * count)
-        groups = model.geom_group.copy()
-        model.geom_group[~in_view] = HIDDEN_GROUP  # a geom that no ray can meet costs time for every ray
-        mujoco.mj_multiRay(
-            model, data, origin, rays.ravel(), self._groups, True, -1, geoms, distance, normals, count, FAR
-        )
-        model.geom_group[:] = groups
-        normals = normals.reshape(count, 3)
-        distance[geoms < 0] = FAR
-        # The floor is met here: MuJoCo culls whole bodies by their bounds, and a plane has none.
-        with np.errstate(divide="ignore"):
-            down = np.where(rays[:, 2] < 0, -origin[2] / rays[:, 2], np.inf)
-        floor = down < distance
-        geoms[floor] = self._floor
-        distance[floor] = down[floor]
-        normals[geoms < 0] = 0.0
-        normals[floor] = (0.0, 0.0, 1.0)
-        return geoms, distance, normals
-
-    def _lit(self, data: mujoco.MjData, cast: Cast, light: NDArray[np.float64]) -> NDArray[np.float32]:
+    def _lit(self, data: mujoco.MjData, cast: Cast, light: NDArray[np.float64]) -> NDArray[np.float64]:
         """1 where the light reaches the point, 0.4 in shadow. The light is far away: rays start there and look back."""
         points = cast.points.reshape(-1, 3)
         source = np.array([0.4, 0.0, 0.8]) + 6.0 * light
         reach = np.linalg.norm(points - source, axis=1)
-        rays = (points - source) / reach[:, None]
-        _, distance, _ = self._meet(data, source, rays, np.ones(self.model.ngeom, dtype=bool))
-        return np.where(distance < reach - 0.01, 0.4, 1.0).astype(np.float32)
+        rays = np.ascontiguousarray(((points - source) / reach[:, None]).T)
+        first = np.full(len(points), np.inf)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            for geom in self._solid():
+                turn = data.geom_xmat[geom].reshape(3, 3)
+                start = (source - data.geom_xpos[geom]) @ turn
+                kind, size = int(self.model.geom_type[geom]), self.model.geom_size[geom]
+                first = np.minimum(first, meet(kind, size, start, turn.T @ rays))
+        return np.where(first < reach - 0.01, 0.4, 1.0)
 
 
 class GLRenderer:
@@ -218,14 +159,14 @@ class GLRenderer:
 
 
 def make_renderer(name: str, model: mujoco.MjModel) -> Renderer:
-    """The renderer of that name; `auto` is the ray caster, or OpenGL where MuJoCo is too old to cast rays.
+    """The renderer of that name; `auto` is the ray caster, or OpenGL for models it cannot draw.
 
     Raises `UnknownName`, `SimulationError` where it does not work here.
     """
     if name not in RENDERERS:
         raise UnknownName("renderer", name, RENDERERS)
     if name == "auto":
-        name = best_renderer()
+        name = best_renderer(model)
     if name == "egl":
         return GLRenderer(model, "egl")
     if name == "osmesa":
@@ -233,16 +174,20 @@ def make_renderer(name: str, model: mujoco.MjModel) -> Renderer:
     return RayRenderer(model)
 
 
-def best_renderer() -> str:
-    """The first renderer that works here. Raises `SimulationError` where none does."""
-    if hasattr(mujoco, "mj_multiRay"):
+def best_renderer(model: mujoco.MjModel) -> str:
+    """The ray caster for models of primitives, else the first OpenGL that works here.
+
+    Raises `SimulationError` where none does.
+    """
+    shown = model.geom_type[model.geom_group < FLOOR_GROUP]
+    if np.isin(shown, PRIMITIVES).all():
         return "rays"
     for backend in ("egl", "osmesa"):
         if probe(backend):
             return backend
     raise SimulationError(
-        f"No renderer works here: mujoco {mujoco.__version__} cannot cast rays, and neither EGL nor OSMesa gives a "
-        "context. Install 'mujoco>=3.5,<5'."
+        "No renderer works here: the model has geoms that are not spheres, capsules, cylinders or boxes, which the ray "
+        "caster cannot draw, and neither EGL nor OSMesa gives a context. Install libegl1 and libegl-mesa0, or libosmesa6."
     )
 
 
@@ -261,16 +206,3 @@ def probe(backend: str) -> bool:
     except subprocess.TimeoutExpired:
         return False
     return result.returncode == 0
-
-
-@lru_cache(maxsize=16)
-def _pixel_rays(height: int, width: int, fov_deg: float) -> NDArray[np.float64]:
-    """Unit directions through the pixel centres in the camera's frame (x right, y up, -z forward), [h * w, 3]."""
-    half = np.tan(np.radians(fov_deg) / 2)
-    rows = half * (1.0 - (2.0 * np.arange(height) + 1.0) / height)
-    columns = half * ((2.0 * np.arange(width) + 1.0) / width - 1.0) * (width / height)
-    y, x = np.meshgrid(rows, columns, indexing="ij")
-    rays = np.stack([x, y, -np.ones_like(x)], axis=-1).reshape(-1, 3)
-    rays /= np.linalg.norm(rays, axis=1, keepdims=True)
-    rays.setflags(write=False)
-    return rays
