@@ -1,0 +1,277 @@
+"""LoRA, QLoRA and DoRA on full module paths: attach, count, save, load, merge. Through peft and bitsandbytes.
+
+Also says what trains when no adapter is used (`full`, `heads`), so that one list of tensors is saved for every method.
+Knows nothing of training, data or files.
+"""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from athena_vla.errors import BundleError, MissingDependency, ModelError, UnknownName
+from athena_vla.models.architecture import Architecture
+
+Method = Literal["lora", "full", "heads"]
+Quantization = Literal["none", "nf4"]
+_ADAPTER = "default"
+_NOT_IN_4_BIT = ("lm_head",)  # logits decide on actions; QLoRA leaves the output layer alone
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """What trains beside the heads; JSON-serialisable, stored in the bundle, enough to attach again."""
+
+    method: Method = "lora"
+    """lora: adapters; full: every weight; heads: the robot's own heads only. Heads always train in full."""
+    rank: int = 32
+    """Rank r of the two factors."""
+    alpha: float = 16.0
+    """The product of the factors is scaled by alpha / rank."""
+    dropout: float = 0.0
+    """Dropout on the adapter's input, in training only."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """Short names of decoder layers, or all-linear. Resolved to full paths: tower names collide."""
+    vision: bool = False
+    """Vision towers train too; without, their features can be cached."""
+    projector: bool = False
+    """The projector trains too."""
+    dora: bool = False
+    """Weight-decomposed LoRA: direction and magnitude separately."""
+    quantization: Quantization = "none"
+    """nf4: the decoder's frozen weights in 4 bits (QLoRA), needs bitsandbytes."""
+    double_quantization: bool = True
+    """nf4 only: quantise the scales too, 0.4 bits per weight less."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "targets", tuple(self.targets))
+        for name, value, known in (
+            ("method", self.method, get_args(Method)),
+            ("quantization", self.quantization, get_args(Quantization)),
+        ):
+            if value not in known:
+                raise UnknownName(f"{name} of fine-tuning", value, known)
+        if self.method == "lora" and (self.rank < 1 or not self.targets):
+            raise ModelError(f"LoRA needs rank >= 1 and at least one target; got {self.rank} and {self.targets}.")
+        if not (math.isfinite(self.alpha) and 0 <= self.dropout < 1):
+            raise ModelError(f"LoRA alpha {self.alpha} must be finite and dropout {self.dropout} in [0, 1).")
+        if self.method == "full" and self.quantization != "none":
+            raise ModelError("Weights in 4 bits cannot be trained in full; use method lora, or quantization none.")
+
+
+@dataclass(frozen=True)
+class Trainables:
+    """Parameter counts; weights in 4 bits count as weights, not as bytes."""
+
+    trainable: int
+    total: int
+
+    @property
+    def percent(self) -> float:
+        return 100.0 * self.trainable / self.total
+
+    def __str__(self) -> str:
+        return f"trainable {self.trainable:,} of {self.total:,} parameters ({self.percent:.3f}%)"
+
+
+def attach(model: Architecture, settings: LoraSettings) -> Trainables:
+    """Freeze the model in place, but for the adapters put on it and the robot's heads.
+
+    Raises `UnknownName` for a target the family does not have, `MissingDependency`, `ModelError`.
+    """
+    if any(_is_wrapped(m) for m in model.modules()):
+        raise ModelError("The model already has adapters; merge them before attaching others.")
+    model.requires_grad_(False)
+    if settings.quantization == "nf4":
+        quantize_nf4_(model, double=settings.double_quantization)
+    if settings.method == "lora":
+        _inject(model, settings)
+    elif settings.method == "full":
+        _train_body(model, settings)
+    for path in model.head_modules():
+        model.get_submodule(path).requires_grad_(True)
+    for parameter in model.parameters():
+        # Small updates vanish in bfloat16: what trains is kept in float32, whatever the frozen weights are.
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
+    return count(model)
+
+
+def count(model: nn.Module) -> Trainables:
+    """Trainable and total parameters."""
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(_numel(p) for p in model.parameters())
+    return Trainables(trainable, total)
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    """Everything that trains, by its full name: what a fine-tuned bundle stores. References, not copies."""
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def load(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Inverse of `state` on a model with the same settings attached. Raises `BundleError` naming what does not fit."""
+    own = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    problems = [f"missing {k}" for k in own if k not in tensors] + [f"unexpected {k}" for k in tensors if k not in own]
+    problems += [
+        f"{k} has shape {list(t.shape)}, expected {list(own[k].shape)}"
+        for k, t in tensors.items()
+        if k in own and own[k].shape != t.shape
+    ]
+    if problems:
+        raise BundleError(f"The adapter does not fit its base: {'; '.join(problems[:8])} ({len(problems)} in all).")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(tensors[name])
+
+
+@torch.no_grad()
+def merge_(model: Architecture) -> Architecture:
+    """Fold the adapters into their layers, in place: afterwards the plain model, names and types as before `attach`.
+
+    4-bit weights are de-quantised first, so that the sum is with the very numbers the adapter was trained against.
+    """
+    for path, module in [(n, m) for n, m in model.named_modules() if _is_wrapped(m)]:
+        _replace(model, path, _merged(module))
+    for path, module in [(n, m) for n, m in model.named_modules() if _is_4_bit(m)]:
+        _replace(model, path, _plain_linear(module, _dequantized(module)))
+    return model
+
+
+def quantize_nf4_(model: Architecture, *, double: bool) -> list[str]:
+    """Replace the decoder's linear layers by bitsandbytes' 4-bit ones; returns their paths.
+
+    Raises `MissingDependency`.
+    """
+    try:
+        import bitsandbytes as bnb
+    except ImportError as error:
+        raise MissingDependency("bitsandbytes", "train", "for QLoRA (4-bit weights)") from error
+    paths = [
+        p for p in model.lora_modules(("all-linear",), vision=False, projector=False) if not p.endswith(_NOT_IN_4_BIT)
+    ]
+    for path in paths:
+        linear = cast(nn.Linear, model.get_submodule(path))
+        compute = linear.weight.dtype if linear.weight.is_cuda else torch.float32
+        small = bnb.nn.Linear4bit(
+            linear.in_features,
+            linear.out_features,
+            bias=linear.bias is not None,
+            compute_dtype=compute,
+            compress_statistics=double,
+            quant_type="nf4",
+        )
+        small.weight = bnb.nn.Params4bit(
+            linear.weight.data.contiguous(),
+            requires_grad=False,
+            quant_type="nf4",
+            compress_statistics=double,
+            module=small,
+        )
+        if linear.bias is not None:
+            small.bias = nn.Parameter(linear.bias.data, requires_grad=False)
+        # Moving to a device is what quantises.
+        _replace(model, path, small.to(linear.weight.device))
+    model.is_loaded_in_4bit = True  # what peft asks before it wraps a 4-bit layer
+    return paths
+
+
+def _inject(model: Architecture, settings: LoraSettings) -> None:
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise MissingDependency("peft", "train", "for LoRA") from error
+    paths = model.lora_modules(settings.targets, vision=settings.vision, projector=settings.projector)
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=cast(int, settings.alpha),
+        lora_dropout=settings.dropout,
+        target_modules=paths,
+        use_dora=settings.dora,
+        bias="none",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft advises on tied embeddings and saving, which are not its business here
+        inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
+    wrapped = {n for n, m in model.named_modules() if _is_wrapped(m)}
+    if wrapped != set(paths):
+        raise ModelError(
+            f"Adapters were asked for on {len(paths)} layers but sit on {len(wrapped)}; "
+            f"differing: {sorted(wrapped ^ set(paths))[:8]}. This version of peft resolves names differently."
+        )
+
+
+def _train_body(model: Architecture, settings: LoraSettings) -> None:
+    """Full fine-tuning: all weights, vision and projector as chosen; layers that nothing reads stay frozen."""
+    model.requires_grad_(True)
+    both = model.lora_modules(("all-linear",), vision=True, projector=True)
+    language = model.lora_modules(("all-linear",), vision=False, projector=False)
+    with_vision = set(model.lora_modules(("all-linear",), vision=True, projector=False)) - set(language)
+    with_projector = set(both) - set(language) - with_vision
+    frozen: set[str] = set()
+    if not settings.vision:
+        frozen |= {_root(p) for p in with_vision}
+    if not settings.projector:
+        frozen |= {_root(p) for p in with_projector}
+    for path in frozen:
+        model.get_submodule(path).requires_grad_(False)
+
+
+def _root(path: str) -> str:
+    """The part of the body a path belongs to: its first two names."""
+    return ".".join(path.split(".")[:2])
+
+
+def _is_wrapped(module: nn.Module) -> bool:
+    return _ADAPTER in getattr(module, "lora_A", {}) or _ADAPTER in getattr(module, "lora_embedding_A", {})
+
+
+def _is_4_bit(module: nn.Module) -> bool:
+    return type(module).__name__ == "Linear4bit" and type(module).__module__.startswith("bitsandbytes")
+
+
+def _numel(parameter: nn.Parameter) -> int:
+    shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
+    return math.prod(cast(Sequence[int], shape)) if shape is not None else parameter.numel()
+
+
+def _dequantized(module: nn.Module) -> Tensor:
+    from bitsandbytes.functional import dequantize_4bit
+
+    weight = cast(Tensor, module.weight)
+    quantized = getattr(weight, "quant_state", None)
+    assert quantized is not None, "4-bit weights are quantised when they are placed on a device"
+    return dequantize_4bit(weight.data, quantized)
+
+
+def _merged(module: nn.Module) -> nn.Module:
+    """The wrapped layer with its adapter folded in; the sum is computed in float32."""
+    base = cast(nn.Module, module.base_layer)
+    stored = _dequantized(base) if _is_4_bit(base) else cast(Tensor, base.weight).data
+    wide = stored.float()
+    variants = cast(Mapping[str, object], module.lora_variant)
+    if _ADAPTER in variants:  # DoRA
+        wide = cast("nn.Module", variants[_ADAPTER]).merge_safe(module, _ADAPTER, wide.clone())  # pyright: ignore
+    else:
+        wide = wide + cast(Tensor, module.get_delta_weight(_ADAPTER)).float()  # pyright: ignore[reportCallIssue]
+    if _is_4_bit(base):
+        return _plain_linear(base, wide.to(stored.dtype))
+    base.weight = nn.Parameter(wide.to(stored.dtype), requires_grad=False)
+    return base
+
+
+def _plain_linear(module: nn.Module, weight: Tensor) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=module.bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    if module.bias is not None:
+        linear.bias = nn.Parameter(cast(Tensor, module.bias).data, requires_grad=False)
+    return linear
+
+
+def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)
