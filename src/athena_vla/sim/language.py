@@ -56,7 +56,7 @@ def phrases_of(family: str) -> tuple[str, ...]:
 
 
 def held_out_objects(family: str) -> frozenset[tuple[str, str]]:
-    """(colour, shape) pairs that training never combines with the verb: 3 of 12, every colour and shape still occurs."""
+    """(colour, shape) pairs that training never combines with the verb: 3 of 12, all words still occur."""
     if family not in DEMO_FAMILIES or family not in OBJECT_FAMILIES:
         return frozenset()
     shift = OBJECT_FAMILIES.index(family)

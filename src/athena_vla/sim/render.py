@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from athena_vla.errors import SimulationError, UnknownName
-from athena_vla.sim.scene import Appearance
 from athena_vla.sim.raycast import NOTHING, PRIMITIVES, Cast, cast_camera, meet
+from athena_vla.sim.scene import Appearance
 from athena_vla.sim.world import FLOOR_GROUP
 
 RendererName = Literal["auto", "rays", "egl", "osmesa"]
@@ -187,7 +187,7 @@ def best_renderer(model: mujoco.MjModel) -> str:
             return backend
     raise SimulationError(
         "No renderer works here: the model has geoms that are not spheres, capsules, cylinders or boxes, which the ray "
-        "caster cannot draw, and neither EGL nor OSMesa gives a context. Install libegl1 and libegl-mesa0, or libosmesa6."
+        "caster cannot draw, and neither EGL nor OSMesa gives a context. Install libegl1 or libosmesa6."
     )
 
 
