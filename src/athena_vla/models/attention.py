@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """`[b, heads, rows, width]` queries against keys and values; True in `mask` allows a look."""
     if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         # Fused attention on a CPU is 3x slower in bfloat16 than in float32, and two and a half times in training.
