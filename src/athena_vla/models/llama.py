@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from athena_vla.models.attention import attention
+from athena_vla.models.attention import attend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ class SelfAttention(nn.Module):
         if self.kv_heads != self.heads:
             keys = keys.repeat_interleave(self.heads // self.kv_heads, dim=1)
             values = values.repeat_interleave(self.heads // self.kv_heads, dim=1)
-        y = attention(q, keys.to(q.dtype), values.to(q.dtype), mask)
+        y = attend(q, keys.to(q.dtype), values.to(q.dtype), mask)
         return self.o_proj(y.transpose(1, 2).reshape(x.shape[0], x.shape[1], -1))
 
 

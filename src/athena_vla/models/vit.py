@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from athena_vla.errors import UnknownName
-from athena_vla.models.attention import attention
+from athena_vla.models.attention import attend
 
 Activation = Literal["gelu", "quick_gelu"]
 
@@ -128,7 +128,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, length, width = x.shape
         q, k, v = self.qkv(x).reshape(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        y = attention(q, k, v)
+        y = attend(q, k, v)
         return self.proj(y.transpose(1, 2).reshape(batch, length, width))
 
 
