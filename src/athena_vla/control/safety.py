@@ -125,6 +125,16 @@ class SafetyFilter:
         return self._v.copy()
 
     @property
+    def stopping_pose(self) -> Array:
+        """[J] [rad] where the robot comes to rest when it brakes as hard as permitted."""
+        return self._set.stopping_pose(self._q, self._v)
+
+    @property
+    def touched_steps(self) -> int:
+        """Steps since construction with at least one intervention."""
+        return self._ledger.touched_steps
+
+    @property
     def at_rest(self) -> bool:
         return not self._v.any()
 
