@@ -143,6 +143,11 @@ class SafetyFilter:
         """Counts by kind since construction: joints x steps for limits, steps for faults; empty if nothing happened."""
         return self._ledger.by_kind()
 
+    @property
+    def interventions_by_joint(self) -> dict[str, dict[str, int]]:
+        """Kind -> joint -> count; faults of the whole vector stand under the joint `*`."""
+        return self._ledger.by_joint()
+
     def step(
         self,
         target: ArrayLike | None,
@@ -201,14 +206,14 @@ class SafetyFilter:
         return commands
 
     def summary(self) -> dict[str, Any]:
-        """What happened since construction, for a report; faults of the whole vector stand under the joint `*`."""
+        """What happened since construction, for a report."""
         touched = self._ledger.touched_steps
         return {
             "steps": self.steps,
             "touched_steps": touched,
             "rate": touched / max(self.steps, 1),
             "interventions": dict(self.interventions),
-            "by_joint": self._ledger.by_joint(),
+            "by_joint": self.interventions_by_joint,
         }
 
     def _fault(self, target: Array | None, t: float, measured: ArrayLike | None, target_time: float | None) -> str:
