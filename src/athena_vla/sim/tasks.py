@@ -53,7 +53,7 @@ _MAX_TRIES = 2000
 def sample_scene(seed: int, split: Split) -> Scene:
     """The scene of that number: the same for ever, balanced over the families in every block of consecutive seeds.
 
-    `test` scenes combine verbs with objects (or wordings) that `train` never combines; `base` has its own verbs and goals.
+    `test` scenes combine verbs with objects (or wordings) that `train` never combines, `base` has other verbs.
     Raises `UnknownName`, `SimulationError` where no arrangement is found.
     """
     if split not in SPLITS:

@@ -73,6 +73,8 @@ class World:
         self.object_geoms = np.array([g["cube"] for g in self.slot_geoms])
         self._camera_pos = model.cam_pos[self.head_camera].copy()
         self._camera_quat = model.cam_quat[self.head_camera].copy()
+        self.set_pose(self.embodiment.default.copy())
+        self.standing_height = float(self.data.qpos[self.gantry_qpos])  # [m], pelvis in the default pose
         self.scene: Scene | None = None
 
     def reset(self, scene: Scene) -> None:
