@@ -47,21 +47,28 @@ class RmsNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.epsilon)
-        return self.weight * wide.to(x.dtype)
+        y = self.weight * wide.to(x.dtype)
+        # Under autocast each linear layer would convert the same tensor again.
+        return y.to(_product_dtype(y))
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def rotary(positions: Int[Tensor, "b l"], head_width: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines `[b, 1, l, head_width]` in float32, the two halves alike."""
+    """Cosines and signed sines `[b, 1, l, head_width]` in float32: the sines of the first half are negated."""
     exponent = torch.arange(0, head_width, 2, dtype=torch.float32, device=positions.device) / head_width
     angles = positions[:, None, :, None].float() * (1.0 / theta**exponent)
-    angles = torch.cat([angles, angles], dim=-1)
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each pair (i, i + head_width / 2) by its angle."""
     first, second = x.chunk(2, dim=-1)
-    return x * cos.to(x.dtype) + torch.cat([-second, first], dim=-1) * sin.to(x.dtype)
+    return x * cos.to(x.dtype) + torch.cat([second, first], dim=-1) * sin.to(x.dtype)
 
 
 def attention_mask(valid: Bool[Tensor, "b l"], causal: bool = True) -> Bool[Tensor, "b 1 l l"]:
@@ -212,6 +219,7 @@ class Llama(nn.Module):
         self, x: Tensor, mask: Tensor, positions: Tensor, tail: int
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         cos, sin = rotary(positions, self.spec.head_width, self.spec.rope_theta)
+        cos, sin = cos.to(_product_dtype(x)), sin.to(_product_dtype(x))
         all_keys, all_values = [], []
         for i, layer in enumerate(self.model.layers):
             x, keys, values = layer(x, cos, sin, mask, tail=tail if i == self.spec.layers - 1 else 0)
