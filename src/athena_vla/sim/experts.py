@@ -173,12 +173,12 @@ def _push(expert: Expert, goal: Goal, item: SceneObject | None) -> list[Move]:
     side = _side_of(item)
     x, y, _ = item.centre
     height = 0.76 + 0.055  # [m], low enough to meet every shape
-    behind, beyond = x - 0.10, x + 0.07 - 0.065
+    behind, beyond = x - 0.10, x + 0.05
     approach = expert.reach(side, (behind, y, height))
     via = expert.reach(side, (behind - 0.03, y, height + 0.10))
     return [
         Move("approach", approach, REACH_TIME - 0.2, via=via),
-        Move("push", expert.reach(side, (beyond + 0.03, y, height)), PUSH_TIME),
+        Move("push", expert.reach(side, (beyond, y, height)), PUSH_TIME),
     ]
 
 

@@ -1,0 +1,302 @@
+"""Recordings from the simulator, in parallel and resumable, in the folder layout that people record on real robots.
+
+Knows nothing of models. An episode depends on its number and the configuration alone: any number of workers writes the
+same bytes. Every frame holds what was seen and the joint targets for the next control step.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import Progress
+
+from athena_vla.data.episode import Episode, Image
+from athena_vla.data.formats.isaac_folder import write_episode
+from athena_vla.errors import SimulationError, UnknownName
+from athena_vla.sim.experts import Expert, Trajectory
+from athena_vla.sim.robot import SimRobot
+from athena_vla.sim.scene import Scene, Split
+from athena_vla.sim.success import measure
+from athena_vla.sim.tasks import SPLITS, sample_scene
+from athena_vla.sim.workers import run_jobs
+
+CONFIG_FILE = "recording.json"
+VERSION = 1  # changes whenever the same configuration would record something else
+BYTES_PER_FRAME_PIXEL = 1.3  # generous: pictures plus everything else, to see a full disk coming
+SEEDS_PER_RECORDING = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordConfig:
+    """Record language-instructed demonstrations of athena in the embedded simulator."""
+
+    out: Path = Path("runs/recordings")
+    """Folder of the recording; finished episodes in it are kept when the settings are the same."""
+    episodes: int = 400
+    """How many episodes."""
+    seed: int = 0
+    """Which recording: episode i shows the scene of number seed * 1,000,000 + i."""
+    workers: int = 2
+    """Processes; the recording is the same for any number."""
+    image_size: int = 96
+    """Height and width of the head camera's picture. [px]"""
+    split: Split = "train"
+    """train: the demo's tasks; test: its unseen combinations; base: the generic tasks of the base model."""
+    failures: float = 0.05
+    """Share of demonstrations that fail on purpose."""
+    noise: float = 0.01
+    """Amplitude of slow disturbances of the executed motion; the recorded actions stay clean. [rad]"""
+    renderer: str = "auto"
+    """auto | rays | egl | osmesa"""
+    quiet: bool = False
+    """Show no progress."""
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """One line of a recording."""
+
+    number: int
+    family: str
+    success: bool
+    failed_on_purpose: bool
+    frames: int
+    reused: bool
+
+
+@dataclass(frozen=True)
+class RecordResult:
+    """What a recording holds and what it took."""
+
+    path: Path
+    episodes: int
+    reused: int
+    frames: int
+    successes: int
+    failed_on_purpose: int
+    seconds: float
+    frames_per_second: float  # of the episodes recorded now; 0 where all were there
+    families: dict[str, int] = field(default_factory=dict)
+
+
+class _Pictures:
+    """Frames in memory."""
+
+    def __init__(self, images: list[Image]) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int, /) -> Image:
+        return self._images[index]
+
+
+def record(config: RecordConfig, progress: Callable[[int, int], None] | None = None) -> RecordResult:
+    """Record what is missing and return what is there; `progress` gets (finished, wanted) episodes.
+
+    Raises `SimulationError` for settings that cannot be recorded, another recording in the folder, a full disk or a
+    dead worker; finished episodes stay.
+    """
+    _check(config)
+    started = time.perf_counter()
+    results: list[EpisodeResult] = []
+    jobs = [(config, number) for number in range(config.episodes)]
+    with Progress(disable=config.quiet or progress is not None, transient=True) as bar:
+        task = bar.add_task(f"recording {config.split}", total=config.episodes)
+        try:
+            for result in run_jobs(_record_one, jobs, workers=min(config.workers, config.episodes)):
+                results.append(result)
+                bar.advance(task)
+                if progress is not None:
+                    progress(len(results), config.episodes)
+        except OSError as error:
+            raise SimulationError(
+                f"Recording stopped after {len(results)} of {config.episodes} episodes: {error}. They are whole; "
+                "make room and run the same command again to go on."
+            ) from error
+    seconds = time.perf_counter() - started
+    new = sum(r.frames for r in results if not r.reused)
+    families: dict[str, int] = {}
+    for r in results:
+        families[r.family] = families.get(r.family, 0) + 1
+    return RecordResult(
+        path=config.out,
+        episodes=len(results),
+        reused=sum(r.reused for r in results),
+        frames=sum(r.frames for r in results),
+        successes=sum(r.success for r in results),
+        failed_on_purpose=sum(r.failed_on_purpose for r in results),
+        seconds=seconds,
+        frames_per_second=new / seconds if new else 0.0,
+        families=dict(sorted(families.items())),
+    )
+
+
+def demonstrate(robot: SimRobot, scene: Scene, *, failures: float = 0.0, noise: float = 0.0) -> Episode:
+    """One demonstration in `robot`'s world, not yet on disk; its id is "episode"."""
+    robot.reset(scene)
+    rng = np.random.default_rng([4, SPLITS.index(scene.split), scene.seed])
+    expert = Expert(robot.world)
+    kind = ""
+    if rng.random() < failures:
+        trajectory, kind = expert.plan_failure(scene, rng)
+    else:
+        trajectory = expert.plan(scene)
+    return _play(robot, scene, trajectory, kind, noise, rng)
+
+
+def _play(
+    robot: SimRobot, scene: Scene, trajectory: Trajectory, failure: str, noise: float, rng: np.random.Generator
+) -> Episode:
+    body = robot.embodiment
+    inner = round(body.command_hz / body.control_hz)
+    steps = int(np.ceil(trajectory.duration * body.control_hz - 1e-6))
+    disturb = _disturbance(rng, noise, body.state_dim)
+    pictures, states, actions, times, contacts, objects = [], [], [], [], [], []
+    for step in range(steps):
+        observation = robot.observe()
+        pictures.append(observation.images["head"])
+        states.append(np.concatenate([observation.state, robot.world.joint_velocities]))
+        actions.append(trajectory.at((step + 1) / body.control_hz))
+        times.append(observation.time)
+        measures = measure(robot.world)
+        contacts.append(bool(min(g.min() for g in measures.gaps.values()) <= 0.002))
+        objects.append(measures.centres)
+        for _ in range(inner):
+            when = robot.time + 1.0 / body.command_hz
+            robot.command(np.clip(trajectory.at(when) + disturb(when), body.lower, body.upper))
+    phases = [
+        {"name": name, "start": start, "stop": min(stop, steps / body.control_hz)}
+        for name, start, stop in trajectory.phases
+    ]
+    return Episode(
+        id="episode",
+        fps=body.control_hz,
+        joint_names=body.joint_names,
+        actions=np.array(actions, dtype=np.float32),
+        state_names=(*body.joint_names, *(f"{name}_velocity" for name in body.joint_names)),
+        states=np.array(states, dtype=np.float32),
+        timestamps=np.array(times),
+        cameras={"head": _Pictures(pictures)},
+        instructions=(scene.instruction, *scene.phrasings),
+        success=robot.success(),
+        source=f"simulator:{scene.split}#{scene.seed}",
+        extras={
+            "robot": body.name,
+            "camera": {"name": "head", "fov_deg": 60.0, "mount": "torso"},
+            "seed": scene.seed,
+            "split": scene.split,
+            "task": {"family": scene.goal.family, "side": scene.goal.side, "target": scene.goal.target},
+            "objects": [asdict(o) for o in scene.objects],
+            "failed_on_purpose": failure,
+            "simulator": {
+                "phases": phases,  # [s]
+                "success_time": robot.judge.success_time,  # [s], null where it never came
+                "judged": robot.judge.failure or ("success" if robot.success() else "not reached"),
+                "hand_contact": contacts,  # per frame
+                "object_positions": np.round(np.array(objects), 4).tolist(),  # [T, 3, 3] [m], world frame
+            },
+        },
+    )
+
+
+def _disturbance(rng: np.random.Generator, amplitude: float, joints: int) -> Callable[[float], NDArray[np.float64]]:
+    """A slow wandering of every joint about its target, smooth enough for the robot's limits."""
+    frequency = rng.uniform(0.2, 0.7, (2, joints))  # [Hz]
+    phase = rng.uniform(0.0, 2 * np.pi, (2, joints))
+    size = amplitude * rng.uniform(0.3, 1.0, (2, joints))
+
+    def at(time: float) -> NDArray[np.float64]:
+        ramp = min(1.0, time / 0.5)
+        return ramp * (size * np.sin(2 * np.pi * frequency * time + phase)).sum(axis=0)
+
+    return at
+
+
+def _record_one(job: tuple[RecordConfig, int]) -> EpisodeResult:
+    config, number = job
+    name = f"episode_{number:04d}"
+    folder = config.out / name
+    if folder.is_dir():
+        known: dict[str, Any] = json.loads((folder / "metadata.json").read_text())
+        extras = known["extras"]
+        return EpisodeResult(
+            number=number,
+            family=extras["task"]["family"],
+            success=known["success"],
+            failed_on_purpose=bool(extras["failed_on_purpose"]),
+            frames=len(extras["simulator"]["hand_contact"]),
+            reused=True,
+        )
+    scene = sample_scene(config.seed * SEEDS_PER_RECORDING + number, config.split)
+    robot = _stage(config.renderer, config.image_size)
+    episode = demonstrate(robot, scene, failures=config.failures, noise=config.noise)
+    episode = Episode(**{**vars(episode), "id": name})
+    write_episode(config.out, episode)
+    return EpisodeResult(
+        number=number,
+        family=scene.goal.family,
+        success=bool(episode.success),
+        failed_on_purpose=bool(episode.extras["failed_on_purpose"]),
+        frames=len(episode),
+        reused=False,
+    )
+
+
+@lru_cache(maxsize=2)
+def _stage(renderer: str, image_size: int) -> SimRobot:
+    """The robot of this process; every episode resets it."""
+    return SimRobot(sample_scene(0, "train"), renderer=renderer, image_size=(image_size, image_size))
+
+
+def _check(config: RecordConfig) -> None:
+    """Refuse what cannot work before anything is written, then lay claim to the folder."""
+    if config.split not in SPLITS:
+        raise UnknownName("split", config.split, SPLITS)
+    if not 1 <= config.episodes <= SEEDS_PER_RECORDING:
+        raise SimulationError(f"Cannot record {config.episodes} episodes: ask for 1 to {SEEDS_PER_RECORDING}.")
+    if not 0.0 <= config.failures <= 1.0 or not 0.0 <= config.noise <= 0.2:
+        raise SimulationError(
+            f"failures {config.failures} must be a share from 0 to 1, noise {config.noise} from 0 to 0.2 rad."
+        )
+    if config.seed < 0:
+        raise SimulationError(f"The seed is {config.seed}; it must not be negative.")
+    _stage(config.renderer, config.image_size)  # a renderer or size that does not work is named here, once
+    settings = {
+        "version": VERSION,
+        **{k: getattr(config, k) for k in ("seed", "image_size", "split", "failures", "noise")},
+        "renderer": _stage(config.renderer, config.image_size).renderer.name,
+    }
+    marker = config.out / CONFIG_FILE
+    try:
+        if marker.is_file():
+            there = json.loads(marker.read_text())
+            if there != settings:
+                raise SimulationError(
+                    f"'{config.out}' holds another recording: {there}, wanted {settings}. Choose another folder or "
+                    "remove that one."
+                )
+        elif config.out.is_dir() and any(config.out.iterdir()):
+            raise SimulationError(f"'{config.out}' is not empty and not a recording of ours. Choose another folder.")
+        config.out.mkdir(parents=True, exist_ok=True)
+        needed = int(config.episodes * 40 * config.image_size**2 * BYTES_PER_FRAME_PIXEL)
+        free = shutil.disk_usage(config.out).free
+        if free < needed:
+            raise SimulationError(
+                f"'{config.out}' has {free / 1e6:.0f} MB free, the recording may need {needed / 1e6:.0f} MB. Make room, "
+                "or record fewer episodes."
+            )
+        if not marker.is_file():
+            temporary = marker.with_suffix(".tmp")
+            temporary.write_text(json.dumps(settings, indent=1))
+            temporary.rename(marker)
+    except (OSError, json.JSONDecodeError) as error:
+        raise SimulationError(f"Cannot record into '{config.out}': {error}.") from error
