@@ -1,6 +1,6 @@
 """Rays against MuJoCo's primitives in numpy: sphere, capsule, cylinder, box and the floor.
 
-Knows nothing of colours or cameras' names. Every geom is met only by the pixels its bounding sphere covers, which makes
+Knows nothing of colours or cameras' names. Every geom is met only by the pixels its bounding box covers, which makes
 a 96 x 96 picture of the world a matter of one or two milliseconds; `mj_multiRay` meets every body with every ray, and
 cuts pieces off large near boxes when it culls. `mj_ray`, its slow and exact sibling, is the oracle of the tests.
 """
@@ -16,10 +16,12 @@ from athena_vla.errors import SimulationError
 
 Array = NDArray[np.float64]
 FAR = 12.0  # [m], rays end here
+NEAR = 1e-3  # [m], nothing nearer to the camera's plane has a place in the picture
 NOTHING = -1
 
 _SPHERE, _CAPSULE = int(mujoco.mjtGeom.mjGEOM_SPHERE), int(mujoco.mjtGeom.mjGEOM_CAPSULE)
 _CYLINDER, _BOX = int(mujoco.mjtGeom.mjGEOM_CYLINDER), int(mujoco.mjtGeom.mjGEOM_BOX)
+_CORNERS = np.array([[x, y, z] for x in (-1.0, 1.0) for y in (-1.0, 1.0) for z in (-1.0, 1.0)])
 PRIMITIVES = (_SPHERE, _CAPSULE, _CYLINDER, _BOX)
 
 
@@ -76,7 +78,10 @@ def cast_camera(
 
         centres = (data.geom_xpos[geoms] - origin) @ rotation  # [g, 3], camera frame
         turns = rotation.T @ data.geom_xmat[geoms].reshape(-1, 3, 3)  # [g, 3, 3], geom frame to camera frame
-        windows = _windows(centres, model.geom_rbound[geoms], half_width, half_height, height, width)
+        boxes = model.geom_aabb[geoms]  # middle and half sizes in the geom's frame
+        corners = boxes[:, None, :3] + boxes[:, None, 3:] * _CORNERS  # [g, 8, 3]
+        corners = centres[:, None, :] + corners @ turns.transpose(0, 2, 1)
+        windows = _windows(corners, half_width, half_height, height, width)
         order = np.argsort(np.einsum("gi,gi->g", centres, centres))  # near ones first: fewer pixels are won twice
         closest = np.sqrt(np.einsum("gi,gi->g", centres, centres)) - model.geom_rbound[geoms]
         for i in order:
@@ -138,36 +143,23 @@ def pixel_rays(height: int, width: int, fov_deg: float) -> tuple[Array, float, f
     return rays, half_width, half_height
 
 
-def _windows(
-    centres: Array, radii: Array, half_width: float, half_height: float, height: int, width: int
-) -> NDArray[np.intp]:
-    """Pixel windows [g, 4] (top, bottom, left, right; exclusive ends) that cover the bounding spheres."""
-    ahead = -centres[:, 2]
-    away = np.sqrt(np.einsum("gi,gi->g", centres, centres))
-    # Out of the cone around the image: nothing to draw. The camera inside or beside the sphere: no bound at all.
-    corner = np.arctan(np.hypot(half_width, half_height))
-    spread = np.arcsin(np.clip(radii / np.maximum(away, 1e-9), 0.0, 1.0))
-    outside = (away > radii) & (np.arccos(np.clip(ahead / np.maximum(away, 1e-9), -1.0, 1.0)) > corner + spread)
-    around = ahead <= radii * 1.05 + 1e-6
+def _windows(corners: Array, half_width: float, half_height: float, height: int, width: int) -> NDArray[np.intp]:
+    """Pixel windows [g, 4] (top, bottom, left, right; exclusive ends) that cover boxes of corners [g, 8, 3].
 
-    def span(offset: Array) -> tuple[Array, Array]:
-        middle = np.arctan2(offset, ahead)
-        half = np.arcsin(np.clip(radii / np.maximum(np.hypot(offset, ahead), 1e-9), 0.0, 1.0))
-        limit = np.pi / 2 - 1e-3
-        return np.tan(np.clip(middle - half, -limit, limit)), np.tan(np.clip(middle + half, -limit, limit))
-
-    left, right = span(centres[:, 0])
-    low, high = span(centres[:, 1])
+    A box is the hull of its corners, and so is its picture, as long as all of them are in front of the camera.
+    """
+    x, y, ahead = corners[..., 0], corners[..., 1], -corners[..., 2]
+    outside = (ahead < NEAR).all(axis=1)
+    for beyond in (x - half_width * ahead, -x - half_width * ahead, y - half_height * ahead, -y - half_height * ahead):
+        outside |= (beyond > 0.0).all(axis=1)  # all corners on the far side of one face of the view
+    unbounded = (ahead < NEAR).any(axis=1)
+    depth = np.maximum(ahead, NEAR)
+    row = (1.0 - y / depth / half_height) * height / 2
+    column = (1.0 + x / depth / half_width) * width / 2
     bounds = np.stack(
-        [
-            (1.0 - high / half_height) * height / 2 - 1,
-            (1.0 - low / half_height) * height / 2 + 2,
-            (left / half_width + 1.0) * width / 2 - 1,
-            (right / half_width + 1.0) * width / 2 + 2,
-        ],
-        axis=1,
+        [row.min(axis=1) - 1, row.max(axis=1) + 2, column.min(axis=1) - 1, column.max(axis=1) + 2], axis=1
     )
-    bounds[around] = (0, height, 0, width)
+    bounds[unbounded] = (0, height, 0, width)
     bounds[outside] = 0
     limits = np.array([height, height, width, width])
     return np.clip(np.floor(bounds), 0, limits).astype(np.intp)

@@ -291,8 +291,8 @@ def _check(config: RecordConfig) -> None:
         free = shutil.disk_usage(config.out).free
         if free < needed:
             raise SimulationError(
-                f"'{config.out}' has {free / 1e6:.0f} MB free, the recording may need {needed / 1e6:.0f} MB. Make room, "
-                "or record fewer episodes."
+                f"'{config.out}' has {free / 1e6:.0f} MB free, the recording may need {needed / 1e6:.0f} MB. "
+                "Make room, or record fewer episodes."
             )
         if not marker.is_file():
             temporary = marker.with_suffix(".tmp")
