@@ -54,6 +54,8 @@ class RmsNorm(nn.Module):
 
 def _product_dtype(x: Tensor) -> torch.dtype:
     kind = x.device.type
+    if kind == "meta":  # models without weights are traced and counted; there is no autocast for them
+        return x.dtype
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
