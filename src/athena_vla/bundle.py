@@ -29,6 +29,7 @@ from athena_vla.embodiment import Embodiment, Observation
 from athena_vla.errors import BundleError
 from athena_vla.models import architecture, lora
 from athena_vla.models.architecture import Architecture, Spec
+from athena_vla.models.store import TensorStore
 
 FORMAT = 1
 Stage = Literal["base", "finetuned", "merged", "quantized", "exported"]
@@ -165,7 +166,7 @@ class Bundle:
             lora.load(model, load_file(self.path / ADAPTER_FILE))
             return model.eval()
         model = architecture.family(self.manifest.family).from_spec(self.spec, self.tokenizer_files())
-        load_weights(model, load_file(self.path / MODEL_FILE), str(self.path))
+        load_weights(model, TensorStore(self.path / "weights").plain(), str(self.path))
         return model.eval()
 
     def parent(self) -> "Bundle":

@@ -1,0 +1,167 @@
+"""Weights by name from one or many safetensors files, one tensor in memory at a time; and the writer of such folders.
+
+Knows names, shards and the quantised form; nothing of models.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from athena_vla.errors import ModelError
+from athena_vla.models import packed
+from athena_vla.models.packed import CODES, SCALES, Packed
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+SHARD_BYTES = 2_000_000_000
+
+
+class TensorStore:
+    """A folder of safetensors files, memory-mapped. Quantised weights appear under the name of the weight."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.places = _places(folder)
+        self.files: dict[str, Any] = {}
+        self.packed = set(packed.packed_names(self.places))
+        parts = {n + s for n in self.packed for s in (*CODES.values(), SCALES)}
+        self.names: tuple[str, ...] = tuple(sorted((set(self.places) - parts) | self.packed))
+
+    def read(self, name: str) -> Tensor | Packed:
+        """One weight. Raises `ModelError` for a name that is not there."""
+        if name in self.packed:
+            keys = [k for k in (*(name + c for c in CODES.values()), name + SCALES) if k in self.places]
+            return packed.load(name, {k: self._tensor(k) for k in keys})
+        if name not in self.places:
+            raise ModelError(f"'{self.folder}' holds no weight '{name}'; it holds {len(self.names)} others.")
+        return self._tensor(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a weight, without reading it."""
+        if name in self.packed:
+            codes = next(name + c for c in CODES.values() if name + c in self.places)
+            rows, columns = self._file(codes).get_slice(codes).get_shape()
+            return (rows, columns * 2) if codes.endswith(CODES[4]) else (rows, columns)
+        return tuple(self._file(name).get_slice(name).get_shape())
+
+    def plain(self) -> dict[str, Tensor]:
+        """All weights, quantised ones de-quantised to float32: for models that fit into memory."""
+        values = ((n, self.read(n)) for n in self.names)
+        return {n: v.dequantize() if isinstance(v, Packed) else v for n, v in values}
+
+    @property
+    def bytes(self) -> int:
+        return sum((self.folder / f).stat().st_size for f in set(self.places.values()))
+
+    def _file(self, key: str) -> Any:
+        file = self.places[key]
+        if file not in self.files:
+            self.files[file] = safe_open(self.folder / file, framework="pt")
+        return self.files[file]
+
+    def _tensor(self, key: str) -> Tensor:
+        return self._file(key).get_tensor(key)
+
+
+def _places(folder: Path) -> dict[str, str]:
+    """Tensor name -> file. Raises `ModelError` naming missing shards and broken files."""
+    index = folder / INDEX
+    if index.is_file():
+        try:
+            places: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+            raise ModelError(
+                f"The index '{index}' cannot be read: {error}. Download or write the weights again."
+            ) from error
+        missing = sorted({f for f in places.values() if not (folder / f).is_file()})
+        if missing:
+            raise ModelError(
+                f"'{folder}' lacks {len(missing)} of {len(set(places.values()))} weight files: {', '.join(missing)}."
+            )
+    else:
+        # Released folders hold separate heads beside the one file of the model.
+        files = [folder / SINGLE] if (folder / SINGLE).is_file() else sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise ModelError(f"'{folder}' holds no weights: no .safetensors file.")
+        places = {}
+        for file in files:
+            places |= dict.fromkeys(_keys(file), file.name)
+        return places
+    for file in sorted(set(places.values())):
+        there = _keys(folder / file)
+        lost = [k for k, f in places.items() if f == file and k not in there]
+        if lost:
+            raise ModelError(f"'{folder / file}' lacks {lost[:4]} ({len(lost)} tensors) that the index promises.")
+    return places
+
+
+def _keys(file: Path) -> set[str]:
+    try:
+        with safe_open(file, framework="pt") as stream:
+            return set(stream.keys())
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"'{file}' is not a readable safetensors file ({error}). Copy it again.") from error
+
+
+class StoreWriter:
+    """Write weights into shards; at most one shard is in memory."""
+
+    def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
+        self.folder = folder
+        self.shard_bytes = shard_bytes
+        self.pending: dict[str, Tensor] = {}
+        self.places: dict[str, int] = {}
+        self.size = 0
+        self.shards = 0
+        self.total = 0
+
+    def add(self, name: str, weight: Tensor | Packed) -> None:
+        parts: Mapping[str, Tensor] = (
+            packed.store(name, weight) if isinstance(weight, Packed) else {name: weight.detach().contiguous()}
+        )
+        size = sum(t.numel() * t.element_size() for t in parts.values())
+        if self.pending and self.size + size > self.shard_bytes:
+            self._flush()
+        for key, tensor in parts.items():
+            # A view would drag its whole storage into the file.
+            self.pending[key] = tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor
+        self.size += size
+
+    def close(self) -> None:
+        """Write the rest, and the index where there is more than one shard."""
+        if self.shards == 0:
+            self.places |= dict.fromkeys(self.pending, 0)
+            save_file(self.pending, self.folder / SINGLE)
+            return
+        self._flush()
+        names = {i: f"model-{i:05d}-of-{self.shards:05d}.safetensors" for i in range(1, self.shards + 1)}
+        for i, name in names.items():
+            (self.folder / f"part-{i}.safetensors").rename(self.folder / name)
+        index = {"metadata": {"total_size": self.total}, "weight_map": {k: names[i] for k, i in self.places.items()}}
+        (self.folder / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True))
+
+    def _flush(self) -> None:
+        if not self.pending:
+            return
+        self.shards += 1
+        save_file(self.pending, self.folder / f"part-{self.shards}.safetensors")
+        self.places |= dict.fromkeys(self.pending, self.shards)
+        self.total += self.size
+        self.pending, self.size = {}, 0
+
+
+def pairs(store: TensorStore) -> Iterator[tuple[str, Tensor | Packed]]:
+    """All weights, one at a time, in the order they lie on disk."""
+    for name in sorted(store.names, key=lambda n: (store.places.get(n, ""), n)):
+        yield name, store.read(name)
+
+
+def as_float(weight: Tensor | Packed) -> Tensor:
+    """float32, whatever the form."""
+    return weight.dequantize() if isinstance(weight, Packed) else weight.to(torch.float32)

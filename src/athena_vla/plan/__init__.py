@@ -1,0 +1,18 @@
+"""Will it fit, how fast will it be: predicted from bytes and arithmetic, and labelled so."""
+
+from athena_vla.plan.devices import DEVICES, Device
+from athena_vla.plan.predict import Prediction, predict
+from athena_vla.plan.stage import Plan, PlanConfig, plan
+from athena_vla.plan.training import TrainingMemory, training_memory
+
+__all__ = [
+    "DEVICES",
+    "Device",
+    "Plan",
+    "PlanConfig",
+    "Prediction",
+    "TrainingMemory",
+    "plan",
+    "predict",
+    "training_memory",
+]

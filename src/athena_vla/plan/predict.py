@@ -1,0 +1,147 @@
+"""Roofline: bytes and arithmetic of every call against a device, as an interval. Predicted, never measured."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from athena_vla.plan.cost import Cost, bytes_of, held_bytes
+from athena_vla.plan.devices import Device
+
+BITS = {"fp16": 16.0, "int8": 8.02, "int4": 4.125}  # scales included: fp16 per 128 weights, or per channel
+# A single-token call is bandwidth-bound; below this many rows its share of the bandwidth applies, above the arithmetic's.
+FEW_ROWS = 8
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One graph of the host loop."""
+
+    graph: str
+    calls: int
+    gigabytes: float  # read per call
+    teraflop: float  # per call
+    seconds: tuple[float, float]  # of all calls together, fast and slow end
+    bound: str  # bandwidth | arithmetic
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Timing and memory of a policy on a device that was not run."""
+
+    device: str
+    label: str
+    precision: str
+    stages: tuple[Stage, ...]
+    action_seconds: tuple[float, float]
+    actions_per_second: tuple[float, float]  # chunk rows per second, slow and fast end
+    tokens_per_second: tuple[float, float] | None  # single-token decoding, slow and fast end; None without such calls
+    memory_gb: dict[str, float]
+    fits: bool
+    advice: tuple[str, ...]
+    source: str
+    kind: str = "predicted"
+
+    def __str__(self) -> str:
+        low, high = self.action_seconds
+        lines = [f"PREDICTED, not measured: {self.label}, {self.precision}"]
+        for s in self.stages:
+            lines.append(
+                f"  {s.graph:<10} {s.calls:>4} x  {s.gigabytes:7.3f} GB  {s.teraflop:8.4f} TFLOP  "
+                f"{s.seconds[0] * 1e3:8.1f} to {s.seconds[1] * 1e3:8.1f} ms  ({s.bound})"
+            )
+        slow, fast = self.actions_per_second
+        lines.append(f"  whole action {low:.3f} to {high:.3f} s; {slow:.1f} to {fast:.1f} actions/s")
+        if self.tokens_per_second:
+            lines.append(f"  decoding {self.tokens_per_second[0]:.1f} to {self.tokens_per_second[1]:.1f} tokens/s")
+        total = sum(self.memory_gb.values())
+        lines.append(f"  memory {total:.1f} GB: {'fits' if self.fits else 'does NOT fit'}")
+        return "\n".join([*lines, *(f"  faster: {a}" for a in self.advice), f"  source of the shares: {self.source}"])
+
+
+def predict(cost: Cost, device: Device, precision: str) -> Prediction:
+    """Every stage by the slower of its two limits, with the device's interval of achieved shares."""
+    bits = BITS[precision]
+    stages = tuple(_stage(cost, name, device, bits) for name in dict.fromkeys(c.graph for c in cost.calls))
+    low = sum(s.seconds[0] for s in stages)
+    high = sum(s.seconds[1] for s in stages)
+    single = [c for c in cost.calls if c.tokens < FEW_ROWS and c.packed_weights]
+    tokens = None
+    if single:
+        times = sum(c.times for c in single)
+        seconds = [sum(s.seconds[i] for s in stages if s.graph in {c.graph for c in single}) for i in (0, 1)]
+        tokens = (times / seconds[1], times / seconds[0])
+    held = {**held_bytes(cost, bits), "system_gb": device.system_gb}
+    return Prediction(
+        device=device.name,
+        label=device.label,
+        precision=precision,
+        stages=stages,
+        action_seconds=(low, high),
+        actions_per_second=(cost.horizon / high, cost.horizon / low),
+        tokens_per_second=tokens,
+        memory_gb=held,
+        fits=sum(held.values()) <= device.memory_gb,
+        advice=_advice(cost, device, stages, precision),
+        source=device.source,
+    )
+
+
+def step_seconds(bytes_read: float, device: Device) -> tuple[float, float]:
+    """Fast and slow end of one bandwidth-bound pass."""
+    low, high = device.bandwidth_share
+    return bytes_read / (device.bandwidth_gbs * 1e9 * high), bytes_read / (device.bandwidth_gbs * 1e9 * low)
+
+
+def pass_seconds(flops: float, device: Device) -> tuple[float, float]:
+    """Fast and slow end of one pass bound by arithmetic in fp16."""
+    low, high = device.compute_share
+    return flops / (device.fp16_tflops * 1e12 * high), flops / (device.fp16_tflops * 1e12 * low)
+
+
+def _stage(cost: Cost, graph: str, device: Device, bits: float) -> Stage:
+    calls = [c for c in cost.calls if c.graph == graph]
+    low = high = moved = flops = 0.0
+    bandwidth_bound = 0.0
+    for call in calls:
+        memory = step_seconds(bytes_of(call, bits), device)
+        arithmetic = pass_seconds(call.flops, device)
+        low += call.times * max(memory[0], arithmetic[0])
+        high += call.times * max(memory[1], arithmetic[1])
+        moved += call.times * bytes_of(call, bits)
+        flops += call.times * call.flops
+        bandwidth_bound += call.times * memory[1] if memory[1] > arithmetic[1] else 0.0
+    times = sum(c.times for c in calls)
+    return Stage(
+        graph=graph,
+        calls=times,
+        gigabytes=moved / times / 1e9,
+        teraflop=flops / times / 1e12,
+        seconds=(low, high),
+        bound="bandwidth" if bandwidth_bound > high / 2 else "arithmetic",
+    )
+
+
+def _advice(cost: Cost, device: Device, stages: tuple[Stage, ...], precision: str) -> tuple[str, ...]:
+    """What would be faster, with the limit it would move."""
+    found = []
+    worst = max(stages, key=lambda s: s.seconds[1])
+    if worst.calls > 1 and worst.bound == "bandwidth":
+        found.append(
+            f"{worst.calls} single-token calls take {worst.seconds[1]:.2f} s; a family that answers a chunk in one pass "
+            "reads the weights once"
+        )
+        if precision != "int4":
+            found.append("4-bit weights: decoding is bound by bytes per token")
+    if worst.bound == "arithmetic" and worst.calls == 1:
+        gain = device.int8_tops / device.fp16_tflops
+        found.append(
+            f"'{worst.graph}' is bound by arithmetic: 4-bit weights save memory, not time; int8 activations could take "
+            f"up to {gain:.1f}x less, a shorter prompt or fewer patches help in proportion"
+        )
+    if cost.horizon < 16:
+        found.append(f"a longer chunk than {cost.horizon} steps adds little time per action in one pass")
+    return tuple(found)
+
+
+def as_dict(prediction: Prediction) -> Mapping[str, Any]:
+    return prediction.__dict__ | {"stages": [s.__dict__ for s in prediction.stages]}

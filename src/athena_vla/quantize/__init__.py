@@ -1,0 +1,5 @@
+"""Weights in 8 or 4 bits, chosen by the error they cause in the robot's joints."""
+
+from athena_vla.quantize.stage import QuantizeConfig, QuantizeResult, quantize
+
+__all__ = ["QuantizeConfig", "QuantizeResult", "quantize"]

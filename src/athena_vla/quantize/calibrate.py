@@ -1,0 +1,153 @@
+"""Hooks around a policy's linear layers: which graph uses them, what comes in, and quantising them on the way.
+
+Layers are quantised in the order they run, each on inputs that already carry the error of the layers before it, in one
+pass over the calibration frames. Weights may come from disk layer by layer, so the pass is the same for 7B.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from athena_vla.embodiment import Observation
+from athena_vla.models.architecture import Tensors
+from athena_vla.models.packed import Packed
+from athena_vla.models.store import TensorStore, as_float
+from athena_vla.policy import Policy
+
+MOST_ROWS = 8192  # input rows per layer that go into a second moment; more change little and cost time
+
+
+@dataclass
+class Scope:
+    """The graph that is running now."""
+
+    graph: str = ""
+
+
+def scoped(policy: Policy, scope: Scope) -> Policy:
+    """The same policy, telling `scope` which of its graphs runs."""
+
+    def run(name: str, inputs: Tensors) -> Tensors:
+        scope.graph = name
+        try:
+            return policy.run(name, inputs)
+        finally:
+            scope.graph = ""
+
+    return replace(policy, run=run)
+
+
+def linears(model: nn.Module) -> dict[str, nn.Linear]:
+    """Weight name -> layer; a weight that two layers share appears once."""
+    seen: set[int] = set()
+    found: dict[str, nn.Linear] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Linear) and id(module) not in seen:
+            seen.add(id(module))
+            found[f"{path}.weight"] = module
+    return found
+
+
+def used_in(policy: Policy, observation: Observation, graphs: Sequence[str]) -> dict[str, str]:
+    """Weight name -> graph for the layers that run inside the named graphs, in the order they run."""
+    scope, order = Scope(), dict[str, str]()
+    hooks = []
+    for name, layer in linears(policy.model).items():
+
+        def note(module: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+            if scope.graph in graphs:
+                order.setdefault(name, scope.graph)
+
+        hooks.append(layer.register_forward_pre_hook(note))
+    try:
+        scoped(policy, scope).act(observation)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return order
+
+
+def quantize_in_order(
+    policy: Policy,
+    frames: Sequence[Observation],
+    names: Sequence[str],
+    choose: Callable[[str, Tensor, Tensor], Packed],
+    keep: Callable[[str, Packed], None],
+) -> None:
+    """One pass; each named layer gets `choose(name, weight, second moment of its inputs)` when its inputs are known.
+
+    The layer computes with the quantised weight from then on; `keep` receives it.
+    """
+    waiting = set(names)
+    hooks = []
+    for name, layer in linears(policy.model).items():
+        if name not in waiting:
+            continue
+
+        def visit(module: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+            if name not in waiting:
+                return
+            waiting.discard(name)
+            weight = module.weight
+            assert isinstance(weight, Tensor)
+            quantized = choose(name, weight.detach().float(), second_moment(inputs[0]))
+            keep(name, quantized)
+            with torch.no_grad():
+                weight.copy_(quantized.dequantize())
+
+        hooks.append(layer.register_forward_pre_hook(visit))
+    try:
+        with torch.inference_mode():
+            policy.act_batch(list(frames))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert not waiting, f"layers never ran: {sorted(waiting)[:3]}"
+
+
+def second_moment(inputs: Tensor) -> Tensor:
+    """X^T X / n over all rows (evenly thinned beyond MOST_ROWS), float32."""
+    rows = inputs.detach().reshape(-1, inputs.shape[-1])
+    if len(rows) > MOST_ROWS:
+        rows = rows[:: -(-len(rows) // MOST_ROWS)]
+    rows = rows.float()
+    return rows.t() @ rows / len(rows)
+
+
+@contextmanager
+def streamed(model: nn.Module, store: TensorStore) -> Iterator[None]:
+    """Give a model on the meta device its weights module by module, just before each runs, and take them back after.
+
+    A pass over a model that does not fit into memory; parameters used outside a module's own forward are loaded for
+    good (tables read by slices, query tokens).
+    """
+    hooks = []
+    for path, module in model.named_modules():
+        own = list(module.named_parameters(recurse=False))
+        if not own:
+            continue
+        prefix = f"{path}." if path else ""
+        if isinstance(module, (nn.Linear, nn.LayerNorm, nn.Conv2d)):
+
+            def fetch(module: nn.Module, inputs: object, prefix: str = prefix) -> None:
+                for name, _ in list(module.named_parameters(recurse=False)):
+                    weight = as_float(store.read(prefix + name))
+                    setattr(module, name, nn.Parameter(weight, requires_grad=False))
+
+            def release(module: nn.Module, inputs: object, output: object) -> None:
+                for name, parameter in list(module.named_parameters(recurse=False)):
+                    setattr(module, name, nn.Parameter(parameter.to("meta"), requires_grad=False))
+
+            hooks.append(module.register_forward_pre_hook(fetch))
+            hooks.append(module.register_forward_hook(release))
+        else:
+            for name, _ in own:
+                setattr(module, name, nn.Parameter(as_float(store.read(prefix + name)), requires_grad=False))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

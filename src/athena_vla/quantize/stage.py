@@ -1,0 +1,251 @@
+"""The stage `quantize`: a float bundle in, a bundle with 8- or 4-bit weights out, its error measured in radians."""
+
+import dataclasses
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from athena_vla import bundle as bundles
+from athena_vla.bundle import Bundle
+from athena_vla.data.dataset import Dataset
+from athena_vla.embodiment import Observation
+from athena_vla.errors import BundleError, DatasetError, UnknownName
+from athena_vla.models.architecture import run_torch
+from athena_vla.models.packed import Packed
+from athena_vla.models.store import StoreWriter, TensorStore
+from athena_vla.policy import Policy, replay
+from athena_vla.quantize import choose, codes
+from athena_vla.quantize.calibrate import quantize_in_order, streamed, used_in
+from athena_vla.quantize.choose import Layer
+
+Method = Literal["gptq", "clip", "nearest"]
+METHODS: tuple[Method, ...] = ("gptq", "clip", "nearest")
+IN_MEMORY = 4_000_000_000  # [bytes] of weights up to which the whole float model is held
+LARGEST_HALF = 65504.0
+
+
+@dataclass(frozen=True)
+class QuantizeConfig:
+    """Settings of `athena quantize`."""
+
+    input: Path
+    """Bundle with float weights: base or merged."""
+    out: Path
+    """Where the quantised bundle goes."""
+    bits: Literal[4, 8] = 4
+    """4: groups with fp16 scales, worst layers lifted to 8; 8: per output channel."""
+    method: Method = "gptq"
+    """gptq: rounding errors compensated; clip: scales clipped to the data; nearest: plain rounding."""
+    group: int = 128
+    """Inputs per scale at 4 bits; halved where the layer's input has no such divisor. TensorRT takes 64 and 128."""
+    data: Path | None = None
+    """Built dataset: calibration frames from its train split, held-out frames from validation. None: golden frames."""
+    frames: int = 64
+    """Calibration frames."""
+    held_out: int = 64
+    """Frames the error is reported on."""
+    graphs: tuple[str, ...] = ("language",)
+    """Graphs whose linear layers are quantised; the others stay in 16 bits."""
+    budget_bits: float = 5.0
+    """Mean bits per quantised weight, scales included, up to which the worst layers are lifted to 8 bits."""
+    sensitivity: bool = True
+    """Measure each layer's action error; without, only layers that cannot be grouped get 8 bits."""
+    rest: Literal[16, 32] = 16
+    """Bits of all other matrices."""
+    threads: int = 1
+    """CPU threads."""
+    seed: int = 0
+    """Of the choice of frames."""
+
+
+@dataclass(frozen=True)
+class QuantizeResult:
+    """What was quantised, and the error it costs."""
+
+    path: Path
+    mean_bits: float  # of the quantised weights, scales included
+    lifted: int  # layers in 8 bits in a 4-bit bundle
+    layers: int
+    bytes: int  # all weights on disk
+    parent_bytes: int
+    error: dict[str, Any]  # [rad], quantised against float on frames not used for calibration
+    deviation: dict[str, Any]  # [rad], golden replay
+    minutes: float
+    peak_gb: float
+
+    def __str__(self) -> str:
+        shrink = self.parent_bytes / self.bytes
+        return (
+            f"quantised {self.layers} layers to {self.mean_bits:.2f} bits ({self.lifted} in 8), {shrink:.1f}x smaller; "
+            f"action error mean {self.error['mean_rad']:.5f}, p95 {self.error['p95_rad']:.5f} rad: {self.path}"
+        )
+
+
+def quantize(config: QuantizeConfig) -> QuantizeResult:
+    """Write the quantised bundle. Raises `BundleError`, `DatasetError`, `UnknownName`."""
+    started = time.perf_counter()
+    source = Bundle.open(config.input)
+    _require(config, source)
+    calibration, held_out, origin = frames(config, source)
+    torch.set_num_threads(config.threads)
+    store = TensorStore(source.path / "weights")
+    large = store.bytes > IN_MEMORY
+    model = source.skeleton().eval() if large else source.model()
+    policy = Policy(source.robot, source.normalizer, model, run_torch(model), name=source.path.name)
+    manifest = dataclasses.replace(
+        source.manifest,
+        stage="quantized",
+        parent_hash=source.hash,
+        parent_path=str(source.path),
+        config={"quantize": _plain(config)},
+        deviation={},
+        stage_info={},
+        files={},
+    )
+    with bundles.writing(config.out, manifest, source.golden, source.tokenizer_files()) as folder:
+        writer = StoreWriter(folder / "weights")
+        if large:
+            with streamed(model, store):
+                layers, error = _choose_codes(config, policy, calibration, [], writer)
+        else:
+            layers, error = _choose_codes(config, policy, calibration, held_out, writer)
+        done = {x.name for x in layers}
+        for name in store.names:
+            if name not in done:
+                writer.add(name, _rest(store.read(name), config.rest))
+        writer.close()
+        bundles.seal(folder, manifest)
+        deviation: dict[str, Any] = {}
+        if not large:
+            final = Policy.of(Bundle.open(folder), "torch")
+            deviation = replay(final, source.golden)
+            reference = choose.batch_chunks(Policy.of(source, "torch"), held_out)
+            error = choose.action_error(choose.batch_chunks(final, held_out), reference, source.robot.action_joints)
+        info = {
+            "bits": config.bits,
+            "mean_bits": choose.mean_bits(layers),
+            "layers": choose.table(layers),
+            "calibration": origin,
+            "action_error": error,
+            "minutes": (time.perf_counter() - started) / 60,
+            "peak_gb": peak_gb(),
+        }
+        bundles.seal(folder, dataclasses.replace(manifest, deviation=deviation, stage_info=info))
+        size = TensorStore(folder / "weights").bytes
+    return QuantizeResult(
+        path=config.out,
+        mean_bits=info["mean_bits"],
+        lifted=sum(x.bits == 8 for x in layers) if config.bits == 4 else 0,
+        layers=len(layers),
+        bytes=size,
+        parent_bytes=store.bytes,
+        error=error,
+        deviation=deviation,
+        minutes=info["minutes"],
+        peak_gb=info["peak_gb"],
+    )
+
+
+def frames(config: QuantizeConfig, source: Bundle) -> tuple[list[Observation], list[Observation], dict[str, Any]]:
+    """Calibration frames, held-out frames, and where they came from. Raises `DatasetError` for another robot's data."""
+    if config.data is None:
+        golden = list(source.golden.observations)
+        return golden, golden, {"source": "golden", "frames": len(golden)}
+    data = Dataset.open(config.data)
+    if data.robot.hash != source.robot.hash:
+        raise DatasetError(
+            f"'{config.data}' was recorded on '{data.robot.name}' ({data.robot.hash}), the bundle drives "
+            f"'{source.robot.name}' ({source.robot.hash}): calibrate on the bundle's own robot."
+        )
+    generator = np.random.default_rng(config.seed)
+
+    def some(indices: Sequence[int] | np.ndarray, count: int) -> list[Observation]:
+        picked = generator.permutation(np.asarray(indices))[:count]
+        return [data[int(i)].observation for i in sorted(picked)]
+
+    held = data.validation if len(data.validation) else data.train
+    origin = {
+        "source": "dataset",
+        "dataset_hash": data.hash,
+        "seed": config.seed,
+        "held_out": bool(len(data.validation)),
+    }
+    calibration = some(data.train, config.frames)
+    return calibration, some(held, config.held_out), {**origin, "frames": len(calibration)}
+
+
+def _choose_codes(
+    config: QuantizeConfig,
+    policy: Policy,
+    calibration: list[Observation],
+    held_out: list[Observation],
+    writer: StoreWriter,
+) -> tuple[list[Layer], dict[str, Any]]:
+    """Decide bits, quantise in order into the writer."""
+    shapes = {
+        f"{n}.weight": tuple(m.weight.shape) for n, m in policy.model.named_modules() if hasattr(m, "in_features")
+    }
+    order = used_in(policy, calibration[0], config.graphs)
+    if not order:
+        known = sorted({g.name for g in policy.model.graphs()})
+        raise UnknownName("graph with linear layers", ", ".join(config.graphs), known)
+    layers = [
+        choose.first_choice(name, graph, (shapes[name][0], shapes[name][1]), config.bits, config.group)
+        for name, graph in order.items()
+    ]
+    if config.bits == 4 and config.sensitivity and held_out:
+        tested = choose.sensitivities(policy, calibration[:16], layers)
+        layers = [dataclasses.replace(x, sensitivity_rad=tested[x.name]) for x in layers]
+        layers = choose.lift_worst(layers, config.budget_bits)
+    plan = {x.name: x for x in layers}
+
+    def pick(name: str, weight: Tensor, moment: Tensor) -> Packed:
+        layer = plan[name]
+        if config.method == "gptq":
+            packed = codes.compensated(weight, layer.bits, layer.group, moment)
+        elif config.method == "clip":
+            packed = codes.clipped(weight, layer.bits, layer.group, moment.diagonal())
+        else:
+            packed = codes.nearest(weight, layer.bits, layer.group)
+        plan[name] = dataclasses.replace(layer, output_error=codes.output_error(weight, packed, moment))
+        return packed
+
+    quantize_in_order(policy, calibration, list(plan), pick, writer.add)
+    return [plan[x.name] for x in layers], {}
+
+
+def _rest(weight: Tensor | Packed, bits: int) -> Tensor | Packed:
+    """Matrices in 16 bits where they fit; vectors (norms, biases) stay as they are: they weigh nothing."""
+    if isinstance(weight, Packed) or bits == 32 or weight.ndim < 2 or weight.dtype != torch.float32:
+        return weight
+    return weight.half() if float(weight.abs().max()) <= LARGEST_HALF else weight
+
+
+def _require(config: QuantizeConfig, source: Bundle) -> None:
+    if source.manifest.stage not in ("base", "merged"):
+        raise BundleError(
+            f"'{source.path}' is {source.manifest.stage}; quantise a base or merged bundle"
+            + (": run `athena merge` on it first." if source.manifest.stage == "finetuned" else ".")
+        )
+    if config.method not in METHODS:
+        raise UnknownName("quantisation method", config.method, METHODS)
+    if config.bits not in (4, 8):
+        raise UnknownName("number of bits", config.bits, (4, 8))
+    if config.group < 32 or config.group & (config.group - 1):
+        raise BundleError(f"A group of {config.group} inputs is not a power of two from 32; TensorRT takes 64 and 128.")
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}
+
+
+def peak_gb() -> float:
+    """Largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
