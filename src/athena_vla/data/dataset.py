@@ -93,6 +93,11 @@ class Dataset:
             kind="validation" if episode["split"] == "validation" else "train",
         )
 
+    @property
+    def frame_of_sample(self) -> NDArray[np.intp]:
+        """Number of the frame that each sample shows; samples of one frame differ in their words."""
+        return self._sample_frame
+
     def cache_frames(self, size: tuple[int, int] | None = None) -> None:
         """Decode every picture once into a memory map beside the set, resized to `size` (height, width) if given.
 

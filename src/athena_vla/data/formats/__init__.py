@@ -6,14 +6,23 @@ A format module has `detect(path) -> bool` and `open_path(path, options) -> Reco
 import importlib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from athena_vla.data.episode import Recording
-from athena_vla.data.formats.common import OpenOptions
+from athena_vla.data.episode import Recording, RecordingInfo
+from athena_vla.data.formats.common import OpenOptions, are_placeholders, is_lfs_pointer
 from athena_vla.errors import RecordingError, UnknownName
 
 # Asked in this order; each looks at content only. Imported on demand, so that h5py or PyAV load when needed.
 FORMATS: dict[str, str] = {
+    "lerobot": "athena_vla.data.formats.lerobot",
+    "robomimic_hdf5": "athena_vla.data.formats.robomimic_hdf5",
+    "isaaclab_hdf5": "athena_vla.data.formats.isaaclab_hdf5",
+    "rlds": "athena_vla.data.formats.rlds",
+    "xr_teleoperate": "athena_vla.data.formats.xr_teleoperate",
+    "mobilitygen": "athena_vla.data.formats.mobilitygen",
     "isaac_folder": "athena_vla.data.formats.isaac_folder",
+    "replicator": "athena_vla.data.formats.replicator",
+    "motion_npz": "athena_vla.data.formats.motion_npz",
 }
 
 
@@ -43,7 +52,33 @@ def open_recording(
         module = format_module(name)
         if module.detect(path):
             return module.open_path(path, options)
+    if path.is_file() and is_lfs_pointer(path):
+        raise RecordingError(f"'{path}' is a git-LFS pointer, not the data. Fetch it with: git lfs pull")
+    several = sorted(p.name for p in path.glob("*.[hH]*5") if p.is_file()) if path.is_dir() else []
+    if several:
+        raise RecordingError(f"'{path}' holds HDF5 files {several[:8]}; name one of them.")
     raise RecordingError(
         f"'{path}' is none of the formats {', '.join(FORMATS)}. An episode folder needs metadata.json, "
         "trajectory.npz or episode_data.npz, and images/."
     )
+
+
+def info_json(info: RecordingInfo) -> dict[str, Any]:
+    """What `athena data info --json` prints; null where the recording does not say."""
+    return {
+        "format": info.format,
+        "version": info.version,
+        "robot": info.robot or None,
+        "joints": list(info.joint_names),
+        "joints_named": not are_placeholders(info.joint_names),
+        "states": list(info.state_names),
+        "cameras": {n: {"height": h, "width": w} for n, (h, w) in info.cameras.items()},
+        "rate": info.fps or None,
+        "fps": info.fps or None,
+        "episodes": info.episodes,
+        "frames": info.frames,
+        "tasks": list(info.tasks),
+        "duration": info.duration or None,
+        "success": info.successes,
+        "notes": list(info.notes),
+    }

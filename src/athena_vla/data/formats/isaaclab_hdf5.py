@@ -1,0 +1,368 @@
+"""Isaac Lab (and robomimic-style) HDF5: one file, many demos; states, observations, cameras, Mimic signals.
+
+Datasets are read per demo, pictures per frame: a 20 GB file is never loaded. The identity
+`obs.joint_pos[t+1] + default == states.joint_position[t]` says whether positions are relative and recovers the default.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from athena_vla.data.episode import Episode, Frames, Image, RecordingInfo, Segment
+from athena_vla.data.formats.common import (
+    MAX_ARRAY_BYTES,
+    NOT_RGB,
+    BaseRecording,
+    OpenOptions,
+    guarded,
+    natural_key,
+    optional_bool,
+    refuse_lfs,
+)
+from athena_vla.errors import RecordingError
+
+NAME = "isaaclab_hdf5"
+MAGIC = b"\x89HDF\r\n\x1a\n"
+JOINT_TERMS = ("joint_pos", "robot_joint_pos")
+# (sim.dt [s], decimation) of environments whose files do not record them, from Isaac Lab's task configurations.
+PUBLISHED_STEPS = {"Isaac-Stack-Cube-Franka": (0.01, 5), "Isaac-Stack-Cube-UR10": (0.01, 5)}
+STREAMS = ("states/rigid_object/", "obs/datagen_info/")  # carried along: object poses and Mimic's signals
+IDENTITY_TOLERANCE = 1e-3  # [rad] recorders store float32; the real files agree to 1e-6
+
+
+def detect(path: Path) -> bool:
+    """True for an HDF5 file with demos whose states are groups (robomimic's are plain arrays)."""
+    return is_hdf5(path) and not _is_robomimic(path)
+
+
+def open_path(path: Path, options: OpenOptions) -> "IsaacLabHDF5":
+    return IsaacLabHDF5(path, options)
+
+
+def is_hdf5(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(8) == MAGIC
+
+
+def _is_robomimic(path: Path) -> bool:
+    with guarded(f"'{path}'"), h5py.File(path, "r") as file:
+        data = file.get("data")
+        first = next((data[k] for k in data if isinstance(data[k], h5py.Group)), None) if data is not None else None
+        if first is None:
+            return False
+        return isinstance(first.get("states"), h5py.Dataset) or "next_obs" in first or "dones" in first
+
+
+class IsaacLabHDF5(BaseRecording):
+    """One HDF5 file of demos."""
+
+    format = NAME
+
+    def __init__(self, path: Path, options: OpenOptions) -> None:
+        super().__init__(path, options)
+        refuse_lfs(path)
+        with guarded(f"'{path}'"):
+            self.file = h5py.File(path, "r")
+            data = self.file.get("data")
+            if not isinstance(data, h5py.Group):
+                raise RecordingError(f"'{path}' has no group 'data' with demos; it has {list(self.file)[:10]}.")
+            self.data: h5py.Group = data
+            self.version = str(int(self.file.attrs.get("format_version", data.attrs.get("format_version", 0))))
+            self.environment = _environment(data, path)
+
+    def ids(self) -> tuple[str, ...]:
+        with guarded(f"'{self.path}'"):
+            return tuple(sorted((k for k in self.data if k.startswith("demo")), key=natural_key))
+
+    def read(self, episode_id: str, /) -> Episode:
+        with guarded(f"demo '{episode_id}' of '{self.path}'"):
+            if episode_id not in self.data or not isinstance(self.data[episode_id], h5py.Group):
+                raise RecordingError(f"There is no demo '{episode_id}' in '{self.path}'.")
+            return self._read(episode_id, self.data[episode_id])
+
+    def info(self) -> RecordingInfo:
+        notes: list[str] = []
+        ids = self.ids()
+        first: Episode | None = None
+        episodes = frames = 0
+        successes: list[bool] = []
+        tasks: dict[str, None] = {}
+        for demo in ids:
+            try:
+                length = self._length(demo)
+                first = first or self.read(demo)
+            except RecordingError as error:
+                notes.append(f"{demo} cannot be read: {error}")
+                continue
+            success = optional_bool(self.data[demo].attrs.get("success"))
+            successes += [success] if success is not None else []
+            episodes, frames = episodes + 1, frames + length
+        tasks |= dict.fromkeys(first.instructions if first else ())
+        declared = self.data.attrs.get("total")
+        if declared is not None and int(declared) != frames:
+            notes.append(f"data.attrs['total'] says {int(declared)} frames, the demos hold {frames}")
+        numbers = [int(k.rsplit("_", 1)[-1]) for k in ids if k.rsplit("_", 1)[-1].isdigit()]
+        if numbers and numbers != list(range(len(numbers))):
+            gaps = sorted(set(range(numbers[-1] + 1)) - set(numbers))
+            notes.append(f"demo numbering has gaps: {gaps[:10]} are missing")
+        if not ids:
+            notes.append("the file holds no demos")
+        if first is None:
+            return RecordingInfo(NAME, self.version, self._robot(), (), (), {}, 0.0, 0, 0, (), 0.0, None, tuple(notes))
+        notes += first.extras["notes"]
+        known = first.extras["clock"] != "frame index"
+        return RecordingInfo(
+            format=self.format,
+            version=self.version,
+            robot=self._robot(),
+            joint_names=first.joint_names,
+            state_names=first.state_names,
+            cameras={n: s.size for n, s in first.cameras.items() if isinstance(s, HDF5Frames)},
+            fps=first.fps if known else 0.0,
+            episodes=episodes,
+            frames=frames,
+            tasks=tuple(tasks),
+            duration=frames / first.fps if known else 0.0,
+            successes=sum(successes) if successes else None,
+            notes=tuple(notes),
+        )
+
+    def _robot(self) -> str:
+        return str(self.environment.get("env_name", ""))
+
+    def _length(self, demo: str) -> int:
+        with guarded(f"demo '{demo}' of '{self.path}'"):
+            actions = self.data[demo].get("actions")
+            if not isinstance(actions, h5py.Dataset) or actions.ndim != 2 or not len(actions):
+                raise RecordingError(f"Demo '{demo}' of '{self.path}' has no actions [T, D].")
+            return len(actions)
+
+    def _read(self, demo: str, group: h5py.Group) -> Episode:
+        length = self._length(demo)
+        notes: list[str] = []
+        name = "processed_actions" if isinstance(group.get("processed_actions"), h5py.Dataset) else "actions"
+        actions = _array(group[name], f"{name} of {demo}")
+        if actions.ndim != 2 or len(actions) != length:
+            raise RecordingError(f"Demo '{demo}' of '{self.path}': {name} has shape {list(actions.shape)}.")
+        states, relative, default = self._states(group, length, notes)
+        streams, cameras = self._streams(group, length)
+        fps, clock = self._rate(group, notes)
+        declared = group.attrs.get("num_samples")
+        if declared is not None and int(declared) != length:
+            notes.append(f"{demo} declares {int(declared)} samples, it holds {length}")
+        if not self.options.joints:
+            notes.append(f"the {actions.shape[1]} action columns have no names; --joints FILE names them")
+        if actions.shape[1] != states.shape[1] and states.shape[1]:
+            notes.append(
+                f"{actions.shape[1]} action columns for {states.shape[1]} joints: these actions are not joint targets"
+            )
+        order = "xyzw" if int(self.version) >= 1 else "wxyz"
+        return Episode(
+            id=demo,
+            fps=fps,
+            joint_names=self.names("action", actions.shape[1], None),
+            actions=actions,
+            state_names=self._state_names(states.shape[1]),
+            states=states,
+            timestamps=np.arange(length) / fps if clock != "frame index" else np.arange(length, dtype=np.float64),
+            cameras=cameras,
+            instructions=self._instructions(group),
+            success=optional_bool(group.attrs.get("success")),
+            segments=_signals(group, length),
+            source=f"{self.format}:{self.path}#{demo}",
+            extras={
+                "clock": clock,
+                "notes": notes,
+                "streams": streams,
+                "declared_length": None if declared is None else int(declared),
+                "positions_relative": relative,
+                "default_pose": default,
+                "quaternion_order": order,
+            },
+        )
+
+    def _state_names(self, width: int) -> tuple[str, ...]:
+        if len(self.options.joints) == width:
+            return self.options.joints
+        return tuple(f"state_{i:02d}" for i in range(width))
+
+    def _instructions(self, group: h5py.Group) -> tuple[str, ...]:
+        found: list[str] = []
+        for source in (group.attrs, self.environment):
+            for key in ("language_instruction", "instruction", "lang", "task_description"):
+                value = source.get(key)
+                found += [value.strip()] if isinstance(value, str) and value.strip() else []
+        return tuple(dict.fromkeys(found))
+
+    def _states(
+        self, group: h5py.Group, length: int, notes: list[str]
+    ) -> tuple[NDArray[Any], bool | None, list[float] | None]:
+        """(absolute joint positions before each action, were they recorded relative, the default pose)."""
+        articulations = group.get("states/articulation")
+        robot = _robot_name(articulations)
+        after = initial = None
+        if robot and isinstance(articulations, h5py.Group):
+            after = _array(articulations[robot]["joint_position"], "joint_position")
+            start = group.get(f"initial_state/articulation/{robot}/joint_position")
+            initial = _array(start, "initial joint_position") if isinstance(start, h5py.Dataset) else None
+        observed = None
+        obs = group.get("obs")
+        if isinstance(obs, h5py.Group):
+            name = next((t for t in JOINT_TERMS if isinstance(obs.get(t), h5py.Dataset)), None)
+            observed = _array(obs[name], f"obs/{name}") if name else None
+        if observed is not None and (observed.ndim != 2 or len(observed) != length):
+            observed = None
+        if after is not None and (after.ndim != 2 or len(after) != length):
+            notes.append(f"states hold {len(after)} rows for {length} actions and are left out")
+            after = None
+        if after is None:
+            if observed is None:
+                return np.zeros((length, 0), np.float32), None, None
+            notes.append("only obs joint positions are recorded; whether they are relative cannot be told")
+            return observed, None, None
+        if observed is not None and observed.shape == after.shape:
+            default = (initial[0] if initial is not None else after[0]) - observed[0 if initial is not None else 1]
+            error = float(np.abs(observed[1:] + default - after[:-1]).max()) if length > 1 else 0.0
+            if error < IDENTITY_TOLERANCE:
+                relative = bool(np.abs(default).max() > IDENTITY_TOLERANCE)
+                kind = "relative to a default pose, which is added" if relative else "absolute"
+                notes.append(f"obs joint positions are {kind} (identity with the states holds to {error:.1e} rad)")
+                # The states themselves are kept: they are bit-exact, and one row later than the observation.
+                return _before(after, initial), relative, default.tolist()
+            notes.append(f"obs joint positions do not match the states (up to {error:.3f}); the states are used")
+        return _before(after, initial), None, None
+
+    def _rate(self, group: h5py.Group, notes: list[str]) -> tuple[float, str]:
+        if self.options.fps:
+            return self.options.fps, "rate"
+        arguments = self.environment.get("sim_args")
+        if isinstance(arguments, Mapping):
+            step = float(arguments.get("dt", 0)) * float(arguments.get("decimation", 0))
+            if step > 0:
+                return round(1.0 / step, 6), "rate"
+        estimated = _rate_from_velocities(group)
+        hint = f" (joint velocities suggest very roughly {estimated:.0f} Hz)" if estimated is not None else ""
+        for prefix, (dt, decimation) in PUBLISHED_STEPS.items():
+            if str(self.environment.get("env_name", "")).startswith(prefix):
+                notes.append(
+                    f"no rate is recorded; {1 / (dt * decimation):g} Hz is that of the published {prefix} environment "
+                    f"(sim.dt {dt:g} x decimation {decimation}){hint}; --fps HZ says otherwise"
+                )
+                return round(1.0 / (dt * decimation), 6), "published environment"
+        notes.append(f"no rate is recorded{hint}; --fps HZ says how fast frames follow each other")
+        return 1.0, "frame index"
+
+    def _streams(self, group: h5py.Group, length: int) -> tuple[dict[str, NDArray[Any]], dict[str, Frames]]:
+        streams: dict[str, NDArray[Any]] = {}
+        cameras: dict[str, Frames] = {}
+
+        def visit(name: str, item: Any) -> None:
+            if not isinstance(item, h5py.Dataset) or not len(item.shape) or item.shape[0] != length:
+                return
+            leaf = name.rsplit("/", 1)[-1]
+            if item.ndim == 4 and item.shape[3] in (3, 4):
+                if not NOT_RGB.search(leaf) and item.dtype.kind in "uf":
+                    cameras[leaf.removesuffix("_rgb")] = HDF5Frames(item)
+            elif item.ndim <= 3 and item.dtype.kind in "fbiu" and name.startswith(STREAMS):
+                streams[name] = _array(item, name)
+
+        group.visititems(visit)
+        return streams, cameras
+
+
+class HDF5Frames:
+    """Pictures of one dataset [T, H, W, 3 or 4], read frame by frame; float ones are scaled back to 0..255."""
+
+    def __init__(self, dataset: h5py.Dataset) -> None:
+        self.dataset = dataset
+        self.size = (int(dataset.shape[1]), int(dataset.shape[2]))
+
+    def __len__(self) -> int:
+        return int(self.dataset.shape[0])
+
+    def __getitem__(self, index: int, /) -> Image:
+        with guarded(f"frame {index} of '{self.dataset.name}'"):
+            picture = np.asarray(self.dataset[index])[..., :3]
+        if picture.dtype == np.uint8:
+            return picture
+        if picture.dtype.kind == "u":
+            return picture.astype(np.uint8)
+        # Isaac Lab's `normalize=True` divides by 255 and subtracts the picture's mean: the mean is lost, 0.5 stands in.
+        shift = 0.5 if picture.min() < -1e-6 else 0.0
+        scale = 255.0 if picture.max() <= 1.5 else 1.0
+        return np.clip(np.rint((picture.astype(np.float32) + shift) * scale), 0, 255).astype(np.uint8)
+
+
+def _environment(data: h5py.Group, path: Path) -> dict[str, Any]:
+    raw = data.attrs.get("env_args")
+    if raw is None:
+        return {}
+    with guarded(f"env_args of '{path}'"):
+        parsed = json.loads(raw if isinstance(raw, str) else bytes(raw).decode())
+    return parsed if isinstance(parsed, dict) else {}
+
+
+def _array(dataset: Any, what: str) -> NDArray[Any]:
+    if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "fiub":
+        raise RecordingError(f"{what} is not an array of numbers.")
+    if dataset.size * dataset.dtype.itemsize > MAX_ARRAY_BYTES:
+        raise RecordingError(f"{what} claims {dataset.size} numbers; that is a damaged header.")
+    if dataset.size * dataset.dtype.itemsize > 2**26 and dataset.id.get_storage_size() * 1000 < dataset.size:
+        raise RecordingError(f"{what} claims shape {list(dataset.shape)}, the file holds nearly nothing of it.")
+    return np.asarray(dataset[()])
+
+
+def _robot_name(articulations: Any) -> str:
+    if not isinstance(articulations, h5py.Group):
+        return ""
+    names = [k for k in articulations if isinstance(articulations.get(f"{k}/joint_position"), h5py.Dataset)]
+    return "robot" if "robot" in names else names[0] if len(names) == 1 else ""
+
+
+def _before(after: NDArray[Any], initial: NDArray[Any] | None) -> NDArray[Any]:
+    """States are recorded after each step; what the policy sees is the row before, and the initial state first."""
+    head = initial[:1] if initial is not None and initial.shape[1:] == after.shape[1:] else after[:1]
+    return np.concatenate([head, after[:-1]])
+
+
+def _rate_from_velocities(group: h5py.Group) -> float | None:
+    """[Hz] from positions and velocities of the same states: dq = v dt, by least squares over all joints."""
+    articulations = group.get("states/articulation")
+    robot = _robot_name(articulations)
+    if not robot or not isinstance(articulations, h5py.Group) or "joint_velocity" not in articulations[robot]:
+        return None
+    positions = _array(articulations[robot]["joint_position"], "joint_position").astype(np.float64)
+    velocities = _array(articulations[robot]["joint_velocity"], "joint_velocity").astype(np.float64)
+    if positions.shape != velocities.shape or len(positions) < 5:
+        return None
+    step, speed = np.diff(positions, axis=0), (velocities[1:] + velocities[:-1]) / 2
+    power = float((speed * speed).sum())
+    dt = float((step * speed).sum()) / power if power > 1e-9 else 0.0
+    return 1.0 / dt if 1e-4 < dt < 2.0 else None
+
+
+def _signals(group: h5py.Group, length: int) -> tuple[Segment, ...]:
+    """Segments from Mimic's subtask_term_signals: each ends where its signal first becomes true."""
+    signals = group.get("obs/datagen_info/subtask_term_signals")
+    if not isinstance(signals, h5py.Group):
+        return ()
+    ends: list[tuple[int, str]] = []
+    for name in signals:
+        if not isinstance(signals[name], h5py.Dataset):
+            continue
+        values = _array(signals[name], name).reshape(-1)
+        if len(values) == length and values.any():
+            ends.append((int(np.argmax(values > 0)), name))
+    segments, start = [], 0
+    for stop, name in sorted(ends):
+        if stop > start:
+            segments.append(Segment(start, stop, "task", name.replace("_", " "), "simulator", 1.0))
+            start = stop
+    return tuple(segments)

@@ -1,0 +1,107 @@
+"""MobilityGen recordings (Isaac Sim): refused where their states are pickled, read where they are npz."""
+
+from pathlib import Path
+
+import numpy as np
+
+from athena_vla.data.episode import Episode, Frames, RecordingInfo
+from athena_vla.data.formats.common import (
+    BaseRecording,
+    OpenOptions,
+    image_files,
+    image_size,
+    natural_key,
+    npz_arrays,
+    npz_headers,
+    read_json_object,
+)
+from athena_vla.errors import RecordingError
+
+NAME = "mobilitygen"
+
+
+def detect(path: Path) -> bool:
+    """True for a folder with state/common."""
+    return (path / "state" / "common").is_dir()
+
+
+def open_path(path: Path, options: OpenOptions) -> "MobilityGen":
+    pickled = next((path / "state" / "common").glob("*.npy"), None)
+    if pickled is not None:
+        raise RecordingError(
+            f"'{path}' is a MobilityGen recording whose states are pickled Python objects (state/common/*.npy); "
+            "reading them would run code from the file. Record or convert it with Isaac Sim 6.0, which writes "
+            "state/common/*.npz."
+        )
+    return MobilityGen(path, options)
+
+
+class MobilityGen(BaseRecording):
+    """The npz form: one state file per step, pictures where they were rendered."""
+
+    format = NAME
+
+    def ids(self) -> tuple[str, ...]:
+        return (self.path.name,)
+
+    def read(self, episode_id: str, /) -> Episode:
+        files = sorted((self.path / "state" / "common").glob("*.npz"), key=lambda p: natural_key(p.name))
+        if not files:
+            raise RecordingError(f"'{self.path}' holds no states.")
+        keys = sorted(npz_headers(files[0]))
+        key = next((k for k in keys if k in ("joint_positions", "robot.joint_positions")), None)
+        if key is None:
+            raise RecordingError(f"'{files[0]}' has no joint_positions; it has {keys}.")
+        states = np.stack([npz_arrays(f, (key,))[key].reshape(-1) for f in files]).astype(np.float64)
+        fps = self.options.fps or 1.0
+        length = len(files)
+        cameras: dict[str, Frames] = {}
+        sparse = []
+        for folder in sorted((self.path / "state" / "rgb").glob("*")) if (self.path / "state" / "rgb").is_dir() else ():
+            stream = image_files(folder)
+            present = sum(f is not None for f in stream.files)
+            if present == length:
+                cameras[folder.name] = stream
+            else:
+                sparse.append(f"camera '{folder.name}' has {present} pictures for {length} states and is left out")
+        return Episode(
+            id=self.path.name,
+            fps=fps,
+            joint_names=self.names("action", states.shape[1], None),
+            actions=np.concatenate([states[1:], states[-1:]]),
+            state_names=tuple(f"state_{i:02d}" for i in range(states.shape[1])),
+            states=states,
+            timestamps=np.arange(length) / fps,
+            cameras=cameras,
+            instructions=(),
+            success=None,
+            source=f"{NAME}:{self.path}",
+            extras={
+                "clock": "rate" if self.options.fps else "frame index",
+                "notes": ["targets are the next positions: no actions are recorded", *sparse],
+            },
+        )
+
+    def info(self) -> RecordingInfo:
+        episode = self.read(self.path.name)
+        config = self.path / "config.json"
+        robot = str(read_json_object(config).get("robot_type", "")) if config.is_file() else ""
+        cameras: dict[str, tuple[int, int]] = {}
+        for name in episode.cameras:
+            file = next(p for p in sorted((self.path / "state" / "rgb" / name).iterdir()))
+            cameras[name] = image_size(file, f"'{file}'")
+        return RecordingInfo(
+            format=NAME,
+            version="npz",
+            robot=robot,
+            joint_names=episode.joint_names,
+            state_names=episode.state_names,
+            cameras=cameras,
+            fps=self.options.fps or 0.0,
+            episodes=1,
+            frames=len(episode),
+            tasks=(),
+            duration=len(episode) / self.options.fps if self.options.fps else 0.0,
+            successes=None,
+            notes=tuple(episode.extras["notes"]),
+        )

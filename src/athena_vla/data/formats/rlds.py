@@ -1,0 +1,282 @@
+"""Reads RLDS/TFDS tfrecord sets (Open X, Bridge, OpenVLA) without TensorFlow: one record per episode, CRC checked."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from athena_vla.data.episode import BrokenEpisode, Episode, Frames, RecordingInfo, Segment
+from athena_vla.data.formats.common import (
+    BaseRecording,
+    OpenOptions,
+    StillFrames,
+    guarded,
+    image_size,
+    natural_key,
+    optional_bool,
+    read_json_object,
+    refuse_lfs,
+    text_list,
+)
+from athena_vla.data.formats.tfrecord import Value, parse_example, read_record, record_offsets
+from athena_vla.errors import RecordingError
+
+NAME = "rlds"
+SIDECAR = "athena.json"
+TEXTS = ("language_instruction", "natural_language_instruction", "instruction")
+STATES = ("state", "proprio", "joint_pos", "qpos")
+
+
+def detect(path: Path) -> bool:
+    """True for a version folder (dataset_info.json + features.json), or a folder that holds one below it."""
+    return _version_folder(path) is not None
+
+
+def open_path(path: Path, options: OpenOptions) -> "RLDS":
+    folder = _version_folder(path)
+    if folder is None:
+        raise RecordingError(f"'{path}' has no dataset_info.json with features.json.")
+    return RLDS(folder, options)
+
+
+def _version_folder(path: Path) -> Path | None:
+    if not path.is_dir():
+        return None
+    for pattern in ("", "*/", "*/*/"):
+        found = sorted(
+            p.parent for p in path.glob(f"{pattern}dataset_info.json") if (p.parent / "features.json").is_file()
+        )
+        if found:
+            if len(found) > 1:
+                raise RecordingError(f"'{path}' holds several RLDS sets: {[str(f) for f in found][:5]}. Choose one.")
+            return found[0]
+    return None
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One feature of a step: its shape below the time axis and what kind it is."""
+
+    kind: str  # number | image | text
+    shape: tuple[int, ...]
+    names: tuple[str, ...] = ()
+
+
+class RLDS(BaseRecording):
+    """One version folder of a TFDS dataset."""
+
+    format = NAME
+
+    def __init__(self, path: Path, options: OpenOptions) -> None:
+        super().__init__(path, options)
+        self.raw = read_json_object(path / "dataset_info.json")
+        kind = str(self.raw.get("fileFormat") or "tfrecord")
+        if kind != "tfrecord":
+            raise RecordingError(
+                f"'{path}' is stored as {kind}; only tfrecord is read. Rebuild it with file_format=tfrecord."
+            )
+        with guarded(f"'{path / 'features.json'}'"):
+            self.leaves = _leaves(read_json_object(path / "features.json"))
+        self.notes: list[str] = []
+        side = path / SIDECAR
+        self.sidecar = read_json_object(side) if side.is_file() else {}
+        self.records: dict[str, tuple[Path, int, int, str]] = {}
+        for file in sorted(path.glob("*.tfrecord*"), key=lambda p: natural_key(p.name)):
+            self._scan(file)
+        self._declared()
+
+    def ids(self) -> tuple[str, ...]:
+        return tuple(self.records)
+
+    def read(self, episode_id: str, /) -> Episode:
+        if episode_id not in self.records:
+            raise RecordingError(f"There is no episode '{episode_id}' in '{self.path}'.")
+        file, offset, length, reason = self.records[episode_id]
+        if reason:
+            raise RecordingError(reason)
+        with guarded(f"episode {episode_id} of '{self.path}'"):
+            return self._episode(episode_id, parse_example(read_record(file, offset, length, f"episode {episode_id}")))
+
+    def info(self) -> RecordingInfo:
+        notes, frames, episodes = list(self.notes), 0, 0
+        tasks: dict[str, None] = {}
+        first: Episode | None = None
+        successes: list[bool] = []
+        for episode in self.episodes():
+            if isinstance(episode, BrokenEpisode):
+                notes.append(f"episode {episode.id} cannot be read: {episode.reason}")
+                continue
+            first = first or episode
+            episodes, frames = episodes + 1, frames + len(episode)
+            tasks |= dict.fromkeys(episode.instructions[:1])
+            successes += [episode.success] if episode.success is not None else []
+        clock = first.extras["clock"] if first else "frame index"
+        fps = first.fps if first and clock != "frame index" else 0.0
+        if first and not fps:
+            notes.append("no rate is recorded; --fps HZ says how fast frames follow each other")
+        cameras: dict[str, tuple[int, int]] = {}
+        for name, stream in (first.cameras if first else {}).items():
+            assert isinstance(stream, StillFrames)
+            cameras[name] = image_size(stream.encoded(0), stream.describe(0))
+        return RecordingInfo(
+            format=NAME,
+            version=str(self.raw.get("version") or self.path.name),
+            robot=str(self.sidecar.get("robot") or ""),
+            joint_names=first.joint_names if first else (),
+            state_names=first.state_names if first else (),
+            cameras=cameras,
+            fps=fps,
+            episodes=episodes,
+            frames=frames,
+            tasks=tuple(tasks),
+            duration=frames / fps if fps else 0.0,
+            successes=sum(successes) if successes else None,
+            notes=tuple(notes),
+        )
+
+    def _scan(self, file: Path) -> None:
+        refuse_lfs(file)
+        split = re.sub(r"^.*-([a-zA-Z_]+)\.tfrecord.*$", r"\1", file.name)
+        with guarded(f"'{file}'"):
+            try:
+                found = record_offsets(file)
+            except RecordingError as error:
+                found = []
+                self.records[f"{file.name}"] = (file, 0, 0, str(error))
+        for offset, length in found:
+            self.records[f"{split}_{sum(k.startswith(split + '_') for k in self.records):05d}"] = (
+                file,
+                offset,
+                length,
+                "",
+            )
+
+    def _declared(self) -> None:
+        for split in self.raw.get("splits") or ():
+            with guarded(f"splits of '{self.path}'"):
+                declared = sum(int(n) for n in split.get("shardLengths") or ())
+            true = sum(k.startswith(f"{split.get('name')}_") for k in self.records)
+            if declared != true:
+                self.notes.append(
+                    f"dataset_info declares {declared} episodes in split '{split.get('name')}', there are {true}"
+                )
+
+    def _episode(self, episode_id: str, features: Mapping[str, Value]) -> Episode:
+        steps = {k.removeprefix("steps/"): v for k, v in features.items() if k.startswith("steps/")}
+        flags = steps.get("is_first", steps.get("is_last"))
+        if flags is None or not len(flags):
+            raise RecordingError(f"Episode {episode_id} of '{self.path}' has no steps.")
+        length = len(flags)
+        columns: dict[str, NDArray[Any]] = {}
+        cameras: dict[str, Frames] = {}
+        texts: list[str] = []
+        spans: list[tuple[int, str]] = []
+        for name, leaf in self.leaves.items():
+            value = steps.get(name)
+            if value is None:
+                continue
+            short = name.rsplit("/", 1)[-1]
+            if leaf.kind == "image" and isinstance(value, list):
+                if len(value) != length:
+                    raise RecordingError(
+                        f"Episode {episode_id}: {len(value)} pictures of '{short}' for {length} steps."
+                    )
+                if any(value):
+                    cameras[short] = EncodedFrames(tuple(value), f"camera '{short}' of episode {episode_id}")
+            elif leaf.kind == "text" and isinstance(value, list):
+                if short in TEXTS:
+                    words = [v.decode("utf-8", "replace").strip() for v in value]
+                    texts += words
+                    spans += [(i, w) for i, w in enumerate(words) if i == 0 or words[i - 1] != w]
+            elif not isinstance(value, list):
+                columns[name] = self._shaped(value, leaf, length, f"'{name}' of episode {episode_id}")
+        action = columns.pop("action", None)
+        state_key = next((f"observation/{k}" for k in STATES if f"observation/{k}" in columns), None)
+        states = columns.pop(state_key) if state_key else np.zeros((length, 0), np.float32)
+        actions = np.zeros((length, 0), np.float32) if action is None else action
+        side = self.sidecar.get("episodes", {}).get(episode_id, {}) if isinstance(self.sidecar, dict) else {}
+        fps = self.options.fps or self.sidecar.get("fps")
+        stamps = columns.pop("observation/timestamp", None)
+        clock = "recorded" if stamps is not None else "rate" if fps else "frame index"
+        if fps is None and stamps is not None and length > 1:
+            fps = float(1.0 / np.median(np.diff(stamps.reshape(-1))))
+        times = np.arange(length) / (fps or 1.0) if stamps is None else stamps.reshape(-1).astype(np.float64)
+        if side.get("timestamps"):
+            times = np.array(side["timestamps"], np.float64)
+        segments = tuple(Segment(**s) for s in side.get("segments", ()))
+        if not segments and len(spans) > 1:
+            edges = [*(i for i, _ in spans), length]
+            segments = tuple(
+                Segment(a, edges[n + 1], "task", w, "human", 1.0)
+                for n, (a, w) in enumerate(spans)
+                if w and a < edges[n + 1]
+            )
+        return Episode(
+            id=episode_id,
+            fps=float(fps or 1.0),
+            joint_names=self.names("action", actions.reshape(length, -1).shape[1], self.sidecar.get("joint_names")),
+            actions=actions.reshape(length, -1),
+            state_names=self.names("state", states.reshape(length, -1).shape[1], self.sidecar.get("state_names")),
+            states=states.reshape(length, -1),
+            timestamps=times,
+            cameras=cameras,
+            instructions=tuple(text_list([*texts, *side.get("instructions", ())])),
+            success=optional_bool(side.get("success")),
+            segments=segments,
+            source=f"{NAME}:{self.path}#{episode_id}",
+            extras={"clock": clock, "streams": columns, **({"kind": side["kind"]} if side.get("kind") else {})},
+        )
+
+    def _shaped(self, value: NDArray[Any], leaf: Leaf, length: int, what: str) -> NDArray[Any]:
+        size = int(np.prod(leaf.shape)) if leaf.shape else 1
+        if size <= 0 or len(value) != length * size:
+            if length and len(value) % length == 0:
+                return value.reshape(length, -1)
+            raise RecordingError(f"{what} has {len(value)} values for {length} steps of shape {list(leaf.shape)}.")
+        return value.reshape(length, *leaf.shape)
+
+
+@dataclass(frozen=True)
+class EncodedFrames(StillFrames):
+    """Pictures kept as the encoded bytes of a record."""
+
+    pictures: tuple[bytes, ...]
+    what: str
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def describe(self, index: int, /) -> str:
+        return f"frame {index} of {self.what}"
+
+    def encoded(self, index: int, /) -> bytes:
+        return self.pictures[index]
+
+
+def _leaves(node: Mapping[str, Any]) -> dict[str, Leaf]:
+    """Features of one step, by their path below `steps/`."""
+    top = node.get("featuresDict", {}).get("features", {})
+    steps = top.get("steps")
+    if not isinstance(steps, Mapping):
+        raise RecordingError(f"features.json has no 'steps'; it has {sorted(top)}.")
+    found: dict[str, Leaf] = {}
+    _walk(steps.get("sequence", {}).get("feature", steps), "", found)
+    return found
+
+
+def _walk(node: Mapping[str, Any], name: str, found: dict[str, Leaf]) -> None:
+    if "featuresDict" in node:
+        for key, child in node["featuresDict"]["features"].items():
+            _walk(child, f"{name}/{key}" if name else key, found)
+    elif "image" in node:
+        found[name] = Leaf("image", ())
+    elif "text" in node or "Text" in str(node.get("pythonClassName", "")):
+        found[name] = Leaf("text", ())
+    elif "tensor" in node:
+        dimensions = node["tensor"].get("shape", {}).get("dimensions", [])
+        dtype = str(node["tensor"].get("dtype", ""))
+        found[name] = Leaf("text" if dtype == "string" else "number", tuple(int(d) for d in dimensions))

@@ -1,0 +1,142 @@
+"""Video files as frames: counted by packets, found by presentation time, decoded forward where possible; and written.
+
+Random access seeks to the key frame before; reading in order decodes every frame once. PyAV only.
+"""
+
+import functools
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from athena_vla.data.episode import Image
+from athena_vla.data.formats.common import guarded, refuse_lfs
+from athena_vla.errors import RecordingError
+
+AHEAD = 16  # frames that are decoded and dropped rather than sought over
+CRF = 18  # visually lossless for h264; stated in the set's video info
+KEYFRAME_EVERY = 2  # as lerobot encodes: a random frame costs at most one extra decode
+
+
+@functools.lru_cache(maxsize=64)
+def _index(path: str, size: int, modified: int) -> tuple[NDArray[np.int64], Fraction, int, int, str]:
+    """(sorted presentation times in stream units, time base, height, width, codec), from the packets alone."""
+    with guarded(f"video '{path}'"), av.open(path) as container:
+        if not container.streams.video:
+            raise RecordingError(f"'{path}' has no video stream.")
+        stream = container.streams.video[0]
+        times = [p.pts for p in container.demux(stream) if p.pts is not None]
+        base = stream.time_base
+        if not times or base is None:
+            raise RecordingError(f"Video '{path}' holds no frames.")
+        return np.sort(np.array(times, np.int64)), base, stream.height, stream.width, stream.codec_context.name
+    raise AssertionError
+
+
+def video_index(path: Path) -> tuple[NDArray[np.int64], Fraction, int, int, str]:
+    """See `_index`; raises `RecordingError` for a missing, truncated or LFS file."""
+    if not path.is_file():
+        raise RecordingError(f"There is no video '{path}'.")
+    refuse_lfs(path)
+    status = path.stat()
+    return _index(str(path), status.st_size, status.st_mtime_ns)
+
+
+class VideoFrames:
+    """Frames of one video file between two times, or all of them."""
+
+    def __init__(self, path: Path, start: float | None = None, stop: float | None = None) -> None:
+        """Times in [s] of the file; a v3.0 set puts many episodes in one file."""
+        self.path = path
+        times, base, self.height, self.width, self.codec = video_index(path)
+        seconds = (times - (times[0] if start is None else 0)) * float(base)
+        # Half a frame of slack: times are stored as float32 upstream.
+        slack = 0.5 * float(np.median(np.diff(seconds))) if len(seconds) > 1 else 1e-3
+        first = 0 if start is None else int(np.searchsorted(seconds, start - slack))
+        last = len(times) if stop is None else int(np.searchsorted(seconds, stop - slack))
+        self.times = times[first:last]
+        self.seconds = self.times * float(base)
+        self._container: Any = None
+        self._frames: Any = None
+        self._next = -1
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def __getitem__(self, index: int, /) -> Image:
+        if not 0 <= index < len(self.times):
+            raise RecordingError(f"Video '{self.path}' has {len(self)} frames here, frame {index} was asked for.")
+        with guarded(f"frame {index} of video '{self.path}'"):
+            return self._decode(index)
+
+    def close(self) -> None:
+        if self._container is not None:
+            self._container.close()
+        self._container = self._frames = None
+        self._next = -1
+
+    def _decode(self, index: int) -> Image:
+        wanted = int(self.times[index])
+        if self._container is None:
+            self._container = av.open(str(self.path))
+            self._container.streams.video[0].codec_context.thread_count = 1
+        if self._frames is None or not self._next <= index < self._next + AHEAD:
+            stream = self._container.streams.video[0]
+            self._container.seek(wanted, stream=stream, backward=True)
+            self._frames = self._container.decode(stream)
+        for frame in self._frames:
+            if frame.pts is None or frame.pts < wanted:
+                continue
+            if frame.pts > wanted:
+                break
+            self._next = index + 1
+            return frame.to_ndarray(format="rgb24")
+        self._frames = None
+        raise RecordingError(f"Frame {index} of video '{self.path}' cannot be decoded: the file is damaged there.")
+
+
+def encode_video(path: Path, images: Iterable[Image], fps: float) -> None:
+    """Write h264 (yuv420p, crf 18, a key frame every 2 frames); one thread, so that the bytes are reproducible."""
+    rate = Fraction(fps).limit_denominator(1001)
+    with av.open(str(path), "w", format="mp4") as container:
+        stream: Any = None
+        for image in images:
+            if stream is None:
+                stream = container.add_stream("libx264", rate=rate)
+                stream.height, stream.width = image.shape[0], image.shape[1]
+                if stream.height % 2 or stream.width % 2:
+                    raise RecordingError(f"h264 needs even picture sides, not {image.shape[0]}x{image.shape[1]}.")
+                stream.pix_fmt = "yuv420p"
+                stream.thread_count = 1
+                stream.options = {"crf": str(CRF), "preset": "veryfast", "g": str(KEYFRAME_EVERY), "bf": "0"}
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        if stream is None:
+            raise RecordingError(f"There are no frames to write to '{path}'.")
+        container.mux(stream.encode())
+
+
+def copy_video(source: VideoFrames, path: Path) -> bool:
+    """Copy the packets of `source` to a new file whose time starts at 0; False where its span cannot be cut.
+
+    Pixels stay identical: nothing is decoded. A span must begin at a key frame, as every episode of a set does.
+    """
+    with guarded(f"video '{source.path}'"), av.open(str(source.path)) as reader:
+        stream = reader.streams.video[0]
+        first, last = int(source.times[0]), int(source.times[-1])
+        packets = [p for p in reader.demux(stream) if p.pts is not None and first <= p.pts <= last]
+        if not packets or not packets[0].is_keyframe or packets[0].pts != first:
+            return False
+        with av.open(str(path), "w", format="mp4") as writer:
+            target = writer.add_stream_from_template(stream)
+            offset = first
+            for packet in packets:
+                packet.pts -= offset
+                if packet.dts is not None:
+                    packet.dts -= offset
+                packet.stream = target
+                writer.mux(packet)
+    return True
