@@ -33,6 +33,7 @@ class GroundingBatch:
     positions: NDArray[np.float32]  # [n, 3, 3] [m] centre of the object in the pelvis frame
     distances: NDArray[np.float32]  # [n, 3] [m] from the camera
     visible: NDArray[np.int64]  # [n, 3] pixels of the object that are seen
+    segments: NDArray[np.int8]  # [n, size, size] which object a pixel shows: 1, 2, 3, or 0 for none
 
     def __len__(self) -> int:
         return len(self.images)
@@ -107,6 +108,7 @@ def locate(world: World, renderer: RayRenderer, scene: Scene, size: int) -> Grou
         positions=positions[None].astype(np.float32),
         distances=np.linalg.norm(seen, axis=1)[None].astype(np.float32),
         visible=np.array([[int((cast.geoms == g).sum()) for g in world.object_geoms]]),
+        segments=sum((cast.geoms == g) * np.int8(i + 1) for i, g in enumerate(world.object_geoms))[None],  # pyright: ignore
     )
 
 
@@ -123,7 +125,17 @@ def _render_batch(job: _Job) -> GroundingBatch:
     return GroundingBatch(
         *(
             np.concatenate([getattr(part, name) for part in parts])
-            for name in ("images", "states", "colours", "shapes", "pixels", "positions", "distances", "visible")
+            for name in (
+                "images",
+                "states",
+                "colours",
+                "shapes",
+                "pixels",
+                "positions",
+                "distances",
+                "visible",
+                "segments",
+            )
         )
     )
 

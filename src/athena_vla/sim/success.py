@@ -17,8 +17,9 @@ from athena_vla.sim.world import World
 HOLD_TIME = 0.4  # [s], a goal counts once it has held this long
 GRACE = 1.5  # [s], where the robot happens to look at the start is not an answer
 
-TOUCH_GAP = 0.035  # [m], surface of the hand to surface of the object
-POINT_ANGLE = 8.0  # [deg], forearm axis to the middle of the object
+TOUCH_GAP = 0.030  # [m], surface of the hand to surface of the object
+POINT_ANGLE = 7.0  # [deg], forearm axis to the middle of the object
+IDLE_HAND = 0.32  # [m], one hand acts, the other one stays on the robot's side of the objects
 POINT_CLEARANCE = 0.05  # [m], pointing is not touching
 LOOK_ANGLE = 5.0  # [deg], optical axis to the middle of the object
 PUSH_DISTANCE = 0.04  # [m], away from the robot
@@ -124,9 +125,15 @@ def _target(goal: Goal) -> int:
     return goal.target
 
 
+def _reaches_with_both(measures: Measures) -> bool:
+    return all(float(hand[0]) > IDLE_HAND for hand in measures.hands.values())
+
+
 def _touched(measures: Measures) -> set[int]:
-    """The object each hand touches, the nearest one where it is near several."""
-    found = set()
+    """The object a hand touches, the nearest one where it is near several."""
+    found: set[int] = set()
+    if _reaches_with_both(measures):
+        return found
     for gaps in measures.gaps.values():
         nearest = int(np.argmin(gaps))
         if gaps[nearest] <= TOUCH_GAP:
@@ -135,7 +142,10 @@ def _touched(measures: Measures) -> set[int]:
 
 
 def _pointed(measures: Measures) -> set[int]:
-    found = set()
+    """The object a forearm points at."""
+    found: set[int] = set()
+    if _reaches_with_both(measures):
+        return found
     for side, degrees in measures.forearm_angles.items():
         nearest = int(np.argmin(degrees))
         if degrees[nearest] <= POINT_ANGLE and measures.gaps[side].min() >= POINT_CLEARANCE:

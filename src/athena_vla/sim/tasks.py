@@ -35,9 +35,9 @@ SPLITS: tuple[Split, ...] = ("train", "test", "base")
 JOINTS = 23
 
 # Where objects stand. [m], pelvis frame
-AREA_X = (0.36, 0.48)
-AREA_Y = (-0.25, 0.25)
-SPACING = 0.15  # [m], between any two objects
+AREA_X = (0.34, 0.50)
+AREA_Y = (-0.30, 0.30)
+SPACING = 0.16  # [m], between any two objects
 MIDDLE = 0.05  # [m], a hand's object is clearly on its side
 PUSH_REACH = 0.43  # [m], the far end of where pushing can start
 PUSH_LANE = 0.13  # [m], sideways, free of other objects
@@ -45,6 +45,7 @@ EYE = (0.10, 0.0, 1.30)  # [m], head camera in the default pose
 LOOK_APART = 12.0  # [deg], seen from the eye
 LOOK_OFF_AXIS = 10.0  # [deg], a robot that stands still does not look at it
 EYE_PITCH = 52.0  # [deg] down
+LOOK_NEAREST = 0.39  # [m] from the waist's axis: nearer objects need more than the waist can bend
 
 START_NOISE = 0.03  # [rad]
 _MAX_TRIES = 2000
@@ -179,6 +180,8 @@ def _is_feasible(objects: tuple[SceneObject, ...], goal: Goal) -> bool:
     if goal.family in ("look", "orient"):
         down = EYE_PITCH * pi / 180
         if _angle(_from_eye(target), (cos(down), 0.0, -sin(down))) < LOOK_OFF_AXIS:
+            return False
+        if goal.family == "look" and hypot(target.x, target.y) < LOOK_NEAREST:
             return False
         if goal.family == "orient" and abs(atan2(target.y, target.x)) < LOOK_OFF_AXIS * pi / 180:
             return False
