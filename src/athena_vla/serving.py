@@ -1,0 +1,102 @@
+"""The serve stage: a bundle becomes a policy server that opens its port only after the policy has shown what it does.
+
+Protocols, limits and clients live in `control`; this file only binds them to a bundle.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from athena_vla.backends import Name
+from athena_vla.bundle import Bundle
+from athena_vla.control import serve as server
+from athena_vla.control.service import ServeConfig
+from athena_vla.errors import BundleError
+from athena_vla.models.gates import require_sensitive
+from athena_vla.policy import Policy, require_replay
+
+
+@dataclass(frozen=True)
+class ServeBundleConfig:
+    """Serve a bundle over openpi's websocket, OpenVLA's `/act`, `/health`, `/metrics` and `/metadata` on one port."""
+
+    bundle: str
+    """Folder of the bundle, or `builtin:NAME`."""
+    backend: Name = "auto"
+    """auto, torch, onnxruntime, openvino or tensorrt."""
+    threads: int = 1
+    """Compute threads of the backend."""
+    token_variable: str = "ATHENA_TOKEN"
+    """Environment variable that holds the token; needed for any host but loopback."""
+    server: ServeConfig = field(default_factory=ServeConfig)
+    """Address, TLS files, and limits of size, rate and time."""
+
+
+@dataclass(frozen=True)
+class ServeResult:
+    """Printed after a graceful shutdown."""
+
+    address: str
+
+    def __str__(self) -> str:
+        return f"Served on {self.address}; shut down."
+
+
+def open_policy(where: str | Path, backend: Name = "auto", threads: int = 1) -> tuple[Policy, dict[str, Any]]:
+    """A policy that may be served, and what clients are told about it.
+
+    Raises `BundleError` for a bundle that is marked as failed or no longer replays its golden example, `BlindPolicy`
+    for one whose actions do not depend on image, instruction or (where it is used) state.
+    """
+    bundle = Bundle.open(where)
+    failed = [name for name, gate in bundle.manifest.gates.items() if not passed(gate)]
+    if failed:
+        raise BundleError(
+            f"Bundle '{bundle.path}' is marked as failed by its gates {failed} and is not served; "
+            "its manifest.json has the figures. Quantise it less, or train it longer."
+        )
+    policy = Policy.of(bundle, backend, threads)
+    deviation = require_replay(policy, bundle)
+    if bundle.manifest.stage != "base":  # the generic base has never been taught this robot's tasks
+        require_sensitive(policy.act, bundle.golden.observations)
+    return policy, metadata(bundle, backend, deviation)
+
+
+def metadata(bundle: Bundle, backend: Name, deviation: Mapping[str, Any]) -> dict[str, Any]:
+    manifest = bundle.manifest
+    return {
+        "bundle_hash": bundle.hash,
+        "parent_hash": manifest.parent_hash,
+        "dataset_hash": manifest.dataset_hash,
+        "robot_hash": bundle.robot.hash,
+        "family": manifest.family,
+        "stage": manifest.stage,
+        "backend": backend,
+        "horizon": bundle.spec.horizon,
+        "replay_max_rad": deviation["max_rad"],
+        "tools": manifest.tools,
+    }
+
+
+def passed(gate: Any) -> bool:
+    """Gates are recorded as `{"passed": bool, ...}`; one without that word has not passed."""
+    return bool(isinstance(gate, Mapping) and gate.get("passed", False))
+
+
+def serve(config: ServeBundleConfig) -> ServeResult:
+    """Serve until interrupted, then shut down gracefully."""
+    policy, told = open_policy(config.bundle, config.backend, config.threads)
+    settings = config.server
+    if not settings.token and os.environ.get(config.token_variable):
+        settings = replace(settings, token=os.environ[config.token_variable])
+    address = ""
+
+    def ready(where: str) -> None:
+        nonlocal address
+        address = where
+        print(f"athena: serving {policy.name} ({told['stage']}, {told['backend']}) on {where}", flush=True)
+
+    server.serve(policy, policy.robot, settings, metadata=told, ready=ready)
+    return ServeResult(address)
