@@ -136,8 +136,10 @@ def test_ablations_change_one_thing_only(toy: Embodiment) -> None:
     assert inner.last is not None
     assert not inner.last.images["front"].any()
     assert (inner.last.instruction, inner.last.time) == ("raise the arm", 0.3)
-    OtherInstruction(inner, "sit down").act(original)
+    OtherInstruction(inner, {"raise the arm": "sit down"}).act(original)
     assert inner.last.instruction == "sit down"
+    OtherInstruction(inner, {"bow": "sit down"}).act(original)
+    assert inner.last.instruction == "raise the arm"
     assert inner.last.images is original.images
     assert (original.images["front"] == 99).all()  # the observation itself is untouched
 
@@ -181,7 +183,9 @@ def test_the_cast_builds_every_baseline_from_its_specification(
         assert type(actor) is expected
         assert actor.act(see(toy)).joint_names == toy.action_joints
     assert len(cast.libraries) == 1
-    other = cast.actor(ActorSpec("deaf", "replay", source, ablation="other_instruction"), "touch the red cube")
+    other = cast.actor(
+        ActorSpec("deaf", "replay", source, ablation="other_instruction"), {"raise the arm": "touch the red cube"}
+    )
     np.testing.assert_allclose(other.act(see(toy)).positions, actions(1, 9)[:HORIZON], atol=1e-6)
 
 

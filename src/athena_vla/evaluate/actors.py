@@ -3,6 +3,7 @@
 A specification crosses process borders; the actor it describes is built where it acts.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -62,19 +63,24 @@ class ActorSpec:
 
 @dataclass
 class Cast:
-    """Builds actors and keeps what is expensive: each bundle and library is opened once per process."""
+    """Builds actors and keeps what is expensive: the last `keep` policies, and every library."""
 
     robot: Embodiment
+    keep: int = 99  # a closed loop plays one actor after the other and needs only the last
     policies: dict[tuple[str, str], Policy] = field(default_factory=dict)
     libraries: dict[str, Library] = field(default_factory=dict)
 
-    def actor(self, spec: ActorSpec, other_instruction: str = "", *, remember: bool = True) -> Actor:
-        """A fresh actor for one episode. `remember` says whether hold-still keeps its first pose."""
+    def actor(self, spec: ActorSpec, instead: Mapping[str, str] | None = None, *, remember: bool = True) -> Actor:
+        """A fresh actor for one episode.
+
+        `instead` maps instructions to what the actor is told in the ablation of language; `remember` says whether
+        hold-still keeps its first pose.
+        """
         inner = self._inner(spec, remember)
         if spec.ablation == "black_image":
             return BlackImage(inner)
         if spec.ablation == "other_instruction":
-            return OtherInstruction(inner, other_instruction)
+            return OtherInstruction(inner, instead or {})
         return inner
 
     def _inner(self, spec: ActorSpec, remember: bool) -> Actor:
@@ -99,6 +105,8 @@ class Cast:
                     f"'{spec.source}' drives the robot '{policy.robot.name}' ({policy.robot.hash}), the evaluation is "
                     f"on '{self.robot.name}' ({self.robot.hash}). Rebind its statistics first: athena train."
                 )
+            while len(self.policies) >= self.keep:
+                self.policies.pop(next(iter(self.policies)))
             self.policies[key] = policy
         return self.policies[key]
 

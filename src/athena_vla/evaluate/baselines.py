@@ -5,7 +5,7 @@ answers like a policy: an observation in, a chunk of joint targets out.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -230,10 +230,11 @@ class OtherInstruction:
     """The same actor told to do something else, while the original goal is what counts."""
 
     inner: Actor
-    instruction: str
+    instead: Mapping[str, str]  # instruction -> what the actor is told; others are passed on
 
     def act(self, observation: Observation, /) -> ActionChunk:
-        return self.inner.act(replace(observation, instruction=self.instruction))
+        told = self.instead.get(observation.instruction, observation.instruction)
+        return self.inner.act(replace(observation, instruction=told))
 
 
 def _chunk(robot: Embodiment, positions: NDArray[np.float64], observation: Observation) -> ActionChunk:

@@ -7,7 +7,7 @@ row and not after time warping: a chunk is a command for given instants, and bei
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,11 @@ class OpenLoopResult:
     horizon: int
     dt: float  # [s]
 
+    def to_dict(self) -> dict[str, Any]:
+        raw = dict(self.__dict__)
+        raw["actors"] = {k: asdict(v) for k, v in self.actors.items()}
+        return raw
+
 
 def open_loop(
     actors: Mapping[str, Actor],
@@ -62,14 +67,15 @@ def open_loop(
     *,
     reference: str | None = None,
     ablation_of: Mapping[str, str] | None = None,
-    task_of: Callable[[Sample], str] = lambda s: s.observation.instruction,
+    tasks: Sequence[str] | None = None,
     seed: int = 0,
     progress: Callable[[int], None] = lambda n: None,
 ) -> OpenLoopResult:
     """Every actor on every sample, one observation at a time as on the robot.
 
     `reference` is the actor the others are subtracted from (default: the first); `ablation_of` maps an ablated actor to
-    the actor it ablates, whose answers it is compared with. Raises `EvaluationError` for no samples or unknown names.
+    the actor it ablates, whose answers it is compared with; `tasks` names each sample's task where the instruction is
+    too fine. Raises `EvaluationError` for no samples or unknown names.
     """
     names = list(actors)
     if not names:
@@ -84,7 +90,7 @@ def open_loop(
     answers: dict[str, list[NDArray[np.float64]]] = {n: [] for n in names}
     episodes: list[str] = []
     frames: list[int] = []
-    tasks: list[str] = []
+    kinds: list[str] = []
     for number, sample in enumerate(samples):
         horizon = len(sample.chunk)
         # Baselines that play by the clock need the time since the start of the episode.
@@ -95,12 +101,12 @@ def open_loop(
         valid.append(np.asarray(sample.valid, bool))
         episodes.append(sample.episode)
         frames.append(sample.frame)
-        tasks.append(task_of(sample))
+        kinds.append(sample.observation.instruction if tasks is None else tasks[number])
         progress(number + 1)
     if not truths:
         raise EvaluationError("The validation split holds no sample; build the dataset with a share for validation.")
     table = _Table(
-        np.stack(truths), np.stack(valid), np.array(episodes), np.array(frames), np.array(tasks), robot, seed
+        np.stack(truths), np.stack(valid), np.array(episodes), np.array(frames), np.array(kinds), robot, seed
     )
     chunks = {n: np.stack(a) for n, a in answers.items()}
     results = {}
@@ -115,7 +121,7 @@ def open_loop(
         reference,
         len(truths),
         len(set(episodes)),
-        {t: tasks.count(t) for t in sorted(set(tasks))},
+        {t: kinds.count(t) for t in sorted(set(kinds))},
         robot.action_joints,
         _roughness(table.truth, table.valid),
         table.truth.shape[1],
@@ -130,10 +136,18 @@ def spread(count: int, most: int) -> Sequence[int]:
     return sorted({round(i * (count - 1) / max(most - 1, 1)) for i in range(most)})
 
 
-def other_instructions(texts: Iterable[str]) -> dict[str, str]:
-    """Each instruction with another one that occurs: the next in sorted order. A single instruction has no other."""
-    known = sorted(set(texts))
-    return {t: known[(i + 1) % len(known)] for i, t in enumerate(known)}
+def other_instructions(kind_of: Mapping[str, str]) -> dict[str, str]:
+    """Each instruction with one of another kind of task: the next in sorted order.
+
+    Another wording of the same task would be no ablation. Instructions without any other kind are left out.
+    """
+    known = sorted(kind_of)
+    pairs = {}
+    for place, text in enumerate(known):
+        others = [t for t in known[place + 1 :] + known[:place] if kind_of[t] != kind_of[text]]
+        if others:
+            pairs[text] = others[0]
+    return pairs
 
 
 @dataclass(frozen=True)

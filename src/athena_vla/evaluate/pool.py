@@ -8,7 +8,7 @@ import contextlib
 import multiprocessing
 import os
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -35,17 +35,17 @@ def run_jobs(
     *,
     workers: int,
     describe: Callable[[Any], str] = str,
-) -> Iterator[tuple[int, Any]]:
+) -> Generator[tuple[int, Any], None, None]:
     """Yield (number of the job, result) as they finish, in any order; `make(argument)` builds each worker's handler.
 
-    With 0 workers everything runs in this process. An error in a job stops the run and is raised here; a worker that
+    With one worker everything runs in this process. An error in a job stops the run and is raised here; a worker that
     dies is replaced and its job repeated once. Raises `EvaluationError`.
     """
-    if workers < 0:
-        raise EvaluationError(f"{workers} workers are not possible; 0 runs everything in this process.")
+    if workers < 1:
+        raise EvaluationError(f"{workers} workers are not possible; 1 runs everything in this process.")
     if not jobs:
         return
-    if workers == 0:
+    if workers == 1:
         handler = make(argument)
         for number, job in enumerate(jobs):
             yield number, handler(job)

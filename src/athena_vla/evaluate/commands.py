@@ -1,0 +1,229 @@
+"""The commands `athena evaluate` and `athena compare`: configurations, and the way from them to a comparison."""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from athena_vla.bundle import MODEL_FILE, Bundle, save_tensors, writing
+from athena_vla.data.dataset import Dataset
+from athena_vla.errors import EvaluationError
+from athena_vla.evaluate.actors import ActorSpec
+from athena_vla.evaluate.comparison import Comparison, Progress, compare_all
+from athena_vla.evaluate.results import Setup
+from athena_vla.sim.scene import Split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """How the simulator is used."""
+
+    episodes: int = 105
+    """Scenes per actor; 0 plays none and compares on recordings only."""
+    split: Split = "test"
+    """Which scenes: `test` holds placements and instructions that training never combines."""
+    duration: float = 6.0
+    """An episode without success ends after this long [s]."""
+    replan_every: int = 4
+    """A new chunk is asked for every this many control steps."""
+    latency: float = 0.0
+    """Simulated time between an observation and its answer [s]."""
+    workers: int = 0
+    """Processes; 0 is one per core."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """One policy beside the baselines, open loop on recordings and closed loop in the simulator."""
+
+    bundle: Path
+    """The bundle to evaluate, or builtin:NAME."""
+    data: Path | None = None
+    """Built dataset: its validation split for open loop, its training split for the baselines."""
+    out: Path = Path("runs/evaluation")
+    """Where episodes and the result are kept; a second run reuses them and says so."""
+    backend: str = "auto"
+    """torch, onnxruntime, openvino, tensorrt, or what the bundle needs."""
+    ablations: bool = True
+    """Also try the policy with black images and with another instruction."""
+    samples: int = 400
+    """Validation samples for open loop."""
+    seed: int = 0
+    """Decides scenes and resampling."""
+    loop: Loop = Loop()
+    """The simulator."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Two policies, usually untuned and tuned, beside the baselines, on the same scenes and samples."""
+
+    a: Path
+    """The first bundle, or builtin:NAME; usually the untuned one."""
+    b: Path
+    """The second bundle; the one in question, which the others are compared with."""
+    data: Path | None = None
+    """Built dataset: its validation split for open loop, its training split for the baselines."""
+    out: Path = Path("runs/compare")
+    """Where episodes and the result are kept; a second run reuses them and says so."""
+    backend_a: str = "auto"
+    """Backend of the first."""
+    backend_b: str = "auto"
+    """Backend of the second."""
+    baselines: tuple[str, ...] = ("hold", "mean_action", "nearest_neighbour", "replay")
+    """Which baselines stand beside them."""
+    ablations: bool = True
+    """Also try both with black images and with another instruction."""
+    samples: int = 400
+    """Validation samples for open loop."""
+    seed: int = 0
+    """Decides scenes and resampling."""
+    loop: Loop = Loop()
+    """The simulator."""
+
+
+def quiet(done: int, total: int, what: str) -> None:
+    """No progress."""
+
+
+def evaluate(config: EvaluateConfig, progress: Progress = quiet) -> Comparison:
+    """Evaluate one bundle. Raises `EvaluationError`, `BundleError`."""
+    policies = [ActorSpec("policy", source=str(config.bundle), backend=config.backend)]
+    return _run(policies, ("hold", "mean_action", "nearest_neighbour", "replay"), config, progress)
+
+
+def compare(config: CompareConfig, progress: Progress = quiet) -> Comparison:
+    """Compare two bundles. An untuned base of another robot is bound to the dataset's robot first, and labelled so.
+
+    Raises `EvaluationError`, `BundleError`.
+    """
+    dataset = None if config.data is None else Dataset.open(config.data)
+    first = _bound(config.a, dataset, config.out / "untuned", config.seed)
+    a, b = _names(first, config.b)
+    policies = [
+        ActorSpec(b, source=str(config.b), backend=config.backend_b),
+        ActorSpec(a, source=str(first), backend=config.backend_a),
+    ]
+    return _run(policies, config.baselines, config, progress)
+
+
+def _run(
+    policies: list[ActorSpec], baselines: tuple[str, ...], config: EvaluateConfig | CompareConfig, progress: Progress
+) -> Comparison:
+    robot = Bundle.open(policies[0].source).robot
+    dataset = None if config.data is None else Dataset.open(config.data)
+    if dataset is not None and dataset.robot.hash != robot.hash:
+        raise EvaluationError(
+            f"'{policies[0].source}' drives '{robot.name}' ({robot.hash}), the dataset '{config.data}' holds motions "
+            f"of '{dataset.robot.name}' ({dataset.robot.hash}). Fine-tune on this dataset first, or give one of its robot."
+        )
+    loop = config.loop
+    setup = None
+    if loop.episodes > 0 and robot.mjcf:
+        setup = Setup(
+            robot=robot.name,
+            split=loop.split,
+            duration=loop.duration,
+            replan_every=loop.replan_every,
+            latency=loop.latency,
+        )
+    if setup is None and dataset is None:
+        raise EvaluationError(
+            f"There is nothing to evaluate on: robot '{robot.name}' has no simulator here (or --loop.episodes 0), and "
+            "no --data was given. Give a dataset built from its recordings."
+        )
+    result = compare_all(
+        policies,
+        reference=policies[0].name,
+        out=config.out,
+        dataset=dataset,
+        baselines=baselines,
+        ablate=[p.name for p in policies] if config.ablations else (),
+        episodes=loop.episodes,
+        samples=config.samples,
+        seed=config.seed,
+        workers=loop.workers,
+        setup=setup,
+        progress=progress,
+    )
+    if setup is None:
+        reason = "as asked" if loop.episodes == 0 else f"there is no simulator of robot '{robot.name}'"
+        result = dataclasses.replace(result, notes=(*result.notes, f"No closed loop was played: {reason}."))
+    save(result, config.out / "comparison.json")
+    return result
+
+
+def save(result: Comparison, path: Path) -> None:
+    """The comparison as JSON, by rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(result.to_dict(), indent=1, sort_keys=True, default=_plain))
+    os.replace(temporary, path)
+
+
+def bind_untuned(base: Bundle, dataset: Dataset, out: Path, seed: int = 0) -> Path:
+    """A bundle of the untrained base on another robot: its statistics, and fresh heads where the sizes differ.
+
+    This is what "the generic model" can mean on a robot it was never made for; the bundle says so wherever it is shown.
+    """
+    import torch
+
+    spec = dataclasses.replace(
+        base.spec,
+        action_dim=dataset.robot.action_dim,
+        state_dim=dataset.robot.state_dim,
+        cameras=len(dataset.robot.camera_names),
+    )
+    torch.manual_seed(seed)
+    model = base.model().rebind(spec).eval()
+    text = (
+        f"the weights of '{base.robot.name}' ({base.robot.action_dim} action dimensions) with the action statistics of "
+        f"dataset {dataset.hash} for the {dataset.robot.action_dim} joints of '{dataset.robot.name}'; whatever depends "
+        "on the number of joints was initialised fresh and never trained. It has no chance, and is shown for that."
+    )
+    manifest = dataclasses.replace(
+        base.manifest,
+        stage="base",
+        spec=spec.to_dict(),
+        robot=dataset.robot.to_dict(),
+        normalizer=dataset.normalizer.to_dict(),
+        dataset_hash=dataset.hash,
+        parent_hash=base.hash,
+        parent_path=str(base.path),
+        deviation={},
+        gates={},
+        stage_info={"rebound": text},
+    )
+    from athena_vla.policy import Policy, record_golden
+
+    policy = Policy.of_model(model, dataset.robot, dataset.normalizer)
+    golden = record_golden(policy, [dataset[int(dataset.train[0])].observation])
+    with writing(out, manifest, golden, base.tokenizer_files()) as folder:
+        save_tensors(model.state_dict(), folder / MODEL_FILE)
+    return out
+
+
+def _bound(where: Path, dataset: Dataset | None, out: Path, seed: int) -> Path:
+    bundle = Bundle.open(where)
+    if dataset is None or bundle.robot.hash == dataset.robot.hash or bundle.manifest.stage != "base":
+        return where
+    return bind_untuned(bundle, dataset, out, seed)
+
+
+def _names(a: Path, b: Path) -> tuple[str, str]:
+    """Short names of two bundles: untuned and tuned where that is what they are, else their folders' names."""
+    stages = [Bundle.open(p, verify=False).manifest.stage for p in (a, b)]
+    if stages[0] == "base" and stages[1] != "base":
+        return "untuned", "tuned"
+    one, two = (str(p).replace("builtin:", "").rstrip("/").rpartition("/")[2] for p in (a, b))
+    return (one, two) if one != two else (f"{one}-a", f"{two}-b")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value)} is not JSON")

@@ -1,0 +1,203 @@
+"""Policies beside each other and beside what knows nothing: one table with intervals, paired tests, and plain words.
+
+A comparison always says what its "untuned" row is: a base model has either driven this very robot before, or its
+statistics and heads were bound to it without any training, and then it cannot be expected to do anything sensible.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from athena_vla.bundle import Bundle
+from athena_vla.data.dataset import Dataset
+from athena_vla.errors import EvaluationError, MissingDependency
+from athena_vla.evaluate import tables
+from athena_vla.evaluate.actors import ActorSpec, Cast, Kind
+from athena_vla.evaluate.baselines import Actor, Library
+from athena_vla.evaluate.openloop import OpenLoopResult, open_loop, other_instructions, spread
+from athena_vla.evaluate.results import EpisodeResult, Setup
+from athena_vla.evaluate.statistics import PairedTest
+from athena_vla.evaluate.summary import ActorSummary, compare_pair
+
+LIBRARY = "library.npz"
+LIBRARY_SAMPLES = 6000  # of the training split, evenly spread: enough for neighbours, and a few tens of MB
+LEGEND = (
+    "success: Wilson interval. +/-: scenes that only the reference, or only the row, solved; p: exact McNemar test.\n"
+    "touched: share of motor commands the safety filter changed. violations: counted from the commands behind it."
+)
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All rows of one comparison; `reference` is the row the paired tests compare the others with."""
+
+    reference: str
+    rows: tuple[ActorSpec, ...]
+    closed: dict[str, ActorSummary]  # empty without a simulator
+    paired: dict[str, PairedTest]  # the reference against every other row, on the scenes both played
+    open: OpenLoopResult | None
+    notes: tuple[str, ...]
+    dataset_hash: str = ""
+    setup: Setup | None = None
+    episodes: dict[str, tuple[EpisodeResult, ...]] = field(default_factory=dict, repr=False)
+    reused: dict[str, int] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "reference": self.reference,
+            "rows": [r.__dict__ for r in self.rows],
+            "closed_loop": {k: v.to_dict() for k, v in self.closed.items()},
+            "paired": {k: v.to_dict() for k, v in self.paired.items()},
+            "open_loop": None if self.open is None else self.open.to_dict(),
+            "notes": list(self.notes),
+            "dataset_hash": self.dataset_hash,
+            "setup": None if self.setup is None else {**self.setup.__dict__, "owners": dict(self.setup.owners)},
+            "reused": self.reused,
+        }
+
+    def __str__(self) -> str:
+        parts = []
+        if self.closed:
+            parts += [tables.closed_table(self.closed, self.paired, self.reference), tables.task_table(self.closed)]
+        if self.open is not None:
+            policies = [r.name for r in self.rows if r.kind == "policy" and r.ablation == "none"]
+            parts += [tables.open_table(self.open), tables.joint_table(self.open, policies)]
+            parts.append(tables.horizon_table(self.open, policies))
+        if self.closed:
+            parts.append(LEGEND)
+        return "\n\n".join([*parts, *self.notes])
+
+
+def baseline_specs(library: Path, kinds: Sequence[str]) -> list[ActorSpec]:
+    """A row for each baseline. Raises `UnknownName`."""
+    specs = []
+    for kind in kinds:
+        known: Any = kind
+        specs.append(ActorSpec(kind, _kind(known), "" if kind == "hold" else str(library)))
+    return specs
+
+
+def ablation_specs(spec: ActorSpec) -> list[ActorSpec]:
+    """The same actor without its eyes, and told something else."""
+    return [
+        replace(spec, name=f"{spec.name}.black_image", ablation="black_image"),
+        replace(spec, name=f"{spec.name}.other_instruction", ablation="other_instruction"),
+    ]
+
+
+def write_library(dataset: Dataset, path: Path) -> Path:
+    """What the baselines know, from the training split; an existing file of the same set is kept."""
+    chosen = [dataset[int(dataset.train[i])] for i in spread(len(dataset.train), LIBRARY_SAMPLES)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Library.fit(chosen, dataset.robot).save(path)
+    return path
+
+
+def compare_open(
+    specs: Sequence[ActorSpec],
+    dataset: Dataset,
+    *,
+    reference: str,
+    samples: int = 400,
+    seed: int = 0,
+    progress: Progress = lambda done, total, what: None,
+) -> OpenLoopResult:
+    """All rows on the validation split of a dataset; ablated rows are compared with the row they ablate."""
+    cast = Cast(dataset.robot)
+    chosen = [int(dataset.validation[i]) for i in spread(len(dataset.validation), samples)]
+    if not chosen:
+        raise EvaluationError(
+            f"'{dataset.path}' has no validation episode: build it with more episodes or a larger --validation share."
+        )
+    kind_of = {str(t): e["kind"] or t for e in dataset.episodes for t in e["instructions"]}
+    instead = other_instructions(kind_of)
+    deaf = [s.name for s in specs if s.ablation == "other_instruction"]
+    usable = [s for s in specs if s.name not in deaf or instead]
+    actors: dict[str, Actor] = {s.name: cast.actor(s, instead, remember=False) for s in usable}
+    ablations = {s.name: s.name.rpartition(".")[0] for s in usable if s.ablation != "none"}
+    return open_loop(
+        actors,
+        (dataset[i] for i in chosen),
+        dataset.robot,
+        reference=reference,
+        ablation_of={k: v for k, v in ablations.items() if v in actors},
+        tasks=[dataset.kinds[i] for i in chosen],
+        seed=seed,
+        progress=lambda done: progress(done, len(chosen), "open loop"),
+    )
+
+
+def compare_all(
+    policies: Sequence[ActorSpec],
+    *,
+    reference: str,
+    out: Path,
+    dataset: Dataset | None = None,
+    baselines: Sequence[str] = ("hold", "mean_action", "nearest_neighbour", "replay"),
+    ablate: Sequence[str] = (),
+    episodes: int = 105,
+    samples: int = 400,
+    seed: int = 0,
+    workers: int = 0,
+    setup: Setup | None = None,
+    progress: Progress = lambda done, total, what: None,
+) -> Comparison:
+    """Policies, baselines and ablations in one comparison; `setup` None plays no closed loop.
+
+    `ablate` names the policies that are also tried blind and told something else. Raises `EvaluationError`, and
+    `MissingDependency` where the simulator is asked for and not installed.
+    """
+    notes: list[str] = []
+    kinds = list(baselines)
+    library = out / LIBRARY
+    if dataset is None:
+        left_out = [k for k in kinds if k != "hold"]
+        kinds = [k for k in kinds if k == "hold"]
+        if left_out:
+            notes.append(f"Without a dataset there is no {', '.join(left_out)}: they are made from its training split.")
+    elif any(k != "hold" for k in kinds):
+        write_library(dataset, library)
+    by_name = {p.name: p for p in policies}
+    ablated = [a for name in ablate for a in ablation_specs(by_name[name])]
+    rows = [*policies, *baseline_specs(library, kinds), *ablated]
+    notes += [untuned_note(p) for p in policies if Bundle.open(p.source, verify=False).manifest.stage == "base"]
+    closed: dict[str, ActorSummary] = {}
+    played: dict[str, tuple[EpisodeResult, ...]] = {}
+    paired: dict[str, PairedTest] = {}
+    reused: dict[str, int] = {}
+    if setup is not None:
+        try:
+            from athena_vla.evaluate.closedloop import ClosedLoopConfig, closed_loop
+        except ModuleNotFoundError as error:
+            raise MissingDependency(error.name or "mujoco", "sim", "for closed-loop evaluation") from error
+        config = ClosedLoopConfig(out=out / "episodes", episodes=episodes, seed=seed, workers=workers, setup=setup)
+        result = closed_loop(rows, config, progress)
+        closed, played, reused = result.actors, result.episodes, result.reused
+        mine = result.successes(reference)
+        paired = {n: compare_pair(mine, result.successes(n)) for n in played if n != reference}
+    table = None
+    if dataset is not None:
+        table = compare_open(rows, dataset, reference=reference, samples=samples, seed=seed, progress=progress)
+    hash_ = dataset.hash if dataset is not None else ""
+    return Comparison(
+        reference, tuple(rows), closed, paired, table, tuple(dict.fromkeys(notes)), hash_, setup, played, reused
+    )
+
+
+def untuned_note(spec: ActorSpec) -> str:
+    """What the row of a base model is, in words."""
+    manifest = Bundle.open(spec.source, verify=False).manifest
+    rebound = manifest.stage_info.get("rebound")
+    if rebound:
+        return f"'{spec.name}' is untuned and re-bound: {rebound}"
+    return (
+        f"'{spec.name}' is untuned: the base model before any fine-tuning on these tasks. It was trained for the same "
+        f"robot '{manifest.robot.get('name', '?')}' and speaks its joints, with the statistics of its own training "
+        "data; only the tasks are new to it."
+    )
+
+
+def _kind(name: Any) -> Kind:
+    return ActorSpec("check", name, "-").kind

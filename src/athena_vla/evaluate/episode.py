@@ -1,0 +1,122 @@
+"""One closed-loop episode: a scene, an actor, the deployed control loop and safety filter, and what came of it.
+
+Runs in a worker process; everything that enters and leaves is plain data.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from athena_vla import embodiment
+from athena_vla.control.runtime import RuntimeConfig, run_episode
+from athena_vla.control.safety import SafetyFilter
+from athena_vla.embodiment import ActionChunk, Embodiment, Observation
+from athena_vla.evaluate.actors import ActorSpec, Cast
+from athena_vla.evaluate.baselines import Actor
+from athena_vla.evaluate.results import EpisodeResult, Setup
+from athena_vla.evaluate.violations import count_violations
+from athena_vla.sim.robot import SimRobot
+from athena_vla.sim.scene import Scene
+from athena_vla.sim.tasks import other_instruction, sample_scene
+
+
+@dataclass(frozen=True)
+class Job:
+    """One actor in one scene."""
+
+    actor: ActorSpec
+    scene: int  # number of the scene; every actor gets the same ones
+
+
+def object_task(scene: Scene) -> bool:
+    """Whether the instruction names an object that has to be found in the picture."""
+    return scene.target is not None
+
+
+class Timed:
+    """The actor, and how long it took."""
+
+    def __init__(self, inner: Actor) -> None:
+        self.inner = inner
+        self.calls, self.seconds = 0, 0.0
+
+    def act(self, observation: Observation, /) -> ActionChunk:
+        start = time.perf_counter()
+        chunk = self.inner.act(observation)
+        self.seconds += time.perf_counter() - start
+        self.calls += 1
+        return chunk
+
+
+def make_runner(setup: Setup) -> Callable[[Job], EpisodeResult]:
+    """The handler of a worker: keeps one body description and the last policy loaded."""
+    robot = embodiment.load(setup.robot)
+    cast = Cast(robot, keep=1)
+    stage = Stage(setup, robot)
+
+    def run(job: Job) -> EpisodeResult:
+        scene = sample_scene(job.scene, setup.split)
+        told: dict[str, str] = {}
+        if job.actor.ablation == "other_instruction":
+            told = {scene.instruction: other_instruction(scene).instruction}
+        return stage.play(scene, job.actor, cast.actor(job.actor, told))
+
+    return run
+
+
+class Dark:
+    """A renderer for actors that do not look: drawing is most of the time of an episode."""
+
+    name = "dark"
+
+    def render(self, data: Any, camera: str, height: int, width: int, look: Any, /) -> NDArray[np.uint8]:
+        return np.zeros((height, width, 3), np.uint8)
+
+
+class Stage:
+    """Plays episodes one after the other in one simulated world."""
+
+    def __init__(self, setup: Setup, robot: Embodiment) -> None:
+        self.setup = setup
+        self.robot = robot
+        self.sim = SimRobot(sample_scene(0, setup.split), robot, setup.renderer, setup.image_size)
+        self.renderer = self.sim.renderer
+
+    def play(self, scene: Scene, spec: ActorSpec, actor: Actor) -> EpisodeResult:
+        begun = time.perf_counter()
+        setup = self.setup
+        sim = self.sim
+        sim.renderer = self.renderer if spec.sees else Dark()
+        sim.reset(scene)
+        guard = SafetyFilter(self.robot)
+        timed = Timed(actor)
+        config = RuntimeConfig(replan_every=setup.replan_every, latency=setup.latency, owners=setup.owners)
+        trace = run_episode(sim, timed, guard, duration=setup.duration, config=config, until=sim.is_over)
+        success = sim.success()
+        start = np.clip(trace.states[0], self.robot.lower, self.robot.upper)
+        found = count_violations(trace.commands, start, self.robot)
+        return EpisodeResult(
+            actor=spec.name,
+            scene=scene.seed,
+            task=scene.goal.family,
+            instruction=scene.instruction,
+            success=success,
+            time_to_success=sim.judge.success_time,
+            commands=len(trace.commands),
+            touched=trace.touched_steps,
+            interventions={k: int(v) for k, v in sorted(trace.interventions.items())},
+            interventions_by_joint=guard.interventions_by_joint,
+            violations=found.total,
+            worst_velocity=found.worst_velocity,
+            worst_acceleration=found.worst_acceleration,
+            errors=trace.errors,
+            wall={
+                "total": time.perf_counter() - begun,
+                "acting": timed.seconds,
+                "per_act": timed.seconds / max(timed.calls, 1),
+            },
+        )

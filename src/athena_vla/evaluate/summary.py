@@ -1,0 +1,82 @@
+"""Episodes of one actor in numbers, and two actors compared scene by scene. Arithmetic on results; plays nothing."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from athena_vla.errors import EvaluationError
+from athena_vla.evaluate.results import EpisodeResult
+from athena_vla.evaluate.statistics import PairedTest, Proportion, paired_test, wilson
+
+
+@dataclass(frozen=True)
+class ActorSummary:
+    """What a row of the comparison shows."""
+
+    success: Proportion
+    per_task: dict[str, Proportion]
+    median_time_to_success: float | None  # [s], of the successful episodes
+    commands: int
+    touched: int  # commands the safety filter changed
+    intervention_rate: float  # touched / commands
+    interventions: dict[str, int]
+    interventions_by_joint: dict[str, dict[str, int]]
+    violations: int
+    worst_velocity: float  # share of the limit over all episodes
+    worst_acceleration: float
+    episodes_with_errors: int
+    first_error: str
+    act_seconds: float  # [s] mean wall clock of one answer: measured here, differs from run to run
+
+    def to_dict(self) -> dict[str, Any]:
+        raw = dict(self.__dict__)
+        raw["success"] = self.success.to_dict()
+        raw["per_task"] = {k: v.to_dict() for k, v in self.per_task.items()}
+        return raw
+
+
+def summarise(episodes: Sequence[EpisodeResult]) -> ActorSummary:
+    """Raises `EvaluationError` when there is no episode to summarise."""
+    if not episodes:
+        raise EvaluationError("No episode was played by this actor; ablations need scenes with objects.")
+    kinds: Counter[str] = Counter()
+    joints: dict[str, Counter[str]] = {}
+    for e in episodes:
+        kinds.update(e.interventions)
+        for kind, table in e.interventions_by_joint.items():
+            joints.setdefault(kind, Counter()).update(table)
+    tasks = sorted({e.task for e in episodes})
+    times = [e.time_to_success for e in episodes if e.time_to_success is not None]
+    commands, touched = sum(e.commands for e in episodes), sum(e.touched for e in episodes)
+    failing = [e for e in episodes if e.errors]
+    return ActorSummary(
+        success=proportion(episodes),
+        per_task={t: proportion([e for e in episodes if e.task == t]) for t in tasks},
+        median_time_to_success=float(np.median(times)) if times else None,
+        commands=commands,
+        touched=touched,
+        intervention_rate=touched / max(commands, 1),
+        interventions=dict(sorted(kinds.items())),
+        interventions_by_joint={k: dict(sorted(v.items())) for k, v in sorted(joints.items())},
+        violations=sum(e.violations for e in episodes),
+        worst_velocity=max(e.worst_velocity for e in episodes),
+        worst_acceleration=max(e.worst_acceleration for e in episodes),
+        episodes_with_errors=len(failing),
+        first_error=failing[0].errors[0] if failing else "",
+        act_seconds=float(np.mean([e.wall["per_act"] for e in episodes])),
+    )
+
+
+def proportion(episodes: Sequence[EpisodeResult]) -> Proportion:
+    return wilson(sum(e.success for e in episodes), len(episodes))
+
+
+def compare_pair(first: Mapping[int, bool], second: Mapping[int, bool]) -> PairedTest:
+    """Paired test on the scenes both played. Raises `EvaluationError` when there are none."""
+    common = sorted(set(first) & set(second))
+    if not common:
+        raise EvaluationError("These two actors share no scene, so they cannot be compared in pairs.")
+    return paired_test([first[s] for s in common], [second[s] for s in common])

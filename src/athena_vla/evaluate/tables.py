@@ -1,0 +1,91 @@
+"""A comparison as text for the terminal: fixed-width tables and the plain words. Knows numbers, plays nothing."""
+
+from collections.abc import Mapping, Sequence
+
+from athena_vla.evaluate.openloop import OpenLoopResult
+from athena_vla.evaluate.statistics import PairedTest, Proportion
+from athena_vla.evaluate.summary import ActorSummary
+
+
+def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns separated by two spaces; the first is left-aligned, the others right."""
+    everything = [list(head), *(list(r) for r in rows)]
+    widths = [max(len(r[i]) for r in everything) for i in range(len(head))]
+    lines = [
+        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True))).rstrip()
+        for r in everything
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def proportion(p: Proportion) -> str:
+    return f"{100 * p.success:.0f}% [{100 * p.low:.0f}, {100 * p.high:.0f}]"
+
+
+def p_value(p: float) -> str:
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def closed_table(closed: Mapping[str, ActorSummary], paired: Mapping[str, PairedTest], reference: str) -> str:
+    """One row per actor. The paired columns compare the reference with the row on the same scenes."""
+    rows = []
+    for name, s in closed.items():
+        test = paired.get(name)
+        rows.append(
+            [
+                name,
+                proportion(s.success),
+                str(s.success.n),
+                "-" if s.median_time_to_success is None else f"{s.median_time_to_success:.2f}",
+                f"{100 * s.intervention_rate:.2f}%",
+                str(s.violations),
+                "-" if test is None else f"+{test.only_first} -{test.only_second}",
+                "-" if test is None else p_value(test.exact_p),
+                f"{1000 * s.act_seconds:.1f}",
+            ]
+        )
+    head = ["closed loop", "success [95%]", "n", "time s", "touched", "violations", f"{reference} +/-", "p", "act ms"]
+    return aligned(head, rows)
+
+
+def task_table(closed: Mapping[str, ActorSummary]) -> str:
+    tasks = sorted({t for s in closed.values() for t in s.per_task})
+    rows = [
+        [name, *(f"{100 * s.per_task[t].success:.0f}% /{s.per_task[t].n}" if t in s.per_task else "-" for t in tasks)]
+        for name, s in closed.items()
+    ]
+    return aligned(["per task", *tasks], rows)
+
+
+def open_table(result: OpenLoopResult) -> str:
+    rows = []
+    for name, e in result.actors.items():
+        versus = e.minus_reference
+        rows.append(
+            [
+                name,
+                f"{e.mae.value:.4f} [{e.mae.low:.4f}, {e.mae.high:.4f}]",
+                f"{e.first_step.value:.4f}",
+                f"{e.per_horizon[-1]:.4f}",
+                f"{e.p95.value:.4f}",
+                f"{e.maximum:.3f}",
+                "-" if versus is None else f"{versus.value:+.4f} [{versus.low:+.4f}, {versus.high:+.4f}]",
+                "-" if e.change is None else f"{e.change.value:.4f}",
+            ]
+        )
+    head = ["open loop, rad", "MAE [95%]", "first", "last", "p95", "max", f"minus {result.reference}", "moves answer"]
+    return aligned(head, rows)
+
+
+def joint_table(result: OpenLoopResult, names: Sequence[str]) -> str:
+    """Mean absolute error per joint of a few actors."""
+    rows = [[j, *(f"{result.actors[n].per_joint[j]:.4f}" for n in names)] for j in result.joints]
+    return aligned(["per joint MAE, rad", *names], rows)
+
+
+def horizon_table(result: OpenLoopResult, names: Sequence[str]) -> str:
+    rows = [
+        [f"{(i + 1) * result.dt:.2f} s", *(f"{result.actors[n].per_horizon[i]:.4f}" for n in names)]
+        for i in range(result.horizon)
+    ]
+    return aligned(["ahead", *names], rows)
