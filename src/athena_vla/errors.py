@@ -69,6 +69,14 @@ class EvaluationError(AthenaError):
     """An evaluation, comparison or report that cannot be made from what was given."""
 
 
+class WireError(ServerError):
+    """A message that is not what the protocol says; names what was found."""
+
+
+class Busy(ServerError):
+    """A server that cannot take another question just now; ask again."""
+
+
 class SimulationError(AthenaError):
     """A simulated world that cannot be built or rendered."""
 
