@@ -4,6 +4,7 @@ All backends execute the family's same host loop; this file knows files and engi
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,25 +36,36 @@ def open_backend(bundle: Bundle, name: Name = "auto", threads: int = 1) -> tuple
     return bundle.skeleton(), engine(bundle.path / "weights", bundle.manifest.stage_info, threads)
 
 
+@dataclass(frozen=True)
+class Session:
+    """One loaded graph with the names and types of its ports."""
+
+    session: Any
+    inputs: dict[str, np.dtype[Any]]
+    outputs: tuple[str, ...]
+
+
 class OnnxRuntime:
     """One session per graph, loaded on first use; weights are memory-mapped where the graph has external data."""
-
-    suffix = "onnx"
 
     def __init__(self, folder: Path, stage_info: dict[str, Any], threads: int) -> None:
         self.folder = folder
         self.settings = dict(stage_info.get("session", {}))
         self.threads = threads
-        self.sessions: dict[str, Any] = {}
+        self.sessions: dict[str, Session] = {}
 
     def __call__(self, name: str, inputs: Tensors) -> Tensors:
-        session = self.sessions.get(name) or self._open(name)
-        wanted = {i.name for i in session.get_inputs()}
-        feed = {k: v.detach().cpu().contiguous().numpy() for k, v in inputs.items() if k in wanted}
-        names = [o.name for o in session.get_outputs()]
-        return {k: torch.from_numpy(np.asarray(v)) for k, v in zip(names, session.run(names, feed), strict=True)}
+        loaded = self.sessions.get(name) or self.load(name)
+        # An output of one graph goes into the next without a copy: both sides share the memory through numpy.
+        feed = {k: _array(inputs[k], kind) for k, kind in loaded.inputs.items() if k in inputs}
+        try:
+            outputs = loaded.session.run(loaded.outputs, feed)
+        except Exception as error:  # the runtime raises its own types, with the port's name in the text
+            raise ExportError(f"ONNX Runtime cannot run graph '{name}' of '{self.folder}': {error}") from error
+        return {k: torch.from_numpy(np.asarray(v)) for k, v in zip(loaded.outputs, outputs, strict=True)}
 
-    def _open(self, name: str) -> Any:
+    def load(self, name: str) -> Session:
+        """Load a graph now, rather than at its first call. Raises `ExportError`."""
         try:
             import onnxruntime
         except ImportError as error:
@@ -64,14 +76,30 @@ class OnnxRuntime:
         options.log_severity_level = 3
         for key, value in self.settings.items():
             options.add_session_config_entry(key, str(value))
+        file = graph_file(self.folder, name, "onnx")
         try:
-            session = onnxruntime.InferenceSession(
-                str(graph_file(self.folder, name, "onnx")), options, providers=["CPUExecutionProvider"]
-            )
+            session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise ExportError(f"ONNX Runtime cannot load graph '{name}' of '{self.folder}': {error}") from error
-        self.sessions[name] = session
-        return session
+        kinds = {i.name: np.dtype(_KINDS[i.type]) for i in session.get_inputs()}
+        self.sessions[name] = Session(session, kinds, tuple(o.name for o in session.get_outputs()))
+        return self.sessions[name]
+
+
+_KINDS = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(bool)": "bool",
+}
+
+
+def _array(tensor: torch.Tensor, kind: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """The tensor as the port's type: graphs in 16 bits take and give 16 bits, the host loop computes in 32."""
+    array = tensor.detach().cpu().contiguous().numpy()
+    return array if array.dtype == kind else array.astype(kind)
 
 
 class OpenVino:
@@ -90,17 +118,25 @@ class OpenVino:
             "INFERENCE_PRECISION_HINT": "f32",
             **stage_info.get("openvino", {}),
         }
-        self.compiled: dict[str, Any] = {}
+        self.requests: dict[str, tuple[Any, dict[str, np.dtype[Any]]]] = {}
 
     def __call__(self, name: str, inputs: Tensors) -> Tensors:
-        if name not in self.compiled:
-            file = graph_file(self.folder, name, "onnx")
-            self.compiled[name] = self.core.compile_model(str(file), "CPU", self.config).create_infer_request()
-        request = self.compiled[name]
-        model = request.get_compiled_model()
-        wanted = {n for port in model.inputs for n in port.names}
-        request.infer({k: v.detach().cpu().contiguous().numpy() for k, v in inputs.items() if k in wanted})
-        return {port.any_name: torch.from_numpy(np.array(request.get_tensor(port).data)) for port in model.outputs}
+        request, kinds = self.requests.get(name) or self.load(name)
+        request.infer({k: _array(inputs[k], kind) for k, kind in kinds.items() if k in inputs})
+        # Copied: the request's memory is overwritten by its next run.
+        ports = request.get_compiled_model().outputs
+        return {port.any_name: torch.from_numpy(np.array(request.get_tensor(port).data)) for port in ports}
+
+    def load(self, name: str) -> tuple[Any, dict[str, np.dtype[Any]]]:
+        """Compile a graph now, rather than at its first call. Raises `ExportError`."""
+        file = graph_file(self.folder, name, "onnx")
+        try:
+            compiled = self.core.compile_model(str(file), "CPU", self.config)
+        except RuntimeError as error:
+            raise ExportError(f"OpenVINO cannot compile graph '{name}' of '{self.folder}': {error}") from error
+        kinds = {port.any_name: np.dtype(port.get_element_type().to_dtype()) for port in compiled.inputs}
+        self.requests[name] = (compiled.create_infer_request(), kinds)
+        return self.requests[name]
 
 
 def tensorrt(folder: Path, stage_info: dict[str, Any], threads: int) -> Run:

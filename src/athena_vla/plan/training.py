@@ -64,9 +64,7 @@ def training_memory(
     quantized = 0
     if settings.quantization == "nf4":
         paths = model.lora_modules(("all-linear",), vision=False, projector=False)
-        quantized = sum(
-            model.get_parameter(f"{p}.weight").numel() for p in paths if not p.endswith("lm_head")
-        )
+        quantized = sum(model.get_parameter(f"{p}.weight").numel() for p in paths if not p.endswith("lm_head"))
     bits = NF4_BITS if settings.double_quantization else 4.5
     weights = (frozen - quantized) * 2 + quantized * bits / 8 if settings.method != "full" else 0.0
     tokens = batch * (
@@ -97,9 +95,7 @@ def training_memory(
 
 def trainable_parameters(model: VisionLanguageModel, settings: LoraSettings) -> int:
     """Exactly what `lora.attach` would train, counted without attaching."""
-    heads = {
-        id(p): p.numel() for path in model.head_modules() for p in model.get_submodule(path).parameters()
-    }
+    heads = {id(p): p.numel() for path in model.head_modules() for p in model.get_submodule(path).parameters()}
     if settings.method == "heads":
         return sum(heads.values())
     if settings.method == "full":

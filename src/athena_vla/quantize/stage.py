@@ -51,8 +51,11 @@ class QuantizeConfig:
     """Calibration frames."""
     held_out: int = 64
     """Frames the error is reported on."""
-    graphs: tuple[str, ...] = ("language",)
-    """Graphs whose linear layers are quantised; the others stay in 16 bits."""
+    graphs: tuple[str, ...] = ("language", "prefill", "step")
+    """Graphs whose linear layers are quantised, where the family has them; the others stay in 16 bits."""
+    keep: tuple[str, ...] = ("lm_head",)
+    """Layers that stay in 16 bits although they run in those graphs, by the last part of their name. The robot's own
+    heads always do."""
     budget_bits: float = 5.0
     """Mean bits per quantised weight, scales included, up to which the worst layers are lifted to 8 bits."""
     sensitivity: bool = True
@@ -192,7 +195,12 @@ def _choose_codes(
     shapes = {
         f"{n}.weight": tuple(m.weight.shape) for n, m in policy.model.named_modules() if hasattr(m, "in_features")
     }
-    order = used_in(policy, calibration[0], config.graphs)
+    heads = tuple(f"{h}." for h in policy.model.head_modules())
+    order = {
+        name: graph
+        for name, graph in used_in(policy, calibration[0], config.graphs).items()
+        if not name.startswith(heads) and name.removesuffix(".weight").rpartition(".")[2] not in config.keep
+    }
     if not order:
         known = sorted({g.name for g in policy.model.graphs()})
         raise UnknownName("graph with linear layers", ", ".join(config.graphs), known)

@@ -1,0 +1,121 @@
+"""Exported graphs against torch: the same inputs through both, graph by graph, so that a difference has a place."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from athena_vla.backends import OnnxRuntime
+from athena_vla.bundle import Bundle
+from athena_vla.errors import ExportError
+from athena_vla.models.architecture import Tensors, run_torch
+from athena_vla.models.store import TensorStore
+from athena_vla.policy import Policy
+from athena_vla.quantize.calibrate import streamed
+from athena_vla.quantize.stage import IN_MEMORY
+
+HALF_TOLERANCE = 0.05  # relative RMS: float16 activations through a deep graph; the replay in radians is what counts
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a graph may differ by."""
+
+    absolute: float  # float32 weights
+    relative: float  # RMS, quantised weights
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a graph by the host loop."""
+
+    graph: str
+    inputs: Tensors
+    outputs: Tensors
+
+
+def graphs(source: Bundle, exported: Bundle, store: TensorStore, limits: Limits) -> dict[str, dict[str, Any]]:
+    """Per graph: largest absolute and relative RMS difference over all calls the golden observations cause.
+
+    Raises `ExportError` for a graph beyond its limit.
+    """
+    info = exported.manifest.stage_info
+    half = info["precision"] == "float16"
+    results: dict[str, dict[str, Any]] = {}
+    with at_full_accuracy(exported.path / "weights", info) as folder:
+        runner = OnnxRuntime(folder, {**info, "session": {"session.qdq_matmulnbits_accuracy_level": 1}}, 1)
+        for call in reference_calls(source, store):
+            got = runner(call.graph, call.inputs)
+            for name, expected in call.outputs.items():
+                delta = (got[name].float() - expected.float()).double()
+                size = expected.double().square().mean().sqrt().clamp_min(1e-12)
+                entry = results.setdefault(call.graph, {"max_abs": 0.0, "relative_rms": 0.0, "calls": 0})
+                entry["max_abs"] = max(entry["max_abs"], float(delta.abs().max()))
+                entry["relative_rms"] = max(entry["relative_rms"], float(delta.square().mean().sqrt() / size))
+                entry["calls"] += 1
+    packed = bool(store.packed)
+    for graph, entry in results.items():
+        if half:
+            entry["limit"] = {"relative_rms": HALF_TOLERANCE}
+        elif packed:
+            entry["limit"] = {"relative_rms": limits.relative}
+        else:
+            entry["limit"] = {"max_abs": limits.absolute}
+        over = {k: v for k, v in entry["limit"].items() if not entry[k] <= v}
+        if over:
+            raise ExportError(
+                f"Exported graph '{graph}' differs from torch by {entry}: more than {over}. Nothing was written; "
+                "this is an error of the exporter or of the runtime, not of the model."
+            )
+    return results
+
+
+def reference_calls(source: Bundle, store: TensorStore, most: int = 2) -> list[Call]:
+    """What torch answers, call by call, for the first golden observations; weights stay on disk if they do not fit."""
+    large = store.bytes > IN_MEMORY
+    model = source.skeleton().eval() if large else source.model()
+    inner = run_torch(model)
+    calls: list[Call] = []
+
+    def run(name: str, inputs: Tensors) -> Tensors:
+        outputs = inner(name, inputs)
+        calls.append(Call(name, inputs, outputs))
+        return outputs
+
+    policy = Policy(source.robot, source.normalizer, model, run)
+    observations = source.golden.observations[: 1 if large else most]
+    if large:
+        with streamed(model, store):
+            policy.chunks(observations)
+    else:
+        policy.chunks(observations)
+    return calls
+
+
+@contextmanager
+def at_full_accuracy(folder: Path, info: dict[str, Any]) -> Iterator[Path]:
+    """The folder with all 4- and 8-bit layers computing in float32; a copy of the graphs, not of the weights."""
+    if info["form"] != "contrib" or info["accuracy_level"] == 1:
+        yield folder
+        return
+    twin = folder / "accurate"
+    twin.mkdir()
+    try:
+        for file in folder.iterdir():
+            if file.suffix == ".onnx":
+                model = onnx.load(str(file), load_external_data=False)
+                for node in model.graph.node:
+                    for attribute in node.attribute:
+                        if attribute.name == "accuracy_level":
+                            attribute.i = 1
+                (twin / file.name).write_bytes(model.SerializeToString())
+            elif file.is_file():
+                (twin / file.name).hardlink_to(file)  # runtimes refuse links that lead out of the folder
+        yield twin
+    finally:
+        for file in twin.iterdir():
+            file.unlink()
+        twin.rmdir()

@@ -1,0 +1,202 @@
+"""The stage `export`: a bundle's graphs as ONNX for one target, compared graph by graph with torch.
+
+The CPU target may use ONNX Runtime's own operators; device targets are standard ONNX (opset 21) for TensorRT, with the
+scripts that build and check the engines on the device. Knows no families: it writes what `graphs()` names.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from athena_vla import bundle as bundles
+from athena_vla.bundle import Bundle
+from athena_vla.errors import BundleError, ExportError, MissingDependency, UnknownName
+from athena_vla.export import device, parity
+from athena_vla.export.deployment import deployment_config, write_json
+from athena_vla.export.linear import LinearForm
+from athena_vla.export.translate import translate
+from athena_vla.export.writer import OPSET, DataFile
+from athena_vla.models.architecture import Architecture
+from athena_vla.models.store import TensorStore
+from athena_vla.plan import DEVICES
+from athena_vla.policy import Policy, replay
+
+LARGE = 1_000_000_000  # [bytes] of weights from which int8 activations pay on a CPU
+DATA = "model.data"
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Settings of `athena export`."""
+
+    input: Path
+    """Base, merged or quantised bundle."""
+    out: Path
+    """Where the exported bundle goes."""
+    target: str = "cpu"
+    """cpu, or a device that `athena plan` knows, such as jetson-orin-nx-16gb."""
+    precision: Literal["auto", "float32", "float16"] = "auto"
+    """Type of the activations. auto: float32 on CPUs, float16 for TensorRT."""
+    accuracy: Literal["auto", "float32", "int8"] = "auto"
+    """CPU only: what 4- and 8-bit layers compute with. int8 rounds activations: 6.5e-3 of error, 4 times the speed.
+    auto: int8 for weights above 1 GB."""
+    compare: bool = True
+    """Run every graph in ONNX Runtime and in torch on the golden observations; a bundle that differs is not written."""
+    tolerance: float = 1e-4
+    """Largest absolute difference of a float32 graph's outputs."""
+    packed_tolerance: float = 1e-5
+    """Largest relative difference (RMS) of a graph with quantised weights, activations in float32."""
+    threads: int = 1
+    """CPU threads for the comparison."""
+    fixed_batch: bool = False
+    """Write batch size 1 into the graphs; device targets always do."""
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written."""
+
+    path: Path
+    target: str
+    precision: str
+    graphs: dict[str, Any]  # inputs, outputs and parity of each graph
+    bytes: int  # graphs and weights
+    deviation: dict[str, Any]  # [rad], golden replay through ONNX Runtime
+    engine: str  # onnx | tensorrt: what can run this bundle here
+    note: str
+    exit_status: int = 0
+
+    def __str__(self) -> str:
+        far = self.deviation.get("max_rad")
+        text = "not replayed" if far is None else f"at most {far:.2e} rad from the float model"
+        what = f"exported {len(self.graphs)} graphs for {self.target} ({self.precision})"
+        return f"{what}, {text}: {self.path}\n{self.note}"
+
+
+def export(config: ExportConfig) -> ExportResult:
+    """Write the exported bundle. Raises `BundleError`, `ExportError`, `UnknownName`."""
+    _require_onnx()
+    if config.target != "cpu" and config.target not in DEVICES:
+        raise UnknownName("export target", config.target, ("cpu", *DEVICES))
+    source = Bundle.open(config.input)
+    if source.manifest.stage not in ("base", "merged", "quantized"):
+        todo = "run `athena merge` on it first" if source.manifest.stage == "finetuned" else "export its parent"
+        raise BundleError(f"'{source.path}' is {source.manifest.stage}; {todo}.")
+    store = TensorStore(source.path / "weights")
+    how = linear_form(config, store)
+    on_device = config.target != "cpu"
+    torch.set_num_threads(config.threads)
+    info: dict[str, Any] = {
+        "target": config.target,
+        "precision": str(how.dtype).removeprefix("torch."),
+        "form": how.form,
+        "accuracy_level": how.accuracy,
+        "opset": OPSET,
+        "weights": _weights_summary(source, store),
+        # Q/DQ layers are fused to 4-bit kernels at load; without this entry the fusion rounds activations to int8.
+        "session": {"session.qdq_matmulnbits_accuracy_level": how.accuracy},
+    }
+    manifest = dataclasses.replace(
+        source.manifest,
+        stage="exported",
+        parent_hash=source.hash,
+        parent_path=str(source.path),
+        config={"export": {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}},
+        deviation={},
+        gates={},
+        stage_info=info,
+        files={},
+    )
+    with bundles.writing(config.out, manifest, source.golden, source.tokenizer_files()) as folder:
+        fixed = ("batch",) if on_device or config.fixed_batch else ()
+        info["graphs"] = write_graphs(source, store, folder / "weights", how, fixed)
+        note = "The graphs run on ONNX Runtime and OpenVINO."
+        if on_device:
+            note = device.write_scripts(folder, source, info, config.target)
+        write_json(folder / "deployment_config.json", deployment_config(source, config.target, config.out, info))
+        bundles.seal(folder, manifest)
+        deviation: dict[str, Any] = {}
+        if config.compare:
+            deviation = _compare(config, source, Bundle.open(folder), store, info)
+        bundles.seal(folder, dataclasses.replace(manifest, deviation=deviation, stage_info=info))
+        size = sum(f.stat().st_size for f in (folder / "weights").iterdir())
+    engine = device.available_engine() if on_device else "onnx"
+    return ExportResult(config.out, config.target, info["precision"], info["graphs"], size, deviation, engine, note)
+
+
+def linear_form(config: ExportConfig, store: TensorStore) -> LinearForm:
+    """How layers are written for the target. Raises `ExportError` for a combination no runtime takes."""
+    if config.target != "cpu":
+        if config.precision == "float32":
+            return LinearForm("qdq", 1, torch.float32)
+        return LinearForm("qdq", 1, torch.float16)
+    if config.precision == "float16":
+        raise ExportError("The CPU target computes in float32: ONNX Runtime has no float16 kernels on x86.")
+    rounded = config.accuracy == "int8" or (config.accuracy == "auto" and store.bytes > LARGE)
+    return LinearForm("contrib", 4 if rounded else 1, torch.float32)
+
+
+def write_graphs(
+    source: Bundle, store: TensorStore, folder: Path, how: LinearForm, fixed: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """All graphs into `folder`, weights streamed into one shared file; returns the inputs and outputs of each."""
+    model = source.skeleton().eval()
+    if how.dtype == torch.float16:
+        model = model.half()
+    names = parameter_names(model)
+    data = DataFile(folder / DATA)
+    ports: dict[str, Any] = {}
+    try:
+        for graph in model.graphs():
+            own = {n: names[id(p)] for n, p in graph.module.named_parameters(remove_duplicate=False)}
+            own |= {n: names[id(b)] for n, b in graph.module.named_buffers(remove_duplicate=False) if id(b) in names}
+            ports[graph.name] = translate(
+                graph,
+                lambda name, own=own: store.read(own[name]),
+                lambda name, own=own: own[name],
+                folder / f"{graph.name}.onnx",
+                data,
+                how,
+                fixed,
+            )
+    finally:
+        data.close()
+    return ports
+
+
+def parameter_names(model: Architecture) -> dict[int, str]:
+    """Identity of each parameter and buffer -> its name in the state dict."""
+    tensors = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+    return {id(t): n for n, t in tensors.items()}
+
+
+def _compare(
+    config: ExportConfig, source: Bundle, exported: Bundle, store: TensorStore, info: dict[str, Any]
+) -> dict[str, Any]:
+    """Parity of each graph into `info`, and the golden replay through ONNX Runtime."""
+    limits = parity.Limits(config.tolerance, config.packed_tolerance)
+    for name, result in parity.graphs(source, exported, store, limits).items():
+        info["graphs"][name]["parity"] = result
+    return replay(Policy.of(exported, "onnxruntime", config.threads), source.golden)
+
+
+def _weights_summary(source: Bundle, store: TensorStore) -> dict[str, Any]:
+    """Counts of weights by form."""
+    bits: dict[str, int] = {}
+    for entry in source.manifest.stage_info.get("layers", {}).values():
+        bits[f"int{entry['bits']}"] = bits.get(f"int{entry['bits']}", 0) + 1
+    return {"quantized_layers": bits, "tensors": len(store.names), "bytes": store.bytes}
+
+
+def _require_onnx() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        raise MissingDependency("onnx", "export", "to write graphs") from error
