@@ -111,8 +111,10 @@ def test_pictures_are_deterministic_and_change_with_the_scene(world):
         scene = sample_scene(seed, "train")
         world.reset(scene)
         pictures.append(renderer.render(world.data, "head", 32, 32, scene.appearance))
-    assert np.array_equal(pictures[0], pictures[2]) and not np.array_equal(pictures[0], pictures[1])
-    assert pictures[0].dtype == np.uint8 and pictures[0].shape == (32, 32, 3)
+    assert np.array_equal(pictures[0], pictures[2])
+    assert not np.array_equal(pictures[0], pictures[1])
+    assert pictures[0].dtype == np.uint8
+    assert pictures[0].shape == (32, 32, 3)
 
 
 def test_shadows_only_darken(world):
@@ -120,7 +122,8 @@ def test_shadows_only_darken(world):
     world.reset(scene)
     plain = RayRenderer(world.model).render(world.data, THIRD_PERSON, 48, 64, scene.appearance)
     shaded = RayRenderer(world.model, shadows=True).render(world.data, THIRD_PERSON, 48, 64, scene.appearance)
-    assert (shaded <= plain).all() and (shaded < plain).mean() > 0.02
+    assert (shaded <= plain).all()
+    assert (shaded < plain).mean() > 0.02
 
 
 def test_unknown_and_impossible_renderers_are_named(world, monkeypatch):
@@ -159,7 +162,8 @@ def test_grounding_is_the_same_for_any_batch_size():
     assert [len(p) for p in parts] == [4, 2]
     for name in ("images", "states", "colours", "shapes", "pixels", "positions", "visible"):
         assert np.array_equal(getattr(whole, name), np.concatenate([getattr(p, name) for p in parts])), name
-    assert whole.colours.max() < len(COLOURS) and whole.shapes.max() < len(SHAPES)
+    assert whole.colours.max() < len(COLOURS)
+    assert whole.shapes.max() < len(SHAPES)
     assert len(np.unique(whole.images.reshape(6, -1), axis=0)) == 6
 
 

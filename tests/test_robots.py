@@ -37,7 +37,8 @@ def test_athena_head_camera_matches_its_mjcf(athena):
 
 def test_athena_is_primitives_only():
     model = mujoco.MjModel.from_xml_string((resources.files("athena_vla") / "robots" / "athena.xml").read_text())
-    assert model.ngeom > 20 and model.nmesh == 0
+    assert model.ngeom > 20
+    assert model.nmesh == 0
 
 
 def test_groups_follow_the_users_order(athena):
@@ -65,4 +66,5 @@ def test_every_shipped_robot_loads():
     assert {"athena", "toy", "unitree_g1_23dof"} <= set(known_robots())
     for name in known_robots():
         robot = load(name)
-        assert np.all(robot.lower <= robot.default) and np.all(robot.default <= robot.upper)
+        assert np.all(robot.lower <= robot.default)
+        assert np.all(robot.default <= robot.upper)

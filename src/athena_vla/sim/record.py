@@ -267,6 +267,8 @@ def _check(config: RecordConfig) -> None:
         raise SimulationError(
             f"failures {config.failures} must be a share from 0 to 1, noise {config.noise} from 0 to 0.2 rad."
         )
+    if config.workers < 1:
+        raise SimulationError(f"{config.workers} workers cannot record anything: ask for 1 or more.")
     if config.seed < 0:
         raise SimulationError(f"The seed is {config.seed}; it must not be negative.")
     _stage(config.renderer, config.image_size)  # a renderer or size that does not work is named here, once
