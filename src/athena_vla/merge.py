@@ -145,8 +145,8 @@ def merge(config: MergeConfig) -> MergeResult:
             deviation = verify(source, Bundle.open(folder))
             if not deviation["max_rad"] <= config.tolerance:
                 raise BundleError(
-                    f"Merging '{source.path}' moves its chunks by {deviation['max_rad']:.2e} rad, more than the allowed "
-                    f"{config.tolerance:.0e}. Base: {base}; try the other one (--base), or raise --tolerance."
+                    f"Merging '{source.path}' moves its chunks by {deviation['max_rad']:.2e} rad, more than the "
+                    f"allowed {config.tolerance:.0e}. Base: {base}; try the other one (--base), or raise --tolerance."
                 )
         bundles.seal(folder, dataclasses.replace(manifest, deviation=deviation))
     return MergeResult(config.out, len(adapter.factors), len(adapter.full), base, deviation)

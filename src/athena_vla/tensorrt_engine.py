@@ -17,7 +17,7 @@ RECORD = "engines.json"  # written by the bundle's device/build_on_device.py
 
 
 class TensorRT:
-    """One execution context per graph, loaded on first use; outputs stay on the device until the host loop reads them."""
+    """One execution context per graph, loaded on first use; outputs stay on the device."""
 
     def __init__(self, folder: Path, stage_info: dict[str, Any]) -> None:
         try:

@@ -1,6 +1,6 @@
 """A bundle's graphs as ONNX, for the CPU here or for TensorRT on a device."""
 
-from athena_vla.export.deployment import deployment_config, verdict
+from athena_vla.export.deployment import deployment_config, verdict, write_deployment_config
 from athena_vla.export.stage import ExportConfig, ExportResult, export
 
-__all__ = ["ExportConfig", "ExportResult", "deployment_config", "export", "verdict"]
+__all__ = ["ExportConfig", "ExportResult", "deployment_config", "export", "verdict", "write_deployment_config"]

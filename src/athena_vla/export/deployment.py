@@ -58,6 +58,25 @@ def deployment_config(
     }
 
 
+def write_deployment_config(
+    out: Path,
+    exported: Bundle,
+    *,
+    predicted: Mapping[str, Any] | None = None,
+    measured: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The record of an exported bundle with what `athena plan` predicted and `athena bench` measured, to `out`.
+
+    `measured` is a benchmark's summary; it goes under the word it carries itself.
+    """
+    info = exported.manifest.stage_info
+    record = deployment_config(exported, info["target"], exported.path, info, predicted=predicted)
+    if measured is not None:
+        record["achieved"][measured["kind"]] = dict(measured)
+    write_json(out, record)
+    return record
+
+
 def verdict(result: Mapping[str, Any] | None, rate: float) -> dict[str, Any]:
     """The two verdicts of one benchmark result: tokens per second as the user asked, and keeping the control rate."""
     if result is None:

@@ -8,7 +8,7 @@ from athena_vla.plan.cost import Cost, bytes_of, held_bytes
 from athena_vla.plan.devices import Device
 
 BITS = {"fp16": 16.0, "int8": 8.02, "int4": 4.125}  # scales included: fp16 per 128 weights, or per channel
-# A single-token call is bandwidth-bound; below this many rows its share of the bandwidth applies, above the arithmetic's.
+# Calls with fewer rows than this decode single tokens.
 FEW_ROWS = 8
 
 
@@ -44,11 +44,11 @@ class Prediction:
     def __str__(self) -> str:
         low, high = self.action_seconds
         lines = [f"PREDICTED, not measured: {self.label}, {self.precision}"]
-        for s in self.stages:
-            lines.append(
-                f"  {s.graph:<10} {s.calls:>4} x  {s.gigabytes:7.3f} GB  {s.teraflop:8.4f} TFLOP  "
-                f"{s.seconds[0] * 1e3:8.1f} to {s.seconds[1] * 1e3:8.1f} ms  ({s.bound})"
-            )
+        lines += [
+            f"  {s.graph:<10} {s.calls:>4} x  {s.gigabytes:7.3f} GB  {s.teraflop:8.4f} TFLOP  "
+            f"{s.seconds[0] * 1e3:8.1f} to {s.seconds[1] * 1e3:8.1f} ms  ({s.bound})"
+            for s in self.stages
+        ]
         slow, fast = self.actions_per_second
         lines.append(f"  whole action {low:.3f} to {high:.3f} s; {slow:.1f} to {fast:.1f} actions/s")
         if self.tokens_per_second:
@@ -127,8 +127,8 @@ def _advice(cost: Cost, device: Device, stages: tuple[Stage, ...], precision: st
     worst = max(stages, key=lambda s: s.seconds[1])
     if worst.calls > 1 and worst.bound == "bandwidth":
         found.append(
-            f"{worst.calls} single-token calls take {worst.seconds[1]:.2f} s; a family that answers a chunk in one pass "
-            "reads the weights once"
+            f"{worst.calls} single-token calls take {worst.seconds[1]:.2f} s; a family that answers a chunk in one "
+            "pass reads the weights once"
         )
         if precision != "int4":
             found.append("4-bit weights: decoding is bound by bytes per token")

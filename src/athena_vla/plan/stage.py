@@ -1,4 +1,4 @@
-"""The stage `plan`: will a policy fit on a device and how fast will it be; will a fine-tuning fit on a GPU. Predicted."""
+"""The stage `plan`: will a policy fit on a device, how fast will it be, will a fine-tuning fit on a GPU. Predicted."""
 
 import dataclasses
 from dataclasses import dataclass

@@ -1,0 +1,100 @@
+"""What was measured on: machine, clocks, temperature, power mode, versions, code. Asks the system, guesses nothing.
+
+The word Jetson appears only where the device tree says so.
+"""
+
+import contextlib
+import os
+import platform
+import resource
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from athena_vla import bundle as bundles
+
+
+def device_facts() -> dict[str, Any]:
+    """Everything a reader needs to judge a measurement; unknown entries are None."""
+    return {
+        "model": device_model(),
+        "is_jetson": is_jetson(),
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gb": _memory_gb(),
+        "load_1min": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "clock_khz": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq"),
+        "temperature_c": temperatures(),
+        "throttled": _throttled(),
+        "gpu": _gpu(),
+        "power_mode": _command(["nvpmodel", "-q"]) if is_jetson() else None,
+        "l4t": _read("/etc/nv_tegra_release") if is_jetson() else None,
+        "system": platform.platform(),
+        "versions": bundles.tool_versions(),
+        "git": _command(["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]),
+    }
+
+
+def device_model() -> str:
+    """The board's name from the device tree, or the processor's."""
+    return (_read("/proc/device-tree/model") or "").strip("\0") or _cpu_name()
+
+
+def is_jetson() -> bool:
+    name = (_read("/proc/device-tree/model") or "").lower()
+    return "jetson" in name or "orin" in name
+
+
+def temperatures() -> dict[str, float]:
+    """[deg C] by thermal zone."""
+    found: dict[str, float] = {}
+    for zone in sorted(Path("/sys/class/thermal").glob("thermal_zone*")):
+        with contextlib.suppress(OSError, ValueError):
+            found[(zone / "type").read_text().strip()] = int((zone / "temp").read_text()) / 1000
+    return found
+
+
+def peak_memory_gb() -> float:
+    """Largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def _throttled() -> bool | None:
+    counts = list(Path("/sys/devices/system/cpu").glob("cpu*/thermal_throttle/core_throttle_count"))
+    return any(_read(str(c)) not in ("0", None) for c in counts) if counts else None
+
+
+def _gpu() -> str | None:
+    import torch
+
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+
+
+def _cpu_name() -> str:
+    for line in (_read("/proc/cpuinfo") or "").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _memory_gb() -> float | None:
+    for line in (_read("/proc/meminfo") or "").splitlines():
+        if line.startswith("MemTotal"):
+            return int(line.split()[1]) / 1e6
+    return None
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text(errors="replace").strip()
+    except OSError:
+        return None
+
+
+def _command(words: list[str]) -> str | None:
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
