@@ -1,0 +1,180 @@
+"""Checks of pictures: present, decodable, not black, not frozen while the robot moves, not left over from before.
+
+Every frame is looked at once, as a coarse grid of its brightness: equality and change survive, cost does not.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from athena_vla.data.check.findings import Finding, finding, some
+from athena_vla.data.episode import Episode, Frames
+from athena_vla.data.formats.luma import luma_grids
+from athena_vla.errors import RecordingError
+
+BLACK = 14.0  # brightness out of 255 that even the brightest part of a black picture stays below
+FROZEN_SECONDS = 0.5
+MOVING = 0.04  # [rad] travel of the fastest joint over a span that a camera must show
+VISIBLE = 1.0  # grey levels of mean change that no codec throws away
+REPEATED_LEVEL = 0.1  # share of the neighbouring change below which two coded pictures are the same
+REPEATED_SHARE = 0.10  # of the steps at which the robot moves
+STALE_RATIO = 6.0  # first change against the typical change
+STALE_LEVEL = 6.0  # and at least this many grey levels on average
+
+
+@dataclass(frozen=True)
+class CameraScan:
+    """What one pass over a camera found; `last` serves the next episode's stale-start check."""
+
+    findings: tuple[Finding, ...]
+    first: NDArray[np.uint8] | None
+    last: NDArray[np.uint8] | None
+
+
+def check_missing(episode: Episode) -> Iterator[Finding]:
+    """Cameras that the metadata promises and no file keeps, and recordings without any."""
+    for reason in episode.extras.get("missing", {}).values():
+        code = "file.lfs_pointer" if "git-LFS" in reason else "camera.missing"
+        yield finding(code, reason, episode.id)
+    if not episode.cameras and not episode.extras.get("missing"):
+        yield finding("camera.none", "The episode has no pictures.", episode.id)
+
+
+def scan_camera(episode: Episode, name: str, stream: Frames, previous: NDArray[np.uint8] | None) -> CameraScan:
+    """Findings about one camera; `previous` is the last picture of the episode before."""
+    found: list[Finding] = []
+    length = len(episode)
+    if len(stream) != length:
+        message = f"Camera '{name}' has {len(stream)} pictures for {length} frames."
+        found.append(finding("camera.count", message, episode.id, (min(len(stream), length), max(len(stream), length))))
+    grids: list[NDArray[np.uint8]] = []
+    sums: list[int] = []
+    keys: list[bool] = []
+    places: list[int] = []
+    bad: list[tuple[int, str]] = []
+    sizes: set[tuple[int, ...]] = set()
+    for index, look in luma_grids(stream):
+        if isinstance(look, RecordingError):
+            bad.append((index, str(look)))
+            continue
+        sizes.add(look.grid.shape)
+        if len(sizes) == 1:
+            grids.append(look.grid)
+            sums.append(look.checksum)
+            keys.append(look.is_key)
+            places.append(index)
+    if bad:
+        kind = "file.lfs_pointer" if "git-LFS" in bad[0][1] else "camera.unreadable"
+        message = f"Camera '{name}': {len(bad)} of {len(stream)} pictures cannot be read: {bad[0][1]}"
+        found.append(finding(kind, message, episode.id, (bad[0][0], bad[-1][0] + 1)))
+    if len(sizes) > 1:
+        found.append(finding("camera.unreadable", f"Camera '{name}' changes its picture size.", episode.id))
+    if not grids:
+        return CameraScan(tuple(found), None, None)
+    pixels = np.stack(grids).astype(np.int16)  # [n, h, w]
+    where = np.array(places)
+    found += _black(episode, name, pixels, where)
+    found += _still(episode, name, pixels, np.array(sums), np.array(keys), where)
+    found += _stale(episode, name, pixels, where, previous)
+    return CameraScan(tuple(found), grids[0], grids[-1])
+
+
+def _black(episode: Episode, name: str, pixels: NDArray[np.int16], where: NDArray[np.intp]) -> Iterator[Finding]:
+    dark = pixels.reshape(len(pixels), -1).max(axis=1) < BLACK
+    if dark.any():
+        spans = stretches(dark)
+        message = f"Camera '{name}' is black in {int(dark.sum())} of {len(dark)} pictures."
+        yield finding("camera.black", message, episode.id, (int(where[spans[0][0]]), int(where[spans[-1][1] - 1]) + 1))
+
+
+def _still(
+    episode: Episode,
+    name: str,
+    pixels: NDArray[np.int16],
+    sums: NDArray[np.int64],
+    keys: NDArray[np.bool_],
+    where: NDArray[np.intp],
+) -> Iterator[Finding]:
+    """Pictures equal in every pixel, counted only where the robot moves and the scene visibly changes around them.
+
+    Lossy video codes a small change as no change, but only in frames that depend on the one before: repeats that never
+    fall on key frames are the codec's. A repeated camera frame falls on key frames too, nearly but not quite equal.
+    """
+    travel = joint_travel(episode)
+    if travel is None or len(pixels) < 3:
+        return
+    same = sums[1:] == sums[:-1]
+    dark = pixels.reshape(len(pixels), -1).max(axis=1) < BLACK
+    same &= ~dark[1:]
+    least = max(4, round(FROZEN_SECONDS * episode.fps)) if episode.extras.get("clock") != "frame index" else 6
+    frozen = np.zeros(len(same), bool)
+    for start, stop in stretches(same):
+        first, last = int(where[start]), int(where[stop])
+        if stop - start >= least and _moved(travel, first, last) > MOVING:
+            frozen[start:stop] = True
+            message = f"Camera '{name}' shows one picture for {stop - start + 1} frames while the robot moves."
+            yield finding("camera.frozen", message, episode.id, (first, last + 1))
+    change = np.abs(np.diff(pixels, axis=0)).reshape(len(pixels) - 1, -1).mean(axis=1)
+    # What the picture should have changed by: the larger of the real changes just before and just after.
+    ahead = np.concatenate([change[1:], [0.0]])
+    behind = np.concatenate([[0.0], change[:-1]])
+    step = np.array([_moved(travel, int(a), int(b)) for a, b in itertools.pairwise(where)])
+    visible = (step > MOVING / 8) & ((ahead > VISIBLE) | (behind > VISIBLE)) & ~frozen & ~dark[1:]
+    repeated = (same | (change < REPEATED_LEVEL * np.maximum(ahead, behind))) & visible
+    on_keys = repeated & keys[1:]
+    is_codec = not keys.all() and on_keys.sum() < 0.3 * repeated.sum() * (keys[1:] & visible).sum() / max(
+        visible.sum(), 1
+    )
+    if not is_codec and repeated.sum() >= 3 and repeated.sum() > REPEATED_SHARE * visible.sum():
+        places = np.flatnonzero(repeated)
+        message = (
+            f"Camera '{name}' repeats its picture at {int(repeated.sum())} of {int(visible.sum())} frames at which "
+            f"the robot visibly moves (frames {some((where[places] + 1).tolist())})."
+        )
+        yield finding("camera.repeated", message, episode.id, (int(where[places[0]]), int(where[places[-1]]) + 2))
+
+
+def _stale(
+    episode: Episode,
+    name: str,
+    pixels: NDArray[np.int16],
+    where: NDArray[np.intp],
+    previous: NDArray[np.uint8] | None,
+) -> Iterator[Finding]:
+    if len(pixels) < 8 or where[0] != 0:
+        return
+    changes = np.abs(np.diff(pixels, axis=0)).reshape(len(pixels) - 1, -1).mean(axis=1)
+    start, typical = float(changes[0]), float(np.median(changes[1:20]))
+    if start < STALE_LEVEL or start < STALE_RATIO * max(typical, 0.2):
+        return
+    ratio = start / max(typical, 0.2)
+    message = f"The first picture of camera '{name}' differs from the second {ratio:.0f} times more than usual."
+    if previous is not None and previous.shape == pixels[0].shape:
+        to_previous = float(np.abs(pixels[0] - previous.astype(np.int16)).mean())
+        if to_previous < start / 2:
+            message += " It is the last picture of the episode before."
+    yield finding("camera.stale_start", message, episode.id, (0, 1))
+
+
+def joint_travel(episode: Episode) -> NDArray[np.float64] | None:
+    """[T, D] joint positions (else targets) that say whether the robot moves; None where nothing is recorded."""
+    for values in (episode.states, episode.actions):
+        if values.shape[1] and np.isfinite(values).all() and len(values) > 1 and np.ptp(values, axis=0).max() > 0:
+            return values.astype(np.float64)
+    return None
+
+
+def _moved(travel: NDArray[np.float64], first: int, last: int) -> float:
+    """[rad] largest travel of a joint between two frames."""
+    part = travel[max(first, 0) : last + 1]
+    return float(np.ptp(part, axis=0).max()) if len(part) > 1 else 0.0
+
+
+def stretches(flags: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """[start, stop) of the stretches of True."""
+    padded = np.concatenate([[False], flags, [False]])
+    edges = np.flatnonzero(padded[1:] != padded[:-1])
+    return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]

@@ -1,0 +1,233 @@
+"""What a check says: one finding with a stable code, and the literal table of all codes.
+
+The table holds severity, why it matters and what to do; a check only adds what was seen and where.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Severity = Literal["error", "warning", "info"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a code stands for."""
+
+    severity: Severity
+    why: str
+    fix: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing a check saw; `frames` are [start, stop) of the episode."""
+
+    code: str
+    severity: Severity
+    message: str
+    episode: str | None
+    frames: tuple[int, int] | None
+    why: str
+    fix: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**vars(self), "frames": list(self.frames) if self.frames else None}
+
+
+RULES: dict[str, Rule] = {
+    "file.lfs_pointer": Rule(
+        "error", "A pointer file holds an address, not the data.", "git lfs pull, then check again."
+    ),
+    "episode.unreadable": Rule(
+        "error",
+        "An episode that cannot be read is left out of every set built from this recording.",
+        "Copy or record it again, or remove it.",
+    ),
+    "recording.empty": Rule("error", "There is nothing to train on.", "Record episodes; see docs/your-own-data.md."),
+    "metadata.count": Rule(
+        "warning",
+        "Readers that trust the metadata stop early or run past the end.",
+        "Convert the recording: athena data convert writes true counts.",
+    ),
+    "metadata.length": Rule(
+        "warning",
+        "The episode's declared length is not what the file holds: it was cut off or written twice.",
+        "Record it again, or convert the recording, which writes the true length.",
+    ),
+    "episode.short": Rule(
+        "warning",
+        "A chunk cannot be filled: its tail is padding that does not train.",
+        "Use a smaller --horizon or drop it.",
+    ),
+    "episode.duplicate": Rule(
+        "warning",
+        "The same motion twice counts double in training, and leaks when one copy is held out.",
+        "Remove one; a build keeps duplicates on one side of the split.",
+    ),
+    "split.leakage": Rule(
+        "error",
+        "Validation that repeats training measures memory, not skill.",
+        "Build the set again: athena data build keeps duplicates together.",
+    ),
+    "clock.missing": Rule(
+        "warning", "Without a rate, speeds and delays are unknown.", "Say how fast frames follow each other: --fps HZ."
+    ),
+    "clock.not_finite": Rule("error", "Frames cannot be put in order.", "Record again, or drop the time stamps."),
+    "clock.backwards": Rule(
+        "error", "Time runs backwards or stands still: frames are swapped or repeated.", "Sort or drop those frames."
+    ),
+    "clock.rate": Rule(
+        "error",
+        "The policy learns motions faster or slower than they were, and replays them at that speed.",
+        "Set the true rate: --fps HZ.",
+    ),
+    "clock.drift": Rule(
+        "warning",
+        "The interval changes over the episode: joint and camera streams on other clocks run apart.",
+        "Align by time stamp: athena data align shows by how much.",
+    ),
+    "clock.dropped": Rule(
+        "warning",
+        "Motion across a gap looks like a jump that the robot is asked to repeat.",
+        "Split the episode there.",
+    ),
+    "camera.none": Rule(
+        "warning", "A vision-language-action policy cannot be trained without pictures.", "Record a camera."
+    ),
+    "camera.missing": Rule(
+        "error",
+        "The metadata promises this camera; readers fail or silently train without it.",
+        "Fetch or record the video.",
+    ),
+    "camera.count": Rule(
+        "error",
+        "Pictures and joint rows pair up wrongly from the first missing one on.",
+        "Record again, or cut the episode to the frames that have pictures.",
+    ),
+    "camera.unreadable": Rule("error", "A picture that cannot be decoded stops training.", "Copy the file again."),
+    "camera.black": Rule("error", "The policy learns to act blind.", "Check the camera; drop those frames."),
+    "camera.frozen": Rule(
+        "error",
+        "The robot moves while the picture stands still: the policy learns to ignore the image.",
+        "Drop the episode or those frames.",
+    ),
+    "camera.repeated": Rule(
+        "warning",
+        "Repeated pictures during motion mean a camera slower than the clock or dropped frames.",
+        "Record with the true camera rate, or align at a lower rate.",
+    ),
+    "camera.stale_start": Rule(
+        "warning",
+        "The first picture belongs to the moment before the reset, often to the previous episode.",
+        "Leave it out: --drop-head 1.",
+    ),
+    "number.not_finite": Rule(
+        "error", "One NaN makes the loss NaN and ends the training.", "Cut or repair those rows."
+    ),
+    "joint.unnamed": Rule(
+        "warning",
+        "Columns without names can only be matched to a robot by position, where order errors hide.",
+        "Name them: --joints FILE, or --robot asserts that robot's order.",
+    ),
+    "joint.mismatch": Rule(
+        "error", "The recording does not have the joints of this robot.", "Choose the robot, or give --joint-map FILE."
+    ),
+    "joint.width": Rule(
+        "info",
+        "Actions and states have a different number of columns, so the actions are not one target per joint.",
+        "Fine for end-effector actions; a joint policy needs joint targets.",
+    ),
+    "joint.degrees": Rule(
+        "error", "Values look like degrees; everything here is in radians.", "Convert them: multiply by pi / 180."
+    ),
+    "joint.ticks": Rule(
+        "error", "Values look like servo ticks or percent, not radians.", "Convert them with the servo's calibration."
+    ),
+    "joint.limits": Rule(
+        "warning",
+        "Targets beyond the mechanical limits train the policy to ask for what the safety filter must refuse.",
+        "Check units, order and sign of these joints.",
+    ),
+    "joint.velocity": Rule(
+        "warning", "The robot cannot follow; the filter will hold it back.", "Check the rate, or slow the motion."
+    ),
+    "joint.jump": Rule("warning", "A jump in one frame is a glitch or a cut, not a motion.", "Cut the episode there."),
+    "joint.constant": Rule(
+        "info",
+        "A joint that hardly moves gives a tiny range; the normaliser widens it instead of dividing by nothing.",
+        "Lock it in the robot's description if it never should move.",
+    ),
+    "joint.saturated": Rule(
+        "warning",
+        "The target sits at its extreme for long: it was clipped, and the intent beyond is lost.",
+        "Check the teleoperation range of these joints.",
+    ),
+    "action.none": Rule("warning", "Pictures without actions cannot train a policy.", "Record actions."),
+    "action.constant": Rule("error", "No action ever changes: the recording holds no behaviour.", "Record again."),
+    "action.next_state": Rule(
+        "info",
+        "The actions are the states one step later: what happened, not what was commanded.",
+        "Fine for imitation; the controller's tracking error is not in the data.",
+    ),
+    "action.delta": Rule(
+        "warning",
+        "Actions follow the change of the state, not the state: they look relative, and joints default to absolute.",
+        "Set mode = 'delta' for these joints in the robot's description.",
+    ),
+    "action.unrelated": Rule(
+        "warning",
+        "Actions follow neither the joint positions nor their change: end-effector commands, or another joint order.",
+        "A joint policy needs joint targets; give their order with --joints FILE if that is what they are.",
+    ),
+    "action.lag": Rule(
+        "info",
+        "The state follows the action late; a policy that sees the state learns this delay.",
+        "athena data align shows it per stream; keep it if the robot has it too.",
+    ),
+    "replay.mismatch": Rule(
+        "warning",
+        "Replaying the actions with the best first-order tracking does not reproduce the states.",
+        "Check joint order, units and alignment of these joints.",
+    ),
+    "motion.idle": Rule(
+        "info",
+        "Long stretches without motion teach standing still; some of it is needed.",
+        "Trim only if it hurts: --fix trim-idle.",
+    ),
+    "language.missing": Rule(
+        "warning",
+        "Without an instruction a policy cannot learn to listen.",
+        "Write one, or build with --instruction TEXT.",
+    ),
+    "language.useless": Rule(
+        "warning",
+        "An instruction that says nothing teaches the policy to ignore words.",
+        "Write what is done, with what.",
+    ),
+    "success.missing": Rule(
+        "warning",
+        "Whether the demonstration succeeded is not recorded; failures would be learned.",
+        "Record `success`.",
+    ),
+    "success.false": Rule(
+        "info", "A failed demonstration is left out of a build.", "--keep-failed uses it all the same."
+    ),
+    "token.coarse": Rule(
+        "info",
+        "One bin of a 255-bin action tokeniser is the smallest motion such a policy can express.",
+        "Use a continuous head, or delta joints, where this is too coarse.",
+    ),
+}
+
+
+def finding(code: str, message: str, episode: str | None = None, frames: tuple[int, int] | None = None) -> Finding:
+    """A finding of a known code."""
+    rule = RULES[code]
+    return Finding(code, rule.severity, message, episode, frames, rule.why, rule.fix)
+
+
+def some(items: Sequence[object], most: int = 6) -> str:
+    """The first few of a list, and how many more."""
+    text = ", ".join(str(i) for i in items[:most])
+    return text if len(items) <= most else f"{text} and {len(items) - most} more"

@@ -1,0 +1,179 @@
+"""Checks of joint columns: finite, named, in radians, within limits, without jumps; constant and saturated joints."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from athena_vla.data.align import plain_name
+from athena_vla.data.check.cameras import stretches
+from athena_vla.data.check.findings import Finding, finding, some
+from athena_vla.data.episode import Episode
+from athena_vla.data.formats.common import are_placeholders
+from athena_vla.embodiment import Embodiment
+
+ANGLE = 2 * np.pi  # [rad] no joint of a robot turns further than this without being continuous
+TICKS = 400.0  # values beyond any angle in degrees
+SLACK = 0.02  # [rad] beyond a limit that is still rounding
+STILL = 1e-4  # [rad] travel below which a joint is constant
+JUMP_RATIO = 15.0  # one step against the typical step of a joint that moves
+JUMP_LEAST = 0.25  # [rad]
+SATURATED_SECONDS = 1.0
+
+
+def check_numbers(episode: Episode) -> Iterator[Finding]:
+    """Values that are not finite, and widths that disagree."""
+    for kind, names, values in _tables(episode):
+        bad = ~np.isfinite(values)
+        if bad.any():
+            rows, columns = np.flatnonzero(bad.any(axis=1)), np.flatnonzero(bad.any(axis=0))
+            message = f"{kind} are not numbers in {len(rows)} frames, columns {some([names[c] for c in columns])}."
+            yield finding("number.not_finite", message, episode.id, (int(rows[0]), int(rows[-1]) + 1))
+    if not episode.joint_names:
+        yield finding("action.none", "The recording holds no actions.", episode.id)
+    elif len(episode) > 3 and np.isfinite(episode.actions).all() and np.ptp(episode.actions, axis=0).max() == 0:
+        yield finding("action.constant", f"All {len(episode)} actions are the same.", episode.id, (0, len(episode)))
+
+
+def check_names(episode: Episode, robot: Embodiment | None) -> Iterator[Finding]:
+    """Whether columns can be matched to the robot; once per recording is enough."""
+    if robot is None:
+        if are_placeholders(episode.joint_names):
+            message = f"The {len(episode.joint_names)} action columns have no names."
+            yield finding("joint.unnamed", message, episode.id)
+    elif are_placeholders(episode.joint_names):
+        if len(episode.joint_names) not in (robot.action_dim, robot.state_dim):
+            message = (
+                f"{len(episode.joint_names)} unnamed action columns, robot '{robot.name}' has {robot.action_dim} "
+                f"action joints of {robot.state_dim}."
+            )
+            yield finding("joint.mismatch", message, episode.id)
+    elif episode.joint_names:
+        recorded = {plain_name(n) for n in episode.joint_names}
+        missing = [j for j in robot.action_joints if plain_name(j) not in recorded]
+        if missing:
+            message = f"No action column for {some(missing)} of robot '{robot.name}'."
+            yield finding("joint.mismatch", message, episode.id)
+    if episode.state_names and episode.joint_names and len(episode.state_names) != len(episode.joint_names):
+        message = f"{len(episode.joint_names)} action columns, {len(episode.state_names)} state columns."
+        yield finding("joint.width", message, episode.id)
+
+
+def check_units(episode: Episode) -> Iterator[Finding]:
+    """Degrees and servo ticks in place of radians; velocities among the states are left alone."""
+    width = len(episode.joint_names)
+    for kind, names, values in _tables(episode):
+        values = values[:, :width] if kind == "states" and width else values
+        finite = np.where(np.isfinite(values), values, 0.0)
+        reach = np.abs(finite).max(axis=0) if len(finite) else np.zeros(0)
+        # The middle of the values decides, not one glitch.
+        high = np.quantile(np.abs(finite), 0.9, axis=0) if len(finite) else reach
+        ticks = [names[c] for c in np.flatnonzero(high > TICKS)]
+        degrees = [names[c] for c in np.flatnonzero((high > ANGLE) & (high <= TICKS))]
+        if ticks:
+            yield finding("joint.ticks", f"{kind} reach {reach.max():.0f} ({some(ticks)}).", episode.id)
+        elif degrees and not _is_cartesian(names):
+            yield finding("joint.degrees", f"{kind} reach {high.max():.0f} ({some(degrees)}).", episode.id)
+
+
+def check_limits(episode: Episode, robot: Embodiment, actions: NDArray[np.float64]) -> Iterator[Finding]:
+    """Targets `[T, action joints]` in the robot's order against its position and velocity limits."""
+    index = robot.action_index
+    is_absolute = np.array([robot.joint(n).mode == "absolute" for n in robot.action_joints])
+    low, high = robot.lower[index] - SLACK, robot.upper[index] + SLACK
+    outside = ((actions < low) | (actions > high)) & is_absolute
+    if outside.any():
+        rows = np.flatnonzero(outside.any(axis=1))
+        joints = []
+        for c in np.flatnonzero(outside.any(axis=0)):
+            name, column = robot.action_joints[c], actions[:, c]
+            joint = robot.joint(name)
+            joints.append(
+                f"{name} {column.min():.2f}..{column.max():.2f} (limits {joint.lower:.2f}..{joint.upper:.2f})"
+            )
+        message = f"Targets leave the limits in {len(rows)} frames: {some(joints, 3)}."
+        yield finding("joint.limits", message, episode.id, (int(rows[0]), int(rows[-1]) + 1))
+    if len(actions) > 1 and episode.extras.get("clock") != "frame index":
+        speed = np.abs(np.diff(actions, axis=0)) * episode.fps
+        fast = (speed > robot.max_velocity[index]) & is_absolute
+        if fast.any():
+            rows = np.flatnonzero(fast.any(axis=1))
+            joints = [
+                f"{robot.action_joints[c]} {speed[:, c].max():.1f} rad/s (limit {robot.max_velocity[index][c]:.1f})"
+                for c in np.flatnonzero(fast.any(axis=0))
+            ]
+            message = f"Targets move faster than the joints in {len(rows)} frames: {some(joints, 3)}."
+            yield finding("joint.velocity", message, episode.id, (int(rows[0]), int(rows[-1]) + 2))
+
+
+def check_motion(episode: Episode) -> Iterator[Finding]:
+    """Jumps and saturation of the targets."""
+    actions = np.asarray(episode.actions, np.float64)
+    if len(actions) < 8 or not actions.shape[1] or not np.isfinite(actions).all():
+        return
+    if (episode.state_names and len(episode.state_names) < len(episode.joint_names)) or _are_commands(episode):
+        return  # end-effector commands may jump; joint targets may not
+    steps = np.abs(np.diff(actions, axis=0))
+    typical = np.array([np.median(c[c > STILL]) if (c > STILL).any() else np.inf for c in steps.T])
+    jumps = (steps > JUMP_RATIO * typical) & (steps > JUMP_LEAST)
+    # A gripper that snaps open and shut jumps by nature: it has two values and hardly any between.
+    for c in range(actions.shape[1]):
+        if _is_binary(actions[:, c]):
+            jumps[:, c] = False
+    if jumps.any():
+        rows = np.flatnonzero(jumps.any(axis=1))
+        names = [episode.joint_names[c] for c in np.flatnonzero(jumps.any(axis=0))]
+        message = f"{len(rows)} jumps of up to {steps[jumps].max():.2f} rad in one frame ({some(names)})."
+        yield finding("joint.jump", message, episode.id, (int(rows[0]) + 1, int(rows[-1]) + 2))
+    least = max(5, round(SATURATED_SECONDS * episode.fps)) if episode.extras.get("clock") != "frame index" else 15
+    saturated: list[str] = []
+    for c, name in enumerate(episode.joint_names):
+        column = actions[:, c]
+        span = np.ptp(column)
+        if span < 0.05 or _is_binary(column):
+            continue
+        for extreme in (column.min(), column.max()):
+            held = max((b - a for a, b in stretches(np.abs(column - extreme) < 1e-6)), default=0)
+            # Resting at an extreme at the start or end is a pose; clipping holds it in the middle of a motion.
+            inner = [
+                (a, b)
+                for a, b in stretches(np.abs(column - extreme) < 1e-6)
+                if a > 0 and b < len(column) and b - a >= least
+            ]
+            if held >= least and inner:
+                saturated.append(f"{name} at {extreme:.2f}")
+    if saturated:
+        message = f"Targets stay at their extreme: {some(saturated)}."
+        yield finding("joint.saturated", message, episode.id)
+
+
+def constant_joints(low: NDArray[np.float64], high: NDArray[np.float64], names: Sequence[str]) -> Iterator[Finding]:
+    """Joints that never moved in the whole recording, from the extremes over all episodes."""
+    still = [n for n, a, b in zip(names, low, high, strict=True) if b - a < STILL]
+    if still and len(still) < len(names):
+        yield finding("joint.constant", f"{len(still)} of {len(names)} joints never move: {some(still)}.")
+
+
+def _are_commands(episode: Episode) -> bool:
+    """True where states are recorded and the actions are not one target per joint of them."""
+    width, states = len(episode.joint_names), len(episode.state_names)
+    return 0 < states != width and are_placeholders(episode.joint_names) and states < 2 * width
+
+
+def _is_binary(column: NDArray[np.float64]) -> bool:
+    low, high = float(column.min()), float(column.max())
+    if high - low < STILL:
+        return False
+    between = (column > low + 0.1 * (high - low)) & (column < high - 0.1 * (high - low))
+    return float(between.mean()) < 0.02
+
+
+def _is_cartesian(names: Sequence[str]) -> bool:
+    return any(plain_name(n).rsplit("_", 1)[-1] in ("x", "y", "z") and "pos" in n.lower() for n in names)
+
+
+def _tables(episode: Episode) -> Iterator[tuple[str, Sequence[str], NDArray[np.float64]]]:
+    if episode.actions.shape[1]:
+        yield "actions", episode.joint_names, np.asarray(episode.actions, np.float64)
+    if episode.states.shape[1]:
+        yield "states", episode.state_names, np.asarray(episode.states, np.float64)

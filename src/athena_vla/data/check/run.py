@@ -1,0 +1,282 @@
+"""Runs all checks over a recording: one pass, one episode in memory at a time, findings merged where they repeat."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from athena_vla import embodiment
+from athena_vla.data.align import Alignment, align
+from athena_vla.data.build import read_names
+from athena_vla.data.check.cameras import check_missing, scan_camera
+from athena_vla.data.check.clocks import check_clock
+from athena_vla.data.check.findings import Finding, finding
+from athena_vla.data.check.joints import (
+    check_limits,
+    check_motion,
+    check_names,
+    check_numbers,
+    check_units,
+    constant_joints,
+)
+from athena_vla.data.check.language import check_language, check_success
+from athena_vla.data.check.relations import check_idle, check_relations
+from athena_vla.data.check.splits import check_leakage
+from athena_vla.data.episode import Episode, Recording, RecordingInfo
+from athena_vla.data.formats import open_recording
+from athena_vla.embodiment import Embodiment
+from athena_vla.errors import AthenaError, RecordingError
+
+# Said once for the recording when every episode says it.
+COLLECTIVE = {
+    "clock.missing", "joint.unnamed", "joint.mismatch", "joint.width", "joint.degrees", "joint.ticks",
+    "success.missing", "camera.none", "camera.missing", "camera.black", "action.none", "action.next_state",
+    "action.delta", "action.unrelated", "action.lag", "language.missing", "language.useless", "joint.limits",
+    "replay.mismatch",
+}  # fmt: skip
+COMMANDS_SHARE = 0.3  # of the episodes, from which on actions count as commands other than joint targets
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckConfig:
+    """What is checked, and against which robot."""
+
+    input: Path
+    """The recording, in any known format."""
+    robot: str | None = None
+    """Robot name or TOML file; limits and names are checked against it."""
+    horizon: int = 8
+    """Rows of an action chunk; shorter episodes are named."""
+    format: str | None = None
+    """Format of the recording; found by content where not given."""
+    joints: Path | None = None
+    """JSON list or text file with the names of the action columns."""
+    fps: float | None = None
+    """Rate of the recording where it does not say it [Hz]."""
+    pictures: bool = True
+    """Look at every picture; without it only their presence is checked."""
+    page: Path | None = None
+    """Write a self-contained HTML page here."""
+    strict: bool = False
+    """Warnings count as errors in the exit status."""
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """All findings, in the order of the episodes, and what the recording is."""
+
+    path: Path
+    findings: tuple[Finding, ...]
+    info: RecordingInfo | None
+    episodes: int
+    frames: int
+    strict: bool = False
+    page: Path | None = None
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def exit_status(self) -> int:
+        """0 without errors, 1 with, 2 when nothing could be read."""
+        if self.episodes == 0:
+            return 2
+        bad = {"error", "warning"} if self.strict else {"error"}
+        return int(any(f.severity in bad for f in self.findings))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "path": str(self.path),
+            "format": self.info.format if self.info else None,
+            "episodes": self.episodes,
+            "frames": self.frames,
+            "findings": [f.to_dict() for f in self.findings],
+        }
+
+
+def check(config: CheckConfig, progress: Callable[[int, int, str], None] | None = None) -> CheckReport:
+    """Check a recording. What cannot be opened at all is a report with one finding and exit status 2."""
+    robot = embodiment.load(config.robot) if config.robot else None
+    joints = read_names(config.joints)
+    try:
+        recording = open_recording(config.input, format=config.format, joints=joints, fps=config.fps)
+        ids = recording.ids()
+    except RecordingError as error:
+        return CheckReport(config.input, (unreadable(str(error), None),), None, 0, 0, config.strict)
+    state = _State(config, robot)
+    for number, episode_id in enumerate(ids):
+        try:
+            episode = recording.read(episode_id)
+        except AthenaError as error:
+            state.found.append(unreadable(str(error), episode_id))
+            continue
+        state.add(episode)
+        if progress:
+            progress(number + 1, len(ids), episode_id)
+    if not ids:
+        state.found.append(finding("recording.empty", f"'{config.input}' holds no episodes."))
+    state.finish(recording)
+    info = _info(recording, state.found)
+    report = CheckReport(
+        config.input, tuple(_merged(state.found, state.episodes)), info, state.episodes, state.frames, config.strict
+    )
+    if config.page is not None:
+        from athena_vla.data.check.page import write_page
+
+        write_page(config.page, report, recording, robot)
+        report = CheckReport(**{**vars(report), "page": config.page})
+    return report
+
+
+def unreadable(reason: str, episode: str | None) -> Finding:
+    code = "file.lfs_pointer" if "git-LFS" in reason else "episode.unreadable"
+    return finding(code, reason, episode)
+
+
+class _State:
+    """What accumulates over the episodes: extremes, digests, the last pictures."""
+
+    def __init__(self, config: CheckConfig, robot: Embodiment | None) -> None:
+        self.config = config
+        self.robot = robot
+        self.found: list[Finding] = []
+        self.episodes = self.frames = 0
+        self.digests: dict[str, str] = {}
+        self.names: tuple[str, ...] | None = None
+        self.low: NDArray[np.float64] | None = None
+        self.high: NDArray[np.float64] | None = None
+        self.last: dict[str, NDArray[np.uint8] | None] = {}
+
+    def add(self, episode: Episode) -> None:
+        self.episodes += 1
+        self.frames += len(episode)
+        self.found += self._one(episode)
+        self._extremes(episode)
+        self._duplicate(episode)
+
+    def finish(self, recording: Recording) -> None:
+        if self.names and self.low is not None and self.high is not None:
+            self.found += constant_joints(self.low, self.high, self.names)
+            if self.robot is None:
+                bins = [(n, (b - a) / 255) for n, a, b in zip(self.names, self.low, self.high, strict=True)]
+                name, width = max(bins, key=lambda p: p[1])
+                if width > 0:
+                    message = f"The widest bin is {width:.4f} rad ({name}); per joint: " + ", ".join(
+                        f"{n} {w:.4f}" for n, w in bins if w > 0
+                    )
+                    self.found.append(finding("token.coarse", message))
+        self.found += check_leakage(recording, self.digests)
+
+    def _one(self, episode: Episode) -> Iterator[Finding]:
+        declared = episode.extras.get("declared_length")
+        if isinstance(declared, int) and declared != len(episode):
+            message = f"The metadata declares {declared} frames, the file holds {len(episode)}."
+            yield finding("metadata.length", message, episode.id)
+        if len(episode) < self.config.horizon:
+            message = f"{len(episode)} frames cannot fill one chunk of {self.config.horizon}."
+            yield finding("episode.short", message, episode.id)
+        yield from check_clock(episode)
+        yield from check_numbers(episode)
+        yield from check_names(episode, self.robot)
+        yield from check_units(episode)
+        yield from check_motion(episode)
+        yield from check_relations(episode)
+        yield from check_idle(episode)
+        yield from check_language(episode)
+        yield from check_success(episode)
+        yield from check_missing(episode)
+        if self.robot is not None:
+            yield from self._limits(episode, self.robot)
+        if not self.config.pictures:
+            return
+        for name, stream in episode.cameras.items():
+            scan = scan_camera(episode, name, stream, self.last.get(name))
+            self.last[name] = scan.last
+            yield from scan.findings
+
+    def _limits(self, episode: Episode, robot: Embodiment) -> Iterator[Finding]:
+        fps = episode.fps if episode.extras.get("clock") != "frame index" else robot.control_hz
+        # Joints only, at the recorded rate: pictures have their own checks.
+        as_recorded = replace(robot, cameras=(), control_hz=fps, command_hz=fps)
+        try:
+            aligned = align(episode, as_recorded, Alignment(fps=fps))
+        except AthenaError as error:
+            if "not finite" not in str(error):
+                yield finding("joint.mismatch", str(error), episode.id)
+            return
+        yield from check_limits(episode, robot, aligned.actions.astype(np.float64))
+
+    def _extremes(self, episode: Episode) -> None:
+        if not episode.joint_names or not np.isfinite(episode.actions).all():
+            return
+        if self.names is None:
+            self.names = episode.joint_names
+            self.low = np.full(len(self.names), np.inf)
+            self.high = np.full(len(self.names), -np.inf)
+        if episode.joint_names != self.names:
+            message = f"Its {len(episode.joint_names)} action columns are not those of the first episode."
+            self.found.append(finding("joint.mismatch", message, episode.id))
+            return
+        assert self.low is not None
+        assert self.high is not None
+        self.low = np.minimum(self.low, episode.actions.min(axis=0))
+        self.high = np.maximum(self.high, episode.actions.max(axis=0))
+
+    def _duplicate(self, episode: Episode) -> None:
+        if not episode.joint_names:
+            return
+        # Float32 and four decimals: a copy that went through another format is still a copy.
+        rounded = np.round(np.asarray(episode.actions, np.float32), 4) + 0.0
+        digest = hashlib.sha256(rounded.tobytes()).hexdigest()
+        twin = next((i for i, d in self.digests.items() if d == digest), None)
+        if twin is not None and np.ptp(rounded, axis=0).max() > 0:
+            self.found.append(finding("episode.duplicate", f"Its actions are those of episode {twin}.", episode.id))
+        self.digests[episode.id] = digest
+
+
+def _info(recording: Recording, found: list[Finding]) -> RecordingInfo | None:
+    try:
+        info = recording.info()
+    except RecordingError as error:
+        if not found:
+            found.append(unreadable(str(error), None))
+        return None
+    for note in info.notes:
+        is_count = any(w in note for w in ("declare", "the demos hold", "numbering has gaps", "which is not there"))
+        if is_count and not any(note in f.message for f in found):
+            found.append(finding("metadata.count", note[0].upper() + note[1:] + "."))
+    return info
+
+
+def _merged(found: list[Finding], episodes: int) -> Iterator[Finding]:
+    """One finding in place of the same one for every episode."""
+    found = _commands(found, episodes)
+    said: dict[str, int] = {}
+    for f in found:
+        if f.code in COLLECTIVE and f.episode is not None:
+            said[f.code] = said.get(f.code, 0) + 1
+    done: set[str] = set()
+    for f in found:
+        if f.code in said and f.episode is not None and said[f.code] >= max(episodes, 2):
+            if f.code not in done:
+                done.add(f.code)
+                yield Finding(
+                    f.code, f.severity, f"{f.message} (all {episodes} episodes)", None, f.frames, f.why, f.fix
+                )
+            continue
+        yield f
+
+
+def _commands(found: list[Finding], episodes: int) -> list[Finding]:
+    """Where many episodes say that actions are no joint targets, say it once, and drop what only targets can fail."""
+    votes = [f for f in found if f.code in ("action.delta", "action.unrelated")]
+    if episodes < 3 or len(votes) < COMMANDS_SHARE * episodes:
+        return found
+    deltas = [f for f in votes if f.code == "action.delta"]
+    chosen = (deltas if len(deltas) >= len(votes) / 2 else votes)[0]
+    message = f"{chosen.message} So it is in {len(votes)} of {episodes} episodes."
+    moot = {"action.delta", "action.unrelated", "action.lag", "replay.mismatch", "joint.jump"}
+    kept = [f for f in found if f.code not in moot]
+    return [*kept, Finding(chosen.code, chosen.severity, message, None, None, chosen.why, chosen.fix)]
