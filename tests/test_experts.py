@@ -43,7 +43,7 @@ def test_demonstrations_keep_to_the_limits(robot, split):
         trajectory = expert.plan(scene)
         rate = body.command_hz
         path = np.stack([trajectory.at(i / rate) for i in range(int(trajectory.duration * rate) + 20)])
-        assert (path >= body.lower).all() and (path <= body.upper).all(), scene.instruction
+        assert ((path >= body.lower) & (path <= body.upper)).all(), scene.instruction
         velocity = np.diff(path, axis=0) * rate
         assert (np.abs(velocity) <= SHARE_OF_LIMITS * 1.01 * body.max_velocity).all(), scene.instruction
         acceleration = np.diff(velocity, axis=0) * rate

@@ -21,6 +21,7 @@ Array = NDArray[np.float64]
 REACH_TIME = 2.4  # [s], from rest to the goal
 PUSH_TIME = 1.1  # [s]
 STAY_TIME = 0.8  # [s], at the goal
+TURN_TO_GOAL = 0.3  # of the goal's bearing
 SHARE_OF_LIMITS = 0.7  # of velocity and acceleration that a demonstrator uses at most
 
 _HAND = 0.035  # [m], radius
@@ -122,7 +123,10 @@ class Expert:
         """The pose with a hand's centre at a world point."""
         arm = [f"{side}_{j}" for j in ("shoulder_pitch", "shoulder_roll", "shoulder_yaw", "elbow")]
         target = self.kinematics.hand_at(side, np.array(point))
-        return self.kinematics.solve((*arm, *_WAIST), [(5.0, target)], self._ready(side))
+        # Turned a little towards the goal: the camera keeps seeing what the hand does.
+        ready = self._ready(side)
+        ready[self.robot.index(["waist_yaw"])] = TURN_TO_GOAL * atan2(point[1], point[0])
+        return self.kinematics.solve((*arm, *_WAIST), [(5.0, target)], ready)
 
     def point(self, side: str, target: Array) -> Array:
         """The pose with a forearm pointing at a world point from a short distance."""

@@ -32,8 +32,9 @@ class Kinematics:
         world, robot = self.world, self.world.embodiment
         active = robot.index(joints)
         columns = world.qvel_index[active]
-        # The waist is heavy and turns the camera: let the arm do what it can.
-        pull = np.array([0.05 if robot.joints[i].group == "torso" else 0.02 for i in active])
+        # The waist is heavy and turns the camera: let the arm do what it can, and leaning before turning.
+        stiff = {"waist_yaw": 0.3, "waist_pitch": 0.08}
+        pull = np.array([stiff.get(robot.joint_names[i], 0.02) for i in active])
         pose = rest.copy()
         self._place(pose)
         terms = list(residuals)

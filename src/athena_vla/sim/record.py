@@ -85,6 +85,14 @@ class RecordResult:
     frames_per_second: float  # of the episodes recorded now; 0 where all were there
     families: dict[str, int] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        speed = f", {self.frames_per_second:.0f} frames/s" if self.frames_per_second else ""
+        return (
+            f"{self.episodes} episodes ({self.reused} were there already) with {self.frames} frames in {self.path}: "
+            f"{self.successes} succeeded, {self.failed_on_purpose} fail on purpose; {self.seconds:.1f} s{speed}. "
+            "Next: athena data check " + str(self.path)
+        )
+
 
 class _Pictures:
     """Frames in memory."""
@@ -236,6 +244,8 @@ def _record_one(job: tuple[RecordConfig, int]) -> EpisodeResult:
             frames=len(extras["simulator"]["hand_contact"]),
             reused=True,
         )
+    for leftover in config.out.glob(f".{name}-*"):  # of a run that was killed while writing
+        shutil.rmtree(leftover)
     scene = sample_scene(config.seed * SEEDS_PER_RECORDING + number, config.split)
     robot = _stage(config.renderer, config.image_size)
     episode = demonstrate(robot, scene, failures=config.failures, noise=config.noise)

@@ -210,5 +210,7 @@ def _compile(embodiment: Embodiment) -> mujoco.MjModel:
                 friction=[0.4, 0.005, 0.0001],
                 group=1,
             )
-    world.add_camera(name=THIRD_PERSON, pos=[1.70, -1.30, 1.45], xyaxes=[0.66, 0.75, 0.0, -0.24, 0.21, 0.95], fovy=45)
+    world.add_camera(
+        name=THIRD_PERSON, pos=[1.95, -1.55, 1.55], xyaxes=[0.667, 0.745, 0.0, -0.201, 0.180, 0.963], fovy=41
+    )
     return spec.compile()
