@@ -87,14 +87,21 @@ class Architecture(nn.Module, ABC):
         """Batch of graph inputs on the CPU. Raises `InvalidObservation` for images or text no model can take."""
 
     @abstractmethod
-    def loss(
-        self, inputs: Tensors, target: Float[Tensor, "b h d"], valid: Bool[Tensor, "b h"]
-    ) -> Float[Tensor, ""]:
+    def loss(self, inputs: Tensors, target: Float[Tensor, "b h d"], valid: Bool[Tensor, "b h"]) -> Float[Tensor, ""]:
         """Training loss on targets in [-1, 1]; rows that are not valid do not count."""
 
     @abstractmethod
     def graphs(self) -> tuple[Graph, ...]:
         """Everything `decode` runs, by name, with example inputs of batch 1."""
+
+    @property
+    def reads_state(self) -> bool:
+        """Whether actions may depend on the state; where they may, the gates demand that they do."""
+        return False
+
+    def vision_modules(self) -> list[str]:
+        """Module paths that every call runs exactly once per camera batch: towers and projector."""
+        return []
 
     def noise(self, batch: int, generator: torch.Generator) -> Tensors:
         """Random inputs of `decode`; empty for deterministic families."""

@@ -230,7 +230,10 @@ def _linear_4_bit(weight: Tensor, device: str) -> nn.Module:
         weight.shape[1], weight.shape[0], bias=False, compute_dtype=torch.bfloat16, quant_type="nf4", device="meta"
     )
     linear.weight = bnb.nn.Params4bit(
-        weight.to(torch.bfloat16, copy=True), requires_grad=False, quant_type="nf4", module=linear
+        weight.to(torch.bfloat16, copy=True),
+        requires_grad=False,
+        quant_type="nf4",  # pyright: ignore[reportCallIssue]
+        module=linear,  # pyright: ignore[reportCallIssue]
     )
     return linear.to(device)  # moving is what quantises
 

@@ -85,7 +85,7 @@ class Checkpoint:
 
     def pixel_values(self, image: Images) -> NDArray[np.float32]:
         """`[1, 3 * towers * images, height, width]`, no crop at evaluation."""
-        views = list(image) if isinstance(image, list | tuple) else [image]
+        views = [image] if isinstance(image, Image.Image | np.ndarray) else list(image)
         return np.concatenate([pixels(view, self.raw.spec.images) for view in views])[None]
 
     def input_ids(self, instruction: str) -> list[int]:
@@ -157,7 +157,7 @@ class Checkpoint:
             ids = [*self.prompter.answer_ids(instruction), *self.predict_ids(image, instruction, key)]
             # After an early end token the reference reads prompt tokens as actions.
             unit = self.tokens.decode(np.array(ids[-self._action_dim(key) :]))
-            return statistics.unnormalize(unit, stats)
+            return statistics.unnormalize(unit, stats).astype(np.float64)
         assert self.parts is not None
         kind, width = PLATFORMS[self.platform].kind, self._action_dim(key)
         if self.parts.head is None:

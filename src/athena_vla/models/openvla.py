@@ -82,6 +82,7 @@ class StepGraph(nn.Module):
 class OpenVLA(VisionLanguageModel):
     family: ClassVar[str] = "openvla"
     spec_type: ClassVar[type[Spec]] = OpenVLASpec
+    reads_tokens: ClassVar[bool] = True
 
     def __init__(self, spec: OpenVLASpec, tokenizer_files: Mapping[str, bytes], body: Prismatic | None = None) -> None:
         super().__init__(spec, tokenizer_files, body)

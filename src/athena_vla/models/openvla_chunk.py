@@ -190,6 +190,10 @@ class OpenVLAChunk(VisionLanguageModel):
             language["state"] = inputs["state"]
         return run("head", {"hidden": run("language", language)["hidden"]})["actions"]
 
+    @property
+    def reads_state(self) -> bool:
+        return self.chunk_spec.proprio
+
     def head_modules(self) -> list[str]:
         return [*(["state_projector"] if self.chunk_spec.proprio else []), "queries", "head"]
 

@@ -208,5 +208,9 @@ class OpenVLAOFT(VisionLanguageModel):
             language["state"] = inputs["state"]
         return run("head", {"hidden": run("language", language)["hidden"]})["actions"]
 
+    @property
+    def reads_state(self) -> bool:
+        return self.oft_spec.proprio
+
     def head_modules(self) -> list[str]:
         return [*(["state_projector"] if self.oft_spec.proprio else []), "head"]

@@ -83,7 +83,7 @@ def _towers(config: Mapping[str, Any], source: str) -> tuple[VitSpec, ...]:
         raise ModelError(f"'{source}' names no vision tower that is known here (vision_backbone_id '{backbone}').")
     if config.get("use_fused_vision_backbone", len(ids) == 2) != (len(ids) == 2) or len(ids) > 2:
         raise ModelError(f"'{source}' has {len(ids)} vision towers but use_fused_vision_backbone says otherwise.")
-    sizes = config.get("image_sizes") or [known_size] * len(ids)
+    sizes: list[Any] = config.get("image_sizes") or [known_size or 224] * len(ids)
     sizes = [int(s[-1]) if isinstance(s, list | tuple) else int(s) for s in sizes]
     overrides = config.get("oracle_timm_overrides") or [None] * len(ids)
     activations = config.get("timm_override_act_layers") or [None] * len(ids)

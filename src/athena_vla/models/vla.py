@@ -6,7 +6,7 @@ Knows nothing of how a family reads actions out.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -47,6 +47,8 @@ class PatchGraph(nn.Module):
 
 class VisionLanguageModel(Architecture):
     """Base of the families; abstract."""
+
+    reads_tokens: ClassVar[bool] = False  # needs the language model's token output
 
     def __init__(self, spec: VlaSpec, tokenizer_files: Mapping[str, bytes], body: Prismatic | None = None) -> None:
         super().__init__(spec)
@@ -91,6 +93,10 @@ class VisionLanguageModel(Architecture):
     def lora_modules(self, targets: Sequence[str], *, vision: bool, projector: bool) -> list[str]:
         found = self.body.linear_modules(tuple(targets), vision=vision, projector=projector)
         return [f"body.{name}" for name in found]
+
+    def vision_modules(self) -> list[str]:
+        towers = [f"body.vision_backbone.{name}" for name, _ in self.body.vision_backbone.named_children()]
+        return [*towers, "body.projector"]
 
     def tokenizer_files(self) -> dict[str, bytes]:
         return dict(self.prompter.files)

@@ -1,0 +1,185 @@
+"""Gates: a policy whose actions do not depend on image, instruction or state is refused with a sentence.
+
+Ported OpenVLA code was seen to load, answer plausibly and ignore the camera. So the policy is asked, through whatever
+backend runs it, at load, after every stage and before a server opens. Knows nothing of weights or how actions are made.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from athena_vla.embodiment import ActionChunk, Observation
+from athena_vla.errors import BlindPolicy, InvalidObservation
+from athena_vla.models.architecture import Architecture, ModelInput, Run, run_torch
+
+Act = Callable[[Observation], ActionChunk | NDArray[np.floating[Any]]]
+
+# Two instructions that no policy should answer alike, used where the observations have only one.
+INSTRUCTIONS = ("raise the left arm", "look at the red cube on the right")
+# Rounding differs by 1e-7 between runs; anything learned moves joints by far more.
+THRESHOLD = 1e-5  # [rad] from a policy, [-1, 1] units from a model
+
+_REASONS = {
+    "black_white": "a black and a white image give the same actions: it does not see",
+    "frames": "two different camera frames give the same actions: it does not see",
+    "language": "two different instructions give the same actions: it does not listen",
+    "proprio": "two different states give the same actions, although the state is one of its inputs",
+}
+_ADVICE = (
+    "It is not exported, served or evaluated. Look at how its inputs reach the model: frozen or pruned vision, a "
+    "cached prompt, or training that never needed them."
+)
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """How far actions move when one input changes; the largest change over joints, steps and observations."""
+
+    changes: Mapping[str, float]
+    threshold: float
+
+    @property
+    def blind_to(self) -> tuple[str, ...]:
+        # `not >` also catches NaN.
+        return tuple(name for name, change in self.changes.items() if not change > self.threshold)
+
+    def require(self, name: str = "The policy") -> "Sensitivity":
+        """Itself. Raises `BlindPolicy` naming everything the actions do not depend on."""
+        if self.blind_to:
+            reasons = "; ".join(_REASONS[n] for n in self.blind_to)
+            raise BlindPolicy(f"{name} is refused: {reasons}. {_ADVICE}")
+        return self
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """One entry per gate, as manifests record them."""
+        return {
+            name: {"passed": name not in self.blind_to, "change": float(change), "threshold": self.threshold}
+            for name, change in self.changes.items()
+        }
+
+
+def check_sensitivity(
+    act: Act, observations: Sequence[Observation], *, proprio: bool = False, threshold: float = THRESHOLD
+) -> Sensitivity:
+    """Ask a policy, through any backend, how its actions move when one input at a time is changed.
+
+    `proprio` says that the state is one of its inputs. Up to three observations are used.
+    """
+    if not observations:
+        raise InvalidObservation("The sensitivity gates need at least one observation; none was given.")
+    some = list(observations[:3])
+
+    def change(a: Observation, b: Observation) -> float:
+        return float(np.abs(_positions(act(a)) - _positions(act(b))).max())
+
+    texts = list(dict.fromkeys(o.instruction for o in observations))
+    pair = texts[:2] if len(texts) > 1 else INSTRUCTIONS
+    changes = {
+        "black_white": max(change(_filled(o, 0), _filled(o, 255)) for o in some),
+        "frames": max(change(o, _other_frame(o, observations)) for o in some),
+        "language": max(change(replace(o, instruction=pair[0]), replace(o, instruction=pair[1])) for o in some),
+    }
+    if proprio:
+        changes["proprio"] = max(change(o, replace(o, state=o.state + 0.2)) for o in some)
+    return Sensitivity(changes, threshold)
+
+
+def require_sensitive(
+    act: Act,
+    observations: Sequence[Observation],
+    *,
+    proprio: bool = False,
+    threshold: float = THRESHOLD,
+    name: str = "The policy",
+) -> Sensitivity:
+    """The same. Raises `BlindPolicy`."""
+    return check_sensitivity(act, observations, proprio=proprio, threshold=threshold).require(name)
+
+
+def check_model(model: Architecture, run: Run | None = None, threshold: float = THRESHOLD) -> Sensitivity:
+    """The same for a model without a robot: made-up images, states and instructions, actions in [-1, 1] units."""
+    runner = run or run_torch(model)
+    spec = model.spec
+    random = np.random.default_rng(0)
+    noise = [random.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(2)]
+    black, white = np.zeros((64, 64, 3), np.uint8), np.full((64, 64, 3), 255, np.uint8)
+    rest = np.zeros(spec.state_dim, np.float32)
+
+    def actions(image: NDArray[np.uint8], text: str = INSTRUCTIONS[0], state: NDArray[np.float32] = rest):
+        item = ModelInput(images=(image,) * spec.cameras, state=state, instruction=text)
+        inputs = _placed(model, model.collate([item]))
+        with torch.inference_mode():
+            chosen = model.decode(runner, inputs, model.noise(1, torch.Generator().manual_seed(0)))
+        return chosen.float().cpu().numpy()
+
+    reference = actions(noise[0])
+    changes = {
+        "black_white": np.abs(actions(black) - actions(white)).max(),
+        "frames": np.abs(reference - actions(noise[1])).max(),
+        "language": np.abs(reference - actions(noise[0], INSTRUCTIONS[1])).max(),
+    }
+    if model.reads_state:
+        changes["proprio"] = np.abs(reference - actions(noise[0], state=rest + np.float32(0.5))).max()
+    return Sensitivity({k: float(v) for k, v in changes.items()}, threshold)
+
+
+def count_vision_calls(model: Architecture, modules: Sequence[str]) -> dict[str, int]:
+    """How often each named module runs in one decode; a vision tower that does not run cannot be looked through."""
+    counts = dict.fromkeys(modules, 0)
+
+    def counter(name: str) -> Callable[..., None]:
+        def count(_module: nn.Module, _inputs: Any, _output: Any) -> None:
+            counts[name] += 1
+
+        return count
+
+    hooks = [model.get_submodule(name).register_forward_hook(counter(name)) for name in modules]
+    try:
+        check = ModelInput(
+            images=(np.zeros((64, 64, 3), np.uint8),) * model.spec.cameras,
+            state=np.zeros(model.spec.state_dim, np.float32),
+            instruction=INSTRUCTIONS[0],
+        )
+        inputs = _placed(model, model.collate([check]))
+        with torch.inference_mode():
+            model.decode(run_torch(model), inputs, model.noise(1, torch.Generator().manual_seed(0)))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return counts
+
+
+def require_vision_runs_once(model: Architecture, name: str = "The model") -> dict[str, int]:
+    """Vision towers and projector run exactly once per call. Raises `BlindPolicy`."""
+    counts = count_vision_calls(model, model.vision_modules())
+    wrong = {module: count for module, count in counts.items() if count != 1}
+    if wrong:
+        told = ", ".join(f"'{module}' {count} times" for module, count in wrong.items())
+        raise BlindPolicy(f"{name} is refused: in one call {told} instead of once. {_ADVICE}")
+    return counts
+
+
+def _positions(answer: ActionChunk | NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+    return answer.positions if isinstance(answer, ActionChunk) else np.asarray(answer)
+
+
+def _placed(model: Architecture, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    weight = next(p for p in model.parameters() if p.is_floating_point())
+    return {k: v.to(weight.device, weight.dtype if v.is_floating_point() else v.dtype) for k, v in inputs.items()}
+
+
+def _filled(observation: Observation, value: int) -> Observation:
+    return replace(observation, images={k: np.full_like(v, value) for k, v in observation.images.items()})
+
+
+def _other_frame(observation: Observation, observations: Sequence[Observation]) -> Observation:
+    """The same moment seen through another observation's cameras, or mirrored where no other picture is at hand."""
+    for other in observations:
+        if any(not np.array_equal(other.images[k], v) for k, v in observation.images.items()):
+            return replace(observation, images=other.images)
+    return replace(observation, images={k: np.ascontiguousarray(v[::-1, ::-1]) for k, v in observation.images.items()})
