@@ -111,7 +111,7 @@ class StoppableSet:
 
     def reason(self, v: Array, desired: Array) -> NDArray[np.intp]:
         """Index into `REASONS` of the limit that bound first in the last `choose`, joint by joint."""
-        up = desired > v
+        up = desired > self._chosen
         bounds = self._bounds
         np.copyto(bounds[0], np.where(up, v, -v) + self.velocity_step)
         np.copyto(bounds[1], np.where(up, self.reach[0], self.reach[1]))

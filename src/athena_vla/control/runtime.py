@@ -12,7 +12,8 @@ from typing import Protocol, get_args
 import numpy as np
 
 from athena_vla.control.clockwork import Answer, Clockwork, SimulatedClock, WallClock
-from athena_vla.control.safety import Level, SafetyFilter
+from athena_vla.control.ladder import Level
+from athena_vla.control.safety import SafetyFilter
 from athena_vla.control.trace import Trace
 from athena_vla.control.trajectory import Trajectory, through
 from athena_vla.embodiment import ActionChunk, Array, Embodiment, Observation, Owner

@@ -14,40 +14,23 @@ It is not a certified safety function: an emergency stop and the drive's own lim
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from athena_vla.control.interventions import Interventions, Log
 from athena_vla.control.jerk import JerkLimitedSet
+from athena_vla.control.ladder import Ladder, Level
 from athena_vla.control.limits import REASONS, Array, StoppableSet
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import SafetyError
 
 Flags = NDArray[np.bool_]
-Level = Literal["follow", "hold", "stop", "safe_pose"]
 # A check of a whole pose the robot could come to rest in: "" where it is fine, else the kind of intervention.
 Guard = Callable[[Array], str]
 KINDS = (*REASONS, "jerk", "position", "reset")  # interventions counted joint by joint; faults have names of their own
 UNCHANGED = 1e-12  # [rad] an output this close to its target counts as untouched
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ladder:
-    """What happens while there is nothing trustworthy to follow, rung by rung; times since the first faulty step."""
-
-    hold_s: float = 0.1
-    """First keep going to the last good target: one lost message is no reason to stop. [s]"""
-    braking: float = 0.5
-    """Then decelerate to a stop with this fraction of the acceleration limits."""
-    safe_after_s: float = 2.0
-    """After this long move to the safe pose, where one is given. [s]"""
-    safe_pose: tuple[float, ...] | None = None
-    """[rad] for every joint in the robot's order; None stays where it stopped."""
-    safe_speed: float = 0.1
-    """Fraction of the velocity limits on the way to the safe pose."""
 
 
 class SafetyFilter:
@@ -79,6 +62,7 @@ class SafetyFilter:
         _refuse_unless(np.isfinite(margin) and margin >= 0, f"needs a margin of at least 0 rad, not {margin}")
         _refuse_unless(np.isfinite(stale_after) and stale_after > 0, f"needs stale_after > 0 s, not {stale_after}")
         lower, upper = embodiment.lower + margin, embodiment.upper - margin
+        _refuse_unless(max_tracking_error is None or max_tracking_error > 0, "needs max_tracking_error > 0 rad or None")
         for name, low, high in zip(embodiment.joint_names, lower, upper, strict=True):
             _refuse_unless(low < high, f"leaves no room for joint '{name}' with a margin of {margin} rad")
         self.rate_hz = rate
@@ -177,7 +161,7 @@ class SafetyFilter:
 
         Rows that need no intervention are passed on together, which is what makes filtering a chunk cheap.
         """
-        rows = np.asarray(targets, dtype=np.float64)
+        rows = self._numbers(targets, "a chunk")
         if rows.ndim != 2 or rows.shape[1] != self._joints:
             raise SafetyError(
                 f"A chunk for '{self.embodiment.name}' is [n, {self._joints}], this one has shape {list(rows.shape)}."
@@ -250,24 +234,15 @@ class SafetyFilter:
     def _fall(self, fault: str, t: float) -> Array:
         """One step of the fallback ladder."""
         self._faulty_steps += 1
+        self.level = self.ladder.rung(fault, self._faulty_steps * self._dt)
         self._ledger.fault(fault, t, self.level)
-        ladder, elapsed = self.ladder, self._faulty_steps * self._dt
-        if elapsed <= ladder.hold_s and fault != "tracking":
-            self.level = "hold"
-            np.subtract(self._clipped(self._good), self._q, out=self._desired)
-            self._desired *= self.rate_hz
-        elif self._safe_pose is not None and elapsed > ladder.safe_after_s and fault != "tracking":
-            self.level = "safe_pose"
-            away = self._safe_pose - self._q
-            slow = np.minimum(ladder.safe_speed * self.embodiment.max_velocity, np.abs(away) * self.rate_hz)
-            # No faster than half the acceleration limit can stop at the pose itself.
-            slow = np.minimum(slow, np.sqrt(self.embodiment.max_acceleration * np.abs(away)))
-            np.copysign(slow, away, out=self._desired)
+        if self.level == "hold":
+            wish = (self._clipped(self._good) - self._q) * self.rate_hz
+        elif self.level == "safe_pose" and self._safe_pose is not None:
+            wish = self.ladder.approaching(self._q, self._safe_pose, self.embodiment, self.rate_hz)
         else:
-            self.level = "stop"
-            slower = np.abs(self._v) - ladder.braking * self._set.velocity_step
-            np.copysign(np.maximum(slower, 0.0), self._v, out=self._desired)
-        return self._move(self._choose(self._desired))
+            wish = self.ladder.stopping(self._v, self._set.velocity_step)
+        return self._move(self._choose(wish))
 
     def _advance(self, target: Array, t: float) -> Array:
         """Follow a finite target as far as the limits allow."""
@@ -330,16 +305,19 @@ class SafetyFilter:
         return np.minimum(np.maximum(target, self._lower), self._upper)
 
     def _vector(self, values: ArrayLike, what: str) -> Array:
-        try:
-            vector = np.array(values, dtype=np.float64)  # a copy: the caller may reuse its buffer
-        except (TypeError, ValueError) as error:
-            raise SafetyError(f"{what} for '{self.embodiment.name}' must be numbers: {error}.") from error
+        vector = self._numbers(values, what)
         if vector.shape != (self._joints,):
             raise SafetyError(
                 f"{what} for '{self.embodiment.name}' has shape {list(vector.shape)}; the robot has "
                 f"{self._joints} joints: {', '.join(self.embodiment.joint_names)}."
             )
         return vector
+
+    def _numbers(self, values: ArrayLike, what: str) -> Array:
+        try:
+            return np.array(values, dtype=np.float64)  # a copy: the caller may reuse its buffer
+        except (TypeError, ValueError) as error:
+            raise SafetyError(f"{what} for '{self.embodiment.name}' must be numbers: {error}.") from error
 
     def _checked_pose(self, pose: Sequence[float] | None) -> Array | None:
         if pose is None:

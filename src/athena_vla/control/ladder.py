@@ -1,0 +1,58 @@
+"""What the robot does while there is nothing trustworthy to follow: hold, come to a stop, go to a safe pose.
+
+Knows times, poses and velocities; the limits are the filter's business, which treats the ladder like any other caller.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from athena_vla.embodiment import Array, Embodiment
+from athena_vla.errors import SafetyError
+
+Level = Literal["follow", "hold", "stop", "safe_pose"]
+STOP_AT_ONCE = ("tracking",)  # the joints are not where they are told to be: going on is the wrong thing to hold
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ladder:
+    """The rungs, with times counted from the first faulty step; a good target leads back to following at once."""
+
+    hold_s: float = 0.1
+    """First keep going to the last good target: one lost message is no reason to stop. [s]"""
+    braking: float = 0.5
+    """Then decelerate to a stop with this fraction of the acceleration limits."""
+    safe_after_s: float = 2.0
+    """After this long move to the safe pose, where one is given. [s]"""
+    safe_pose: tuple[float, ...] | None = None
+    """[rad] for every joint in the robot's order; None stays where it stopped."""
+    safe_speed: float = 0.1
+    """Fraction of the velocity limits on the way to the safe pose."""
+
+    def __post_init__(self) -> None:
+        if not (0 < self.braking <= 1 and 0 < self.safe_speed <= 1):
+            raise SafetyError(
+                f"The ladder's braking {self.braking} and safe_speed {self.safe_speed} are fractions in (0, 1]."
+            )
+        if not (self.hold_s >= 0 and self.safe_after_s >= self.hold_s):
+            raise SafetyError(f"The ladder's times must satisfy 0 <= {self.hold_s} <= {self.safe_after_s} s.")
+
+    def rung(self, fault: str, elapsed: float) -> Level:
+        """Where on the ladder a fault that has lasted `elapsed` [s] puts the robot."""
+        if fault in STOP_AT_ONCE:
+            return "stop"
+        if elapsed <= self.hold_s:
+            return "hold"
+        return "safe_pose" if self.safe_pose is not None and elapsed > self.safe_after_s else "stop"
+
+    def stopping(self, v: Array, velocity_step: Array) -> Array:
+        """The next velocity of the damped stop."""
+        return np.copysign(np.maximum(np.abs(v) - self.braking * velocity_step, 0.0), v)
+
+    def approaching(self, q: Array, pose: Array, robot: Embodiment, rate_hz: float) -> Array:
+        """The next velocity on the way to the safe pose."""
+        away = pose - q
+        speed = np.minimum(self.safe_speed * robot.max_velocity, np.abs(away) * rate_hz)
+        # No faster than half the acceleration limit can stop at the pose itself.
+        return np.copysign(np.minimum(speed, np.sqrt(robot.max_acceleration * np.abs(away))), away)

@@ -1,0 +1,446 @@
+"""The safety filter's theorem, tested as one: any input, every limit, always a stop; nothing where nothing is wrong."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import ArrayLike
+
+from athena_vla import embodiment
+from athena_vla.control.interventions import JsonLines
+from athena_vla.control.ladder import Ladder
+from athena_vla.control.limits import StoppableSet
+from athena_vla.control.safety import SafetyFilter
+from athena_vla.embodiment import Embodiment
+from athena_vla.errors import SafetyError
+
+ROBOTS = ("toy", "athena", "unitree_g1_23dof")
+TOLERANCE = 1e-9
+
+
+def assert_within_limits(outputs: np.ndarray, start: np.ndarray, robot: Embodiment, jerk: bool = False) -> None:
+    """Position, velocity, acceleration (and jerk) of consecutive outputs at the command rate, from rest at `start`."""
+    rate = robot.command_hz
+    path = np.concatenate([start[None], start[None], start[None], outputs])
+    velocity = np.diff(path, axis=0) * rate
+    acceleration = np.diff(velocity, axis=0) * rate
+    assert np.isfinite(outputs).all()
+    assert (outputs >= robot.lower - TOLERANCE).all()
+    assert (outputs <= robot.upper + TOLERANCE).all()
+    assert (np.abs(velocity) <= robot.max_velocity + TOLERANCE).all()
+    assert (np.abs(acceleration) <= robot.max_acceleration + TOLERANCE).all()
+    if jerk:
+        assert (np.abs(np.diff(acceleration, axis=0)) * rate <= robot.max_jerk + TOLERANCE).all()
+
+
+def stop_distance(velocity: float, step: float, dt: float) -> float:
+    """Distance of the hardest braking in discrete time, by doing it."""
+    travelled, speed = 0.0, abs(velocity)
+    while speed > 0:
+        speed = max(speed - step, 0.0)
+        travelled += speed * dt
+    return travelled
+
+
+def assert_can_stop(guard: SafetyFilter) -> None:
+    """An independent witness that a stop inside the limits exists: brake joint by joint, in a plain loop."""
+    robot, dt = guard.embodiment, 1 / guard.rate_hz
+    for j, (q, v) in enumerate(zip(guard.position, guard.velocity, strict=True)):
+        end = q + math.copysign(stop_distance(v, robot.max_acceleration[j] * dt, dt), v)
+        assert robot.lower[j] - TOLERANCE <= end <= robot.upper[j] + TOLERANCE, robot.joint_names[j]
+
+
+Target = Callable[[int, np.random.Generator, Embodiment, np.ndarray], ArrayLike | None]
+
+
+def random_walk(k: int, rng: np.random.Generator, robot: Embodiment, q: np.ndarray) -> ArrayLike | None:
+    return q + rng.normal(scale=0.05, size=len(q))
+
+
+def bang_bang(k: int, rng: np.random.Generator, robot: Embodiment, q: np.ndarray) -> ArrayLike | None:
+    return np.where((k // rng.integers(3, 40)) % 2 == 0, robot.lower - 1, robot.upper + 1)
+
+
+def huge(k: int, rng: np.random.Generator, robot: Embodiment, q: np.ndarray) -> ArrayLike | None:
+    return rng.choice([-1e308, 1e308, 1e17, -5e-324, 0.0], size=len(q))
+
+
+def poisoned(k: int, rng: np.random.Generator, robot: Embodiment, q: np.ndarray) -> ArrayLike | None:
+    target = rng.uniform(robot.lower, robot.upper)
+    target[rng.integers(len(q))] = rng.choice([np.nan, np.inf, -np.inf])
+    return target if k % 3 else rng.uniform(robot.lower, robot.upper)
+
+
+def dropped(k: int, rng: np.random.Generator, robot: Embodiment, q: np.ndarray) -> ArrayLike | None:
+    return None if (k // 70) % 2 else rng.uniform(robot.lower, robot.upper)
+
+
+def grazing(k: int, rng: np.random.Generator, robot: Embodiment, q: np.ndarray) -> ArrayLike | None:
+    """Full speed at a limit, then away from it in the last moment."""
+    near = np.abs(robot.upper - q) < rng.uniform(0, 0.3, size=len(q))
+    return np.where(near, robot.lower, robot.upper)
+
+
+@pytest.mark.parametrize("robot_name", ROBOTS)
+@pytest.mark.parametrize("jerk", [False, True])
+@pytest.mark.parametrize("attack", [random_walk, bang_bang, huge, poisoned, dropped, grazing])
+def test_theorem_under_attack(robot_name: str, jerk: bool, attack: Target) -> None:
+    robot = embodiment.load(robot_name)
+    steps = 60 if jerk and robot_name == "unitree_g1_23dof" else 200 if jerk else 800
+    rng = np.random.default_rng(5)
+    guard = SafetyFilter(robot, rate_hz=robot.command_hz, jerk=jerk)
+    start = rng.uniform(robot.lower, robot.upper)
+    guard.reset(start)
+    clock = 0.0
+    outputs = []
+    for k in range(steps):
+        clock += rng.choice([0.0, 1.0, 1.0, 1.0, -3.0, 50.0]) / robot.command_hz if k % 5 == 0 else 1 / robot.command_hz
+        measured = rng.choice([None, "near", "far", "nan"])
+        pose = {None: None, "near": guard.position, "far": guard.position + 1e9, "nan": guard.position * np.nan}[
+            measured
+        ]
+        time = [clock, np.nan, np.inf][rng.choice(3, p=[0.98, 0.01, 0.01])]
+        outputs.append(guard.step(attack(k, rng, robot, guard.position), time, pose))
+        if not jerk and k % 20 == 0:
+            assert_can_stop(guard)
+    assert_within_limits(np.array(outputs), start, robot, jerk)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    start=arrays(np.float64, 3, elements=st.floats(-0.2, 0.8)),
+    targets=arrays(np.float64, st.tuples(st.integers(1, 60), st.just(3)), elements=st.floats(width=64)),
+    clock=st.lists(st.floats(), min_size=60, max_size=60),
+    jerk=st.booleans(),
+)
+def test_theorem_for_any_floats(start: np.ndarray, targets: np.ndarray, clock: list[float], jerk: bool) -> None:
+    robot = embodiment.load("toy")
+    guard = SafetyFilter(robot, rate_hz=robot.command_hz, jerk=jerk)
+    guard.reset(start)
+    outputs = np.array([guard.step(row, t) for row, t in zip(targets, clock, strict=False)])
+    assert_within_limits(outputs, start, robot, jerk)
+    if not jerk:
+        assert_can_stop(guard)
+
+
+@pytest.mark.parametrize("jerk", [False, True])
+def test_stopping_at_any_moment_stays_inside(toy: Embodiment, jerk: bool) -> None:
+    """Not the formula's word for it: the filter itself is stopped from random states and comes to rest inside."""
+    rng = np.random.default_rng(8)
+    guard = SafetyFilter(toy, jerk=jerk, ladder=Ladder(hold_s=0.0, braking=1.0))
+    for _ in range(10):
+        guard.reset(rng.uniform(toy.lower, toy.upper))
+        start = guard.position
+        outputs = [guard.step(bang_bang(k, rng, toy, guard.position), k / 100) for k in range(rng.integers(10, 150))]
+        outputs += [guard.step(None, 2.0 + k / 100) for k in range(80)]
+        assert np.abs(guard.velocity).max() < 1e-9
+        assert_within_limits(np.array(outputs), start, toy, jerk)
+
+
+def oracle_step(q: float, v: float, target: float, j: int, robot: Embodiment, dt: float) -> float:
+    """One joint by brute force: the admissible velocity nearest to the wish, found by bisection on simulated stops."""
+    step = robot.max_acceleration[j] * dt
+    wish = (min(max(target, robot.lower[j]), robot.upper[j]) - q) / dt
+
+    def safe(u: float) -> bool:
+        end = q + u * dt + math.copysign(stop_distance(u, step, dt), u)
+        return robot.lower[j] <= end <= robot.upper[j]
+
+    low, high = max(v - step, -robot.max_velocity[j]), min(v + step, robot.max_velocity[j])
+    wish = min(max(wish, low), high)
+    if safe(wish):
+        return q + wish * dt
+    good = min(max(0.0, low), high)  # towards a stop is always safe
+    bad = wish
+    for _ in range(80):
+        middle = 0.5 * (good + bad)
+        good, bad = (middle, bad) if safe(middle) else (good, middle)
+    return q + good * dt
+
+
+def test_agrees_with_a_slow_independent_oracle() -> None:
+    robot = embodiment.load("toy")
+    dt = 1 / robot.command_hz
+    guard = SafetyFilter(robot, rate_hz=robot.command_hz)
+    rng = np.random.default_rng(3)
+    guard.reset(robot.default)
+    target = robot.default
+    for k in range(1500):
+        if rng.random() < 0.06:
+            target = rng.uniform(robot.lower - 0.5, robot.upper + 0.5)
+        q, v = guard.position, guard.velocity
+        expected = [oracle_step(q[j], v[j], target[j], j, robot, dt) for j in range(3)]
+        np.testing.assert_allclose(guard.step(target, k * dt), expected, rtol=0, atol=2e-12)
+
+
+def smooth_demonstration(robot: Embodiment, seconds: float) -> np.ndarray:
+    """A recording inside all limits, jerk included: slow sines around the middle, starting from rest."""
+    t = np.arange(1, int(seconds * robot.command_hz) + 1)[:, None] / robot.command_hz
+    middle, room = (robot.lower + robot.upper) / 2, (robot.upper - robot.lower) / 2
+    w = 2 * np.pi * np.linspace(0.1, 0.4, len(robot.joints))
+    amplitude = np.minimum.reduce(
+        [0.98 * room, 0.9 * robot.max_velocity / w, 0.4 * robot.max_acceleration / w**2, 0.2 * robot.max_jerk / w**3]
+    )
+    ramp = np.minimum(t / 2.0, 1.0)
+    ramp = ramp**4 * (35 - 84 * ramp + 70 * ramp**2 - 20 * ramp**3)  # three derivatives vanish at both ends
+    return middle + ramp * amplitude * np.sin(w * t)
+
+
+@pytest.mark.parametrize("robot_name", ROBOTS)
+@pytest.mark.parametrize("jerk", [False, True])
+def test_changes_nothing_when_nothing_is_wrong(robot_name: str, jerk: bool) -> None:
+    robot = embodiment.load(robot_name)
+    demonstration = smooth_demonstration(robot, 3.0)
+    guard = SafetyFilter(robot, rate_hz=robot.command_hz, jerk=jerk)
+    guard.reset((robot.lower + robot.upper) / 2)
+    for k, row in enumerate(demonstration):
+        np.testing.assert_array_equal(guard.step(row, k / robot.command_hz), row)
+    assert not guard.interventions
+
+
+def test_a_trajectory_at_the_limits_passes(toy: Embodiment) -> None:
+    """Full acceleration, full speed, full braking onto the very limit: sampled bang-bang motion is not touched."""
+    a, top, dt = toy.max_acceleration, toy.max_velocity, 1 / toy.command_hz
+    ramp = np.ceil(top / (a * dt)).astype(int)
+    speed = np.zeros((400, 3))
+    for j in range(3):
+        steps = min(int((toy.upper[j] - toy.lower[j]) / (top[j] * dt)) - ramp[j] - 3, 300)
+        up = np.minimum(np.arange(1, ramp[j] + 1) * a[j] * dt, top[j])
+        profile = np.concatenate([up, np.full(max(steps, 0), top[j]), up[::-1]])
+        speed[: len(profile), j] = profile
+    path = toy.upper - np.cumsum(speed[::-1], axis=0)[::-1] * dt + speed * dt  # ends exactly at the upper limit
+    start = path[0] - speed[0] * dt
+    assert (start >= toy.lower).all()
+    guard = SafetyFilter(toy)
+    guard.reset(start)
+    outputs = np.array([guard.step(row, k * dt) for k, row in enumerate(path)])
+    np.testing.assert_allclose(outputs, path, rtol=0, atol=1e-12)
+    assert not guard.interventions
+
+
+@pytest.mark.parametrize("jerk", [False, True])
+def test_filtering_twice_is_filtering_once(toy: Embodiment, jerk: bool) -> None:
+    rng = np.random.default_rng(0)
+    first, second = (SafetyFilter(toy, jerk=jerk) for _ in range(2))
+    target = toy.default
+    for k in range(600):
+        if rng.random() < 0.05:
+            target = rng.uniform(toy.lower - 1, toy.upper + 1)
+        once = first.step(target, k / 100)
+        np.testing.assert_allclose(second.step(once, k / 100), once, rtol=0, atol=1e-12)
+    assert not second.interventions
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), gentle=st.booleans(), nan=st.booleans())
+def test_a_chunk_equals_its_steps(seed: int, gentle: bool, nan: bool) -> None:
+    toy = embodiment.load("toy")
+    rng = np.random.default_rng(seed)
+    scale = 0.002 if gentle else 0.2
+    together, one_by_one = SafetyFilter(toy), SafetyFilter(toy)
+    for block in range(4):
+        rows = np.cumsum(rng.normal(scale=scale, size=(20, 3)), axis=0) + together.position
+        if nan:
+            rows[rng.integers(20), rng.integers(3)] = np.nan
+        t = block * 0.2
+        a = together.chunk(rows, t)
+        b = np.array([one_by_one.step(row, t + i * 0.01) for i, row in enumerate(rows)])
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(together.velocity, one_by_one.velocity)
+    assert together.interventions == one_by_one.interventions
+    assert together.steps == one_by_one.steps
+
+
+def test_the_ladder_rung_by_rung(toy: Embodiment) -> None:
+    safe = (0.3, 0.3, 0.3)
+    guard = SafetyFilter(toy, ladder=Ladder(hold_s=0.05, safe_after_s=1.0, safe_pose=safe))
+    for k in range(60):
+        guard.step(np.array([0.012 * k, 0.0, 0.0]), k / 100)
+    levels, poses = [], [guard.position]
+    for k in range(60, 700):
+        poses.append(guard.step(None, k / 100))
+        levels.append(guard.level)
+    assert list(dict.fromkeys(levels)) == ["hold", "stop", "safe_pose"]
+    assert levels.count("hold") == 5
+    assert levels.count("stop") == 95
+    stopped = poses[1 + levels.index("safe_pose") - 1]
+    assert np.abs(np.array(poses[60:100]) - stopped).max() < 1e-12  # stood still well before the safe pose
+    np.testing.assert_allclose(poses[-1], safe, atol=1e-9)
+    assert np.abs(np.diff(poses[101:], axis=0)).max() * 100 <= 0.1 * toy.max_velocity.max() + 1e-9
+    guard.step(np.array(safe), 7.0)
+    assert guard.level == "follow"  # a good target ends the fault at once
+    assert guard.interventions["no_target"] == 640
+
+
+@pytest.mark.parametrize(
+    ("kind", "act"),
+    [
+        ("not_finite", lambda g, q: g.step(q * np.nan, 0.01)),
+        ("no_target", lambda g, q: g.step(None, 0.01)),
+        ("clock", lambda g, q: g.step(q, -1.0)),
+        ("clock", lambda g, q: g.step(q, 9.0)),
+        ("clock", lambda g, q: g.step(q, float("nan"))),
+        ("clock", lambda g, q: [g.step(q, 0.0) for _ in range(26)]),
+        ("stale", lambda g, q: g.step(q, 0.01, target_time=-0.5)),
+        ("stale", lambda g, q: g.step(q, 0.01, target_time=0.5)),
+        ("tracking", lambda g, q: g.step(q, 0.01, q + 1.5)),
+        ("measurement", lambda g, q: g.step(q, 0.01, q * np.nan)),
+        ("measurement", lambda g, q: g.step(q, 0.01, [1.0])),
+        ("position", lambda g, q: g.step([9.0, 0, 0], 0.01)),
+        ("velocity", lambda g, q: [g.step([0.03 * (k + 1), 0, 0], k / 100) for k in range(40)]),
+        ("acceleration", lambda g, q: g.step([0.01, 0, 0], 0.01)),
+        ("braking", lambda g, q: [g.step([-0.9 + 0.02 * k, 0, 0], k / 100) for k in range(200)]),
+    ],
+)
+def test_every_intervention_has_a_name(
+    toy: Embodiment, kind: str, act: Callable[[SafetyFilter, np.ndarray], object]
+) -> None:
+    guard = SafetyFilter(toy)
+    guard.step(toy.default, 0.0)
+    act(guard, toy.default)
+    assert guard.interventions[kind] > 0, guard.interventions
+    assert sum(guard.interventions.values()) == sum(sum(c.values()) for c in guard.interventions_by_joint.values())
+
+
+def test_a_slow_or_absent_fault_does_not_stop_the_robot(toy: Embodiment) -> None:
+    guard = SafetyFilter(toy)
+    for k in range(40):  # a caller at a quarter of the rate whose clock stands still now and then
+        guard.step(toy.default, (k // 3) * 0.04, toy.default + 0.2)
+    assert not guard.interventions
+    assert guard.level == "follow"
+
+
+def test_reset_outside_the_limits_is_moved_inside_and_counted(toy: Embodiment) -> None:
+    guard = SafetyFilter(toy)
+    guard.reset([2.0, 0.0, -0.3])
+    np.testing.assert_array_equal(guard.position, [1.5, 0.0, -0.2])
+    assert guard.interventions_by_joint == {"reset": {"base": 1, "finger": 1}}
+
+
+def test_margin_shrinks_the_limits(toy: Embodiment) -> None:
+    guard = SafetyFilter(toy, margin=0.1)
+    q = guard.position
+    for k in range(400):
+        q = guard.step(toy.upper, k / 100)
+    np.testing.assert_allclose(q, toy.upper - 0.1, atol=1e-12)
+
+
+def test_a_guard_stops_the_robot_in_a_pose_it_approved(toy: Embodiment) -> None:
+    wall = 0.5
+
+    def no_further(pose: np.ndarray) -> str:
+        return "collision" if pose[0] > wall else ""
+
+    guard = SafetyFilter(toy, guards=[no_further])
+    q = guard.position
+    for k in range(300):
+        q = guard.step([1.4, 0.3, 0.1], k / 100)
+    assert 0.4 < q[0] <= wall + 1e-9
+    assert guard.interventions["collision"] > 0
+    guard.step([0.0, 0.0, 0.0], 3.0)
+    assert guard.level == "follow"
+
+
+def test_events_are_written_as_json_lines(toy: Embodiment, tmp_path) -> None:
+    with JsonLines(tmp_path / "log.jsonl") as log:
+        guard = SafetyFilter(toy, log=log)
+        guard.step([9.0, 0.0, 0.0], 0.0)
+        guard.step(None, float("nan"))
+    events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [e["kind"] for e in events] == ["position", "acceleration", "no_target"]
+    assert events[0]["joints"].keys() == {"base"}
+    assert events[2]["t"] is None
+
+
+def test_summary_counts_steps(toy: Embodiment) -> None:
+    guard = SafetyFilter(toy)
+    for k in range(10):
+        guard.step([0.0 if k % 2 else 9.0, 0.0, 0.0], k / 100)
+    summary = guard.summary()
+    assert summary["steps"] == 10
+    assert summary["touched_steps"] == summary["rate"] * 10
+    assert summary["by_joint"]["position"] == {"base": 5}
+
+
+@pytest.mark.parametrize("target", [[0.0, 0.0], np.zeros((1, 3)), 1.0, "abc", [[1], [2, 3]], []])
+def test_a_wrong_shape_raises_and_changes_nothing(toy: Embodiment, target: object) -> None:
+    guard = SafetyFilter(toy)
+    guard.step([0.001, 0, 0], 0.0)
+    before = guard.position, guard.velocity, guard.steps
+    with pytest.raises(SafetyError, match="toy"):
+        guard.step(target, 0.01)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(SafetyError):
+        guard.chunk([[0.0]] if isinstance(target, np.ndarray) else target, 0.01)  # pyright: ignore[reportArgumentType]
+    np.testing.assert_array_equal(before[0], guard.position)
+    np.testing.assert_array_equal(before[1], guard.velocity)
+    assert guard.steps == before[2]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rate_hz": 0.0},
+        {"rate_hz": -1.0},
+        {"rate_hz": float("nan")},
+        {"rate_hz": 1e9},
+        {"margin": -0.1},
+        {"margin": 0.6},
+        {"margin": float("nan")},
+        {"stale_after": 0.0},
+        {"ladder": Ladder(safe_pose=(0.0,))},
+        {"ladder": Ladder(safe_pose=(9.0, 0.0, 0.0))},
+        {"max_tracking_error": -1.0},
+    ],
+)
+def test_construction_refuses(toy: Embodiment, wrong: dict) -> None:
+    with pytest.raises(SafetyError):
+        SafetyFilter(toy, **wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"braking": 0.0}, {"braking": 1.5}, {"safe_speed": 0.0}, {"hold_s": -1.0}, {"safe_after_s": 0.0}]
+)
+def test_the_ladder_refuses(wrong: dict) -> None:
+    with pytest.raises(SafetyError, match="ladder"):
+        Ladder(**wrong)
+
+
+def test_reset_refuses_what_is_no_pose(toy: Embodiment) -> None:
+    guard = SafetyFilter(toy)
+    for pose in ([0.0], [np.nan, 0, 0]):
+        with pytest.raises(SafetyError):
+            guard.reset(pose)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    room=st.floats(0, 5),
+    velocity=st.floats(0.1, 40),
+    acceleration=st.floats(0.5, 500),
+    rate=st.sampled_from([25.0, 100.0, 200.0, 500.0, 1000.0]),
+)
+def test_braking_bound_is_exact(room: float, velocity: float, acceleration: float, rate: float) -> None:
+    """From the bound the simulated stop just fits; a little above it does not."""
+    one = np.array([1.0])
+    bounds = StoppableSet(-10 * one, 10 * one, velocity * one, acceleration * one, rate)
+    q = 10.0 - room
+    speed = float(bounds.braking(np.array([q]))[0, 0])
+    dt, step = 1 / rate, acceleration / rate
+
+    def end(u: float) -> float:
+        return q + u * dt + stop_distance(u, step, dt)
+
+    assert end(speed) <= 10.0 + 1e-9
+    assert end(speed * 1.001 + 1e-6) > 10.0 - 1e-9
+
+
+def test_bad_limits_are_one_error_at_construction(toy: Embodiment) -> None:
+    for change in ({"lower": 1.0, "upper": -1.0}, {"max_velocity": 0.0}, {"max_acceleration": float("nan")}):
+        with pytest.raises(embodiment.InvalidEmbodiment, match="base"):
+            replace(toy, joints=(replace(toy.joints[0], **change), *toy.joints[1:]))
