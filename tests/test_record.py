@@ -11,7 +11,8 @@ from PIL import Image
 from athena_vla.data.formats.isaac_folder import OpenOptions, open_path
 from athena_vla.embodiment import load
 from athena_vla.errors import SimulationError, UnknownName
-from athena_vla.sim.record import RecordConfig, _disturbance, demonstrate, record
+from athena_vla.sim.demonstrate import demonstrate, disturbance
+from athena_vla.sim.record import RecordConfig, record
 from athena_vla.sim.robot import SimRobot
 from athena_vla.sim.tasks import sample_scene, sample_task
 
@@ -166,7 +167,7 @@ def test_failures_on_purpose_are_recorded_as_failures():
 
 
 def test_disturbances_are_bounded_and_slow(athena):
-    wander = _disturbance(np.random.default_rng(0), 0.01, 23)
+    wander = disturbance(np.random.default_rng(0), 0.01, 23)
     path = np.stack([wander(i / 200) for i in range(800)])
     assert np.abs(path).max() <= 0.02
     assert np.abs(path[0]).max() == 0.0

@@ -8,22 +8,19 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.progress import Progress
 
-from athena_vla.data.episode import Episode, Image
+from athena_vla.data.episode import Episode
 from athena_vla.data.formats.isaac_folder import write_episode
 from athena_vla.errors import SimulationError, UnknownName
-from athena_vla.sim.experts import Expert, Trajectory
+from athena_vla.sim.demonstrate import demonstrate
 from athena_vla.sim.robot import SimRobot
-from athena_vla.sim.scene import Scene, Split
-from athena_vla.sim.success import measure
+from athena_vla.sim.scene import Split
 from athena_vla.sim.tasks import SPLITS, sample_scene
 from athena_vla.sim.workers import run_jobs
 
@@ -94,19 +91,6 @@ class RecordResult:
         )
 
 
-class _Pictures:
-    """Frames in memory."""
-
-    def __init__(self, images: list[Image]) -> None:
-        self._images = images
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, index: int, /) -> Image:
-        return self._images[index]
-
-
 def record(config: RecordConfig, progress: Callable[[int, int], None] | None = None) -> RecordResult:
     """Record what is missing and return what is there; `progress` gets (finished, wanted) episodes.
 
@@ -146,87 +130,6 @@ def record(config: RecordConfig, progress: Callable[[int, int], None] | None = N
         frames_per_second=new / seconds if new else 0.0,
         families=dict(sorted(families.items())),
     )
-
-
-def demonstrate(robot: SimRobot, scene: Scene, *, failures: float = 0.0, noise: float = 0.0) -> Episode:
-    """One demonstration in `robot`'s world, not yet on disk; its id is "episode"."""
-    robot.reset(scene)
-    rng = np.random.default_rng([4, SPLITS.index(scene.split), scene.seed])
-    expert = Expert(robot.world)
-    kind = ""
-    if rng.random() < failures:
-        trajectory, kind = expert.plan_failure(scene, rng)
-    else:
-        trajectory = expert.plan(scene)
-    return _play(robot, scene, trajectory, kind, noise, rng)
-
-
-def _play(
-    robot: SimRobot, scene: Scene, trajectory: Trajectory, failure: str, noise: float, rng: np.random.Generator
-) -> Episode:
-    body = robot.embodiment
-    inner = round(body.command_hz / body.control_hz)
-    steps = int(np.ceil(trajectory.duration * body.control_hz - 1e-6))
-    disturb = _disturbance(rng, noise, body.state_dim)
-    pictures, states, actions, times, contacts, objects = [], [], [], [], [], []
-    for step in range(steps):
-        observation = robot.observe()
-        pictures.append(observation.images["head"])
-        states.append(np.concatenate([observation.state, robot.world.joint_velocities]))
-        actions.append(trajectory.at((step + 1) / body.control_hz))
-        times.append(observation.time)
-        measures = measure(robot.world)
-        contacts.append(bool(min(g.min() for g in measures.gaps.values()) <= 0.002))
-        objects.append(measures.centres)
-        for _ in range(inner):
-            when = robot.time + 1.0 / body.command_hz
-            robot.command(np.clip(trajectory.at(when) + disturb(when), body.lower, body.upper))
-    phases = [
-        {"name": name, "start": start, "stop": min(stop, steps / body.control_hz)}
-        for name, start, stop in trajectory.phases
-    ]
-    return Episode(
-        id="episode",
-        fps=body.control_hz,
-        joint_names=body.joint_names,
-        actions=np.array(actions, dtype=np.float32),
-        state_names=(*body.joint_names, *(f"{name}_velocity" for name in body.joint_names)),
-        states=np.array(states, dtype=np.float32),
-        timestamps=np.array(times),
-        cameras={"head": _Pictures(pictures)},
-        instructions=(scene.instruction, *scene.phrasings),
-        success=robot.success(),
-        source=f"simulator:{scene.split}#{scene.seed}",
-        extras={
-            "robot": body.name,
-            "camera": {"name": "head", "fov_deg": 60.0, "mount": "torso"},
-            "seed": scene.seed,
-            "split": scene.split,
-            "task": {"family": scene.goal.family, "side": scene.goal.side, "target": scene.goal.target},
-            "objects": [asdict(o) for o in scene.objects],
-            "failed_on_purpose": failure,
-            "simulator": {
-                "phases": phases,  # [s]
-                "success_time": robot.judge.success_time,  # [s], null where it never came
-                "judged": robot.judge.failure or ("success" if robot.success() else "not reached"),
-                "hand_contact": contacts,  # per frame
-                "object_positions": np.round(np.array(objects), 4).tolist(),  # [T, 3, 3] [m], world frame
-            },
-        },
-    )
-
-
-def _disturbance(rng: np.random.Generator, amplitude: float, joints: int) -> Callable[[float], NDArray[np.float64]]:
-    """A slow wandering of every joint about its target, smooth enough for the robot's limits."""
-    frequency = rng.uniform(0.2, 0.7, (2, joints))  # [Hz]
-    phase = rng.uniform(0.0, 2 * np.pi, (2, joints))
-    size = amplitude * rng.uniform(0.3, 1.0, (2, joints))
-
-    def at(time: float) -> NDArray[np.float64]:
-        ramp = min(1.0, time / 0.5)
-        return ramp * (size * np.sin(2 * np.pi * frequency * time + phase)).sum(axis=0)
-
-    return at
 
 
 def _record_one(job: tuple[RecordConfig, int]) -> EpisodeResult:
