@@ -212,7 +212,8 @@ def writing(path: Path, manifest: Manifest, golden: Golden | None, tokenizer: Ma
         if golden is not None:
             golden.save(temporary / "golden.npz", Embodiment.from_dict(manifest.robot).camera_names)
         yield temporary
-        seal(temporary, manifest)
+        if not (temporary / "manifest.json").is_file():  # a stage that measured what it wrote has sealed it itself
+            seal(temporary, manifest)
         old = path.with_name(f".{path.name}.old")
         if path.exists():
             os.replace(path, old)
