@@ -102,8 +102,9 @@ def placeholder_states(
         patches = torch.cat([patches, state_token.to(patches.dtype)], dim=1)
     x, valid = body.splice(patches, input_ids, prompt_mask)
     batch, length, width = x.shape
-    end = body.language_model.embed(torch.full_like(input_ids[:, :1], EOS))
-    x = torch.cat([x, x.new_zeros(batch, count, width), end], dim=1)
+    end = body.language_model.embed(torch.zeros_like(input_ids[:, :1]) + EOS)
+    blank = torch.zeros(batch, count, width, dtype=x.dtype, device=x.device)
+    x = torch.cat([x, blank, end], dim=1)
     real = torch.ones_like(valid[:, :1]).expand(-1, count + 1)
     last = patches.shape[1] + prompt_mask.long().sum(dim=1) - 1
     valid = torch.cat([valid, real], dim=1)
