@@ -101,14 +101,14 @@ def _prepare(job: Job, episode_id: str, stem: Path) -> dict[str, Any]:
     digest.update(aligned.states.tobytes())
     digest.update(aligned.actions.tobytes())
     motion = digest.copy().hexdigest()
-    sizes: dict[str, tuple[int, int]] = {}
+    sizes: dict[str, list[int]] = {}
     for camera in aligned.cameras:
         pictures, samples, size = _pictures(aligned, camera, job.image_size)
         for picture in pictures:
             digest.update(picture)
         columns[IMAGES + camera] = image_column(pictures)
         stats[IMAGES + camera] = image_stats(samples)
-        sizes[camera] = size
+        sizes[camera] = list(size)
     times = (np.arange(length) / aligned.record["control_hz"]).astype(np.float32)
     frame_index = np.arange(length, dtype=np.int64)
     columns |= {"timestamp": numbers_column(times), "frame_index": numbers_column(frame_index)}

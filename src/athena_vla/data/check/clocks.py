@@ -9,7 +9,7 @@ from athena_vla.data.episode import Episode
 
 RATE_TOLERANCE = 0.03  # relative; a declared integer rate of a real 29.97 Hz camera passes
 GAP = 1.6  # intervals longer than this many typical ones have lost a frame
-DRIFT = 0.05  # relative change of the interval from the first to the last quarter
+DRIFT = 0.025  # relative change of the interval from the first to the last quarter
 
 
 def check_clock(episode: Episode) -> Iterator[Finding]:

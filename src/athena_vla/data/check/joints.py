@@ -16,7 +16,8 @@ ANGLE = 2 * np.pi  # [rad] no joint of a robot turns further than this without b
 TICKS = 400.0  # values beyond any angle in degrees
 SLACK = 0.02  # [rad] beyond a limit that is still rounding
 STILL = 1e-4  # [rad] travel below which a joint is constant
-JUMP_RATIO = 15.0  # one step against the typical step of a joint that moves
+JUMP_RATIO = 6.0  # one step against the typical step of a joint that moves,
+JUMP_TAIL = 3.0  # and against all but its fastest twentieth
 JUMP_LEAST = 0.25  # [rad]
 SATURATED_SECONDS = 1.0
 
@@ -115,7 +116,8 @@ def check_motion(episode: Episode) -> Iterator[Finding]:
         return  # end-effector commands may jump; joint targets may not
     steps = np.abs(np.diff(actions, axis=0))
     typical = np.array([np.median(c[c > STILL]) if (c > STILL).any() else np.inf for c in steps.T])
-    jumps = (steps > JUMP_RATIO * typical) & (steps > JUMP_LEAST)
+    tail = np.quantile(steps, 0.95, axis=0)
+    jumps = (steps > JUMP_RATIO * typical) & (steps > JUMP_TAIL * tail) & (steps > JUMP_LEAST)
     # A gripper that snaps open and shut jumps by nature: it has two values and hardly any between.
     for c in range(actions.shape[1]):
         if _is_binary(actions[:, c]):

@@ -1,0 +1,284 @@
+"""Every check with a planted defect that it finds, and silence on a clean recording."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from athena_vla.data.check import RULES, CheckConfig, CheckReport, check
+from athena_vla.data.check.language import is_useless
+from athena_vla.data.episode import Episode
+from recordings import Pixels, clean, pictures, write
+
+ALWAYS = {"token.coarse"}  # a fact about every recording, not a defect
+
+
+def run(path: Path, **changes) -> CheckReport:
+    return check(CheckConfig(input=path, **changes))
+
+
+def codes(report: CheckReport) -> set[str]:
+    return {f.code for f in report.findings}
+
+
+@pytest.mark.parametrize("robot", [None, "toy"])
+def test_a_clean_recording_is_silent(tmp_path, robot):
+    report = run(write(tmp_path / "in"), robot=robot)
+    assert codes(report) - ALWAYS == set()
+    assert report.exit_status == 0
+    assert (report.episodes, report.frames) == (3, 180)
+
+
+def nan(e: Episode) -> Episode:
+    actions = e.actions.copy()
+    actions[10:12, 1] = np.nan
+    return replace(e, actions=actions)
+
+
+def frames(e: Episode, change: Callable[[np.ndarray], None]) -> Episode:
+    images = pictures(np.asarray(e.states, np.float64), 1)
+    change(images)
+    return replace(e, cameras={"front": Pixels(images)})
+
+
+def black(images: np.ndarray) -> None:
+    images[20:30] = 3
+
+
+def frozen(images: np.ndarray) -> None:
+    images[20:35] = images[20]
+
+
+def stale(images: np.ndarray) -> None:
+    images[0] = 255 - images[30]
+
+
+def repeated(images: np.ndarray) -> None:
+    for i in range(1, len(images), 3):
+        images[i] = images[i - 1]
+
+
+def stamps(e: Episode, times: np.ndarray) -> Episode:
+    return replace(e, timestamps=times)
+
+
+def gap(e: Episode) -> Episode:
+    times = e.timestamps.copy()
+    times[30:] += 0.5
+    return stamps(e, times)
+
+
+def backwards(e: Episode) -> Episode:
+    times = e.timestamps.copy()
+    times[[10, 11]] = times[[11, 10]]
+    return stamps(e, times)
+
+
+def jump(e: Episode) -> Episode:
+    actions = e.actions.copy()
+    actions[30:, 0] += 0.9
+    return replace(e, actions=actions)
+
+
+def saturated(e: Episode) -> Episode:
+    return replace(e, actions=np.minimum(e.actions, np.quantile(e.actions, 0.6, axis=0)).astype(np.float32))
+
+
+def idle(e: Episode) -> Episode:
+    rows = np.minimum(np.arange(len(e)), 25)
+    return replace(e, actions=e.actions[rows], states=e.states[np.minimum(rows, 24)], cameras={
+        "front": Pixels(pictures(np.asarray(e.states[np.minimum(rows, 24)], np.float64), 1))})  # fmt: skip
+
+
+def shuffled(e: Episode) -> Episode:
+    return replace(e, states=e.states * np.array([1, 1, -1], np.float32))
+
+
+def deltas(e: Episode) -> Episode:
+    steps = np.diff(e.states, axis=0, append=e.states[-1:])
+    return replace(e, actions=steps.astype(np.float32))
+
+
+def lagging(e: Episode) -> Episode:
+    return replace(e, states=np.concatenate([np.repeat(e.actions[:1], 6, axis=0), e.actions[:-6]]))
+
+
+def fast(e: Episode) -> Episode:
+    t = e.timestamps[:, None]
+    actions = (0.7 * np.sin(2 * np.pi * 2.2 * t + np.arange(3))).astype(np.float32)
+    return replace(e, actions=actions, states=np.concatenate([actions[:1], actions[:-1]]))
+
+
+# code -> (how a clean episode is spoiled, frames that must be named or None)
+PLANTED: dict[str, tuple[Callable[[Episode], Episode], tuple[int, int] | None]] = {
+    "number.not_finite": (nan, (10, 12)),
+    "camera.black": (lambda e: frames(e, black), (20, 30)),
+    "camera.frozen": (lambda e: frames(e, frozen), (20, 35)),
+    "camera.stale_start": (lambda e: frames(e, stale), (0, 1)),
+    "camera.repeated": (lambda e: frames(e, repeated), None),
+    "camera.none": (lambda e: replace(e, cameras={}), None),
+    "camera.count": (lambda e: replace(e, cameras={"front": Pixels(e.cameras["front"].images[:50])}), (50, 60)),
+    "clock.rate": (lambda e: stamps(e, e.timestamps * 1.3), None),
+    "clock.drift": (lambda e: stamps(e, e.timestamps + 0.003 * e.timestamps**2), None),
+    "clock.dropped": (gap, (30, 31)),
+    "clock.backwards": (backwards, (11, 12)),
+    "clock.not_finite": (lambda e: stamps(e, np.where(e.timestamps > 5, np.nan, e.timestamps)), None),
+    "joint.degrees": (lambda e: replace(e, actions=np.rad2deg(e.actions), states=np.rad2deg(e.states)), None),
+    "joint.ticks": (lambda e: replace(e, actions=e.actions * 650 + 2048, states=e.states * 650 + 2048), None),
+    "joint.limits": (lambda e: replace(e, actions=e.actions + 1.5, states=e.states + 1.5), None),
+    "joint.velocity": (fast, None),
+    "joint.jump": (jump, (30, 31)),
+    "joint.constant": (lambda e: replace(e, actions=e.actions * np.array([1, 0, 1], np.float32)), None),
+    "joint.saturated": (saturated, None),
+    "joint.mismatch": (lambda e: replace(e, joint_names=("a", "b", "c"), state_names=("a", "b", "c")), None),
+    "action.constant": (lambda e: replace(e, actions=np.zeros_like(e.actions)), (0, 60)),
+    "action.next_state": (lambda e: replace(e, actions=np.concatenate([e.states[1:], e.states[-1:]])), None),
+    "action.delta": (deltas, None),
+    "action.lag": (lagging, None),
+    "replay.mismatch": (shuffled, None),
+    "motion.idle": (idle, None),
+    "language.missing": (lambda e: replace(e, instructions=()), None),
+    "language.useless": (lambda e: replace(e, instructions=("perform a task",)), None),
+    "success.missing": (lambda e: replace(e, success=None), None),
+    "success.false": (lambda e: replace(e, success=False), None),
+    "episode.short": (lambda e: clean(7, length=5), (0, 0)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("code", PLANTED)
+def test_a_planted_defect_is_found(tmp_path, code):
+    spoil, where = PLANTED[code]
+    episode = replace(spoil(clean(1)), id="episode_0001")
+    report = run(write(tmp_path / "in", episode), robot="toy")
+    found = [f for f in report.findings if f.code == code]
+    assert found, f"{code} not among {sorted(codes(report))}"
+    first = found[0]
+    assert first.severity == RULES[code].severity
+    assert first.why
+    assert first.fix
+    assert first.message
+    if where and where != (0, 0):
+        assert first.frames == where
+    if first.severity == "error":
+        assert report.exit_status == 1
+
+
+def test_a_defect_in_one_episode_names_that_episode(tmp_path):
+    episodes = [clean(0), replace(frames(clean(1), black), id="episode_0001"), clean(2)]
+    report = run(write(tmp_path / "in", *episodes))
+    assert [f.episode for f in report.findings if f.code == "camera.black"] == ["episode_0001"]
+
+
+def test_a_stale_first_picture_is_recognised_as_the_previous_episodes_last(tmp_path):
+    first, second = clean(0), clean(1)
+    last = first.cameras["front"][len(first) - 1]
+
+    def plant(images: np.ndarray) -> None:
+        images[0] = last
+
+    report = run(write(tmp_path / "in", first, replace(frames(second, plant), id="episode_0001")))
+    found = [f for f in report.findings if f.code == "camera.stale_start"]
+    assert [f.episode for f in found] == ["episode_0001"]
+    assert "episode before" in found[0].message
+
+
+def test_frozen_pictures_of_a_robot_that_rests_are_no_defect(tmp_path):
+    report = run(write(tmp_path / "in", replace(idle(clean(1)), id="episode_0001")))
+    assert "camera.frozen" not in codes(report)
+
+
+def test_duplicates_are_named_with_their_twin(tmp_path):
+    report = run(write(tmp_path / "in", clean(0), clean(1), replace(clean(0), id="episode_0009")))
+    found = [f for f in report.findings if f.code == "episode.duplicate"]
+    assert [(f.episode, "episode_0000" in f.message) for f in found] == [("episode_0009", True)]
+
+
+def test_leakage_between_declared_splits(tmp_path, shared):
+    import shutil
+
+    source = shared / "data/g1_locomanip_arena_v21_novideo"
+    shutil.copytree(source, tmp_path / "set")
+    data = tmp_path / "set/data/chunk-000"
+    shutil.copy(data / "episode_000000.parquet", data / "episode_000001.parquet")
+    line = json.loads((tmp_path / "set/meta/episodes.jsonl").read_text().splitlines()[0])
+    with open(tmp_path / "set/meta/episodes.jsonl", "a") as file:
+        file.write(json.dumps({**line, "episode_index": 1}) + "\n")
+    info = json.loads((tmp_path / "set/meta/info.json").read_text())
+    info["splits"] = {"train": "0:1", "val": "1:2"}
+    (tmp_path / "set/meta/info.json").write_text(json.dumps(info))
+    assert {"split.leakage", "episode.duplicate", "metadata.count"} <= codes(run(tmp_path / "set"))
+
+
+def test_files_that_cannot_be_read_are_errors_and_do_not_hide_the_others(tmp_path):
+    root = write(tmp_path / "in", clean(0), clean(1), clean(2))
+    (root / "episode_0001/trajectory.npz").write_bytes((root / "episode_0001/trajectory.npz").read_bytes()[:300])
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
+    (root / "episode_0002/images/front/rgb_0003.png").write_bytes(pointer)
+    report = run(root)
+    by_episode = {(f.code, f.episode) for f in report.findings}
+    assert ("episode.unreadable", "episode_0001") in by_episode
+    assert ("file.lfs_pointer", "episode_0002") in by_episode
+    assert (report.episodes, report.exit_status) == (2, 1)
+
+
+def test_missing_pictures_keep_their_place(tmp_path):
+    root = write(tmp_path / "in", clean(0))
+    for i in (7, 8):
+        (root / f"episode_0000/images/front/rgb_{i:04d}.png").unlink()
+    found = [f for f in run(root).findings if f.code == "camera.unreadable"]
+    assert found[0].frames == (7, 9)
+    (root / "episode_0000/images/front/rgb_0059.png").unlink()
+    assert "camera.count" in codes(run(root))
+
+
+def test_promised_videos_that_are_missing_are_errors(shared):
+    report = run(shared / "data/g1_locomanip_arena_v21_novideo")
+    assert {f.severity for f in report.findings if f.code == "camera.missing"} == {"error"}
+    assert report.exit_status == 1
+
+
+@pytest.mark.parametrize("name", ["nowhere", "empty", "text.txt"])
+def test_exit_status_two_when_nothing_can_be_read(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.txt").write_text("hello")
+    report = run(tmp_path / name)
+    assert report.exit_status == 2
+    assert report.findings[0].severity == "error"
+
+
+def test_json_has_the_promised_keys(tmp_path):
+    raw = json.loads(json.dumps(run(write(tmp_path / "in", replace(clean(0), instructions=()))).to_dict()))
+    assert set(raw["findings"][0]) == {"code", "severity", "message", "episode", "frames", "why", "fix"}
+
+
+def test_lossy_video_of_a_moving_robot_is_not_accused_of_repeated_frames(shared):
+    report = run(shared / "data/gr1_native_v30")
+    assert codes(report).isdisjoint({"camera.repeated", "camera.frozen", "camera.black"})
+
+
+def test_real_recordings_show_what_is_known_about_them(shared):
+    lagging = run(shared / "data/athena_isaac_folder_gr1", robot="athena")
+    assert {"joint.constant", "joint.limits"} <= codes(lagging)
+    assert {"action.delta", "joint.unnamed"} <= codes(run(shared / "data/rlds_bridge_octo_debug"))
+
+
+@pytest.mark.parametrize(
+    ("text", "useless"),
+    [
+        ("perform a task", True),
+        ("", True),
+        ("valid", True),
+        ("12345", True),
+        ("pick up the pear", False),
+        ("open drawer", False),
+    ],
+)
+def test_useless_instructions(text, useless):
+    assert is_useless(text) is useless
+
+
+def test_every_rule_is_named_once_and_says_why_and_what_to_do():
+    assert all(r.why.endswith(".") and r.fix.endswith(".") for r in RULES.values())
