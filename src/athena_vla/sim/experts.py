@@ -146,13 +146,22 @@ class Expert:
 
 
 def _along(start: Array, move: Move, share: float) -> Array:
-    """Minimum jerk from start to goal; the bend through `via` fades in and out with it."""
+    """From start to goal with a prompt start and a gentle landing; the bend through `via` fades in and out with it.
+
+    Not minimum jerk: that one moves by a thousandth in the first control step, which a policy that decides from one
+    picture cannot tell from standing still, and so keeps standing still.
+    """
     s = min(max(share, 0.0), 1.0)
-    phase = s**3 * (10.0 - 15.0 * s + 6.0 * s * s)
-    pose = start + (move.goal - start) * phase
+    pose = start + (move.goal - start) * _phase(s)
     if move.via is not None:
-        pose = pose + (move.via - 0.5 * (start + move.goal)) * 64.0 * (s * (1.0 - s)) ** 3
+        half_way = start + (move.goal - start) * _phase(0.5)
+        pose = pose + (move.via - half_way) * 64.0 * (s * (1.0 - s)) ** 3
     return pose
+
+
+def _phase(s: float) -> float:
+    """0 to 1 with velocity 12 s (1 - s)^2: acceleration is there at once, and gone before the end."""
+    return s * s * (6.0 - 8.0 * s + 3.0 * s * s)
 
 
 def _side_of(item: SceneObject) -> Side:

@@ -25,7 +25,7 @@ from athena_vla.sim.tasks import SPLITS, sample_scene
 from athena_vla.sim.workers import run_jobs
 
 CONFIG_FILE = "recording.json"
-VERSION = 1  # changes whenever the same configuration would record something else
+VERSION = 2  # changes whenever the same configuration would record something else
 BYTES_PER_FRAME_PIXEL = 1.3  # generous: pictures plus everything else, to see a full disk coming
 SEEDS_PER_RECORDING = 1_000_000
 
