@@ -1,6 +1,8 @@
 """Vision towers against timm where it loads, and against a plain restatement of their definition everywhere."""
 
+import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -74,8 +76,9 @@ def restated(tower: VisionTransformer, pixels: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("timm_id", IDS)
-def test_towers_equal_their_definition(timm_id: str) -> None:
-    spec = tower_spec(timm_id, 56, width=24, depth=3, heads=3)
+@pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
+def test_towers_equal_their_definition(timm_id: str, activation: Any) -> None:
+    spec = dataclasses.replace(tower_spec(timm_id, 56, width=24, depth=3, heads=3), activation=activation)
     tower, pixels = randomized(spec), torch.randn(1, 3, 56, 56)
     with torch.no_grad():
         torch.testing.assert_close(tower(pixels)[0].double(), restated(tower, pixels), atol=1e-5, rtol=1e-5)

@@ -99,8 +99,8 @@ def _towers(config: Mapping[str, Any], source: str) -> tuple[VitSpec, ...]:
         )
         if own:
             raise ModelError(f"'{source}' overrides {sorted(own)} of '{timm_id}'; known: embed_dim, depth, num_heads.")
-        named = {None: "gelu" if tower.activation == "gelu" else None, "quick_gelu": "quick_gelu", "gelu": "gelu"}
-        if activation not in named:
+        # CLIP's own weights were trained with quick_gelu; released configurations say so here.
+        if activation not in (None, "gelu", "quick_gelu"):
             raise ModelError(f"'{source}' asks for the activation '{activation}'; known: gelu, quick_gelu.")
         if activation is not None:
             tower = VitSpec(**{**tower.__dict__, "activation": activation})

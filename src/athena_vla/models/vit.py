@@ -98,7 +98,6 @@ _KINDS: dict[str, dict] = {
         "position_on_prefix": True,
         "pre_norm": True,
         "epsilon": 1e-5,
-        "activation": "quick_gelu",
     },
     "vit": {"class_token": True, "position_on_prefix": True},
 }
