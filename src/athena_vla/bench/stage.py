@@ -72,7 +72,8 @@ class BenchResult:
         missed = self.record["deadlines"]
         lines.append(
             f"  {s['actions_per_second']:.1f} actions/s, {s['tokens_per_second']:.1f} joint targets/s "
-            f"(meets {TARGET_TOKENS:.0f}/s: {s['meets_tokens_target']}, keeps the control rate: {s['meets_control_rate']})"
+            f"(meets {TARGET_TOKENS:.0f}/s: {s['meets_tokens_target']}, "
+            f"keeps the control rate: {s['meets_control_rate']})"
         )
         lines.append(f"  at {missed['rate_hz']:.1f} Hz {missed['missed']} of {missed['served']} deadlines missed")
         return "\n".join(lines)

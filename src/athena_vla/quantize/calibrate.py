@@ -17,6 +17,7 @@ from athena_vla.models.packed import Packed
 from athena_vla.models.store import TensorStore, as_float
 from athena_vla.policy import Policy
 
+RESIDENT = 2_000_000  # weights of a layer up to which it stays in memory while a large model streams through it
 MOST_ROWS = 8192  # input rows per layer that go into a second moment; more change little and cost time
 
 
@@ -118,11 +119,11 @@ def second_moment(inputs: Tensor) -> Tensor:
 
 
 @contextmanager
-def streamed(model: nn.Module, store: TensorStore) -> Iterator[None]:
+def streamed(model: nn.Module, store: TensorStore, resident: int = RESIDENT) -> Iterator[None]:
     """Give a model on the meta device its weights module by module, just before each runs, and take them back after.
 
-    A pass over a model that does not fit into memory; parameters used outside a module's own forward are loaded for
-    good (tables read by slices, query tokens).
+    A pass over a model that does not fit into memory. What has at most `resident` weights, and what is no plain layer,
+    is loaded for good: such parameters may be used outside their module's own forward (query tokens, tables).
     """
     hooks = []
     for path, module in model.named_modules():
@@ -130,7 +131,8 @@ def streamed(model: nn.Module, store: TensorStore) -> Iterator[None]:
         if not own:
             continue
         prefix = f"{path}." if path else ""
-        if isinstance(module, (nn.Linear, nn.LayerNorm, nn.Conv2d)):
+        large = max(p.numel() for _, p in own) > resident
+        if large and isinstance(module, (nn.Linear, nn.Conv2d)):
 
             def fetch(module: nn.Module, inputs: object, prefix: str = prefix) -> None:
                 for name, _ in list(module.named_parameters(recurse=False)):

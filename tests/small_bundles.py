@@ -1,0 +1,99 @@
+"""Bundles of a very small model for the tests of the deployment stages."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from athena_vla import bundle as bundles
+from athena_vla.bundle import Bundle, Manifest
+from athena_vla.data.normalize import Normalizer, NormalizerFit
+from athena_vla.embodiment import Embodiment, Observation
+from athena_vla.models import lora, openvla, openvla_chunk
+from athena_vla.models.lora import LoraSettings
+from athena_vla.models.store import StoreWriter
+from athena_vla.models.vla import VisionLanguageModel
+from athena_vla.policy import Policy, record_golden
+
+BODY = {"image_size": 32, "patch": 8, "tower_width": 32, "width": 128, "layers": 2, "mlp_width": 256}
+
+
+def observations(robot: Embodiment, count: int, seed: int = 0) -> list[Observation]:
+    """Random frames with different instructions, so that prompts have different lengths."""
+    generator = np.random.default_rng(seed)
+    texts = ("raise the arm", "point at the small red cube on the table", "squat")
+    return [
+        Observation(
+            images={c.name: generator.integers(0, 255, (c.height, c.width, 3), dtype=np.uint8) for c in robot.cameras},
+            state=generator.uniform(robot.lower, robot.upper),
+            instruction=texts[i % len(texts)],
+        )
+        for i in range(count)
+    ]
+
+
+def normalizer(robot: Embodiment, horizon: int) -> Normalizer:
+    generator = np.random.default_rng(1)
+    states = generator.uniform(robot.lower, robot.upper, (64, robot.state_dim))
+    fit = NormalizerFit(robot)
+    fit.add(states[:, None, robot.action_index].repeat(horizon, axis=1), states)
+    return fit.finish()
+
+
+def small_model(robot: Embodiment, *, tokens: bool = False, seed: int = 0) -> VisionLanguageModel:
+    """The one-pass family, or with `tokens` the autoregressive one."""
+    torch.manual_seed(seed)
+    sizes = {"action_dim": robot.action_dim, "state_dim": robot.state_dim, "cameras": len(robot.cameras)}
+    if tokens:
+        return openvla.OpenVLA.from_spec(openvla.tiny_spec(**sizes, horizon=1, **BODY), {}).eval()
+    model = openvla_chunk.OpenVLAChunk.from_spec(openvla_chunk.tiny_spec(**sizes, horizon=4, **BODY), {}).eval()
+    with torch.no_grad():  # a fresh head answers almost the same to everything; errors must show in radians
+        model.head.fc2.weight.mul_(20)
+    return model
+
+
+def write_base(path: Path, robot: Embodiment, *, tokens: bool = False, seed: int = 0) -> Bundle:
+    model = small_model(robot, tokens=tokens, seed=seed)
+    statistics = normalizer(robot, model.spec.horizon)
+    golden = record_golden(Policy.of_model(model, robot, statistics), observations(robot, 3))
+    manifest = Manifest(
+        stage="base",
+        family=model.family,
+        spec=model.spec.to_dict(),
+        robot=robot.to_dict(),
+        normalizer=statistics.to_dict(),
+    )
+    with bundles.writing(path, manifest, golden, model.tokenizer_files()) as folder:
+        writer = StoreWriter(folder / "weights")
+        for name, tensor in model.state_dict().items():
+            writer.add(name, tensor)
+        writer.close()
+    return Bundle.open(path)
+
+
+def write_finetuned(path: Path, base: Bundle, settings: LoraSettings, seed: int = 1) -> Bundle:
+    """As after training: adapters and heads that differ from the base's."""
+    model = base.model()
+    lora.attach(model, settings)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                scale = 0.05 if "lora_" in name else 0.01
+                parameter.add_(torch.randn_like(parameter) * scale)
+    golden = record_golden(
+        Policy.of_model(model.eval(), base.robot, base.normalizer), observations(base.robot, 3, seed=seed)
+    )
+    manifest = dataclasses.replace(
+        base.manifest,
+        stage="finetuned",
+        parent_hash=base.hash,
+        parent_path=str(base.path),
+        adapter=json.loads(json.dumps(dataclasses.asdict(settings))),
+        files={},
+    )
+    with bundles.writing(path, manifest, golden, base.tokenizer_files()) as folder:
+        bundles.save_tensors(lora.state(model), folder / "weights" / "adapter.safetensors")
+    return Bundle.open(path)

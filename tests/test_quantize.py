@@ -1,0 +1,194 @@
+"""Quantisation: codes against slow references, packing bit by bit, error in radians, budget, bad input."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from athena_vla.bundle import Bundle
+from athena_vla.errors import BundleError, ModelError, UnknownName
+from athena_vla.models import packed
+from athena_vla.models.architecture import run_torch
+from athena_vla.models.lora import LoraSettings
+from athena_vla.models.packed import Packed
+from athena_vla.models.store import TensorStore
+from athena_vla.policy import Policy
+from athena_vla.quantize import QuantizeConfig, choose, codes, quantize
+from athena_vla.quantize.calibrate import second_moment, streamed
+from athena_vla.quantize.choose import Layer
+from small_bundles import observations, write_base, write_finetuned
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, toy) -> Bundle:
+    return write_base(tmp_path_factory.mktemp("base") / "base", toy)
+
+
+def correlated(rows: int, width: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    mixed = torch.randn(rows, 24, generator=generator) @ torch.randn(24, width, generator=generator)
+    return mixed + 0.3 * torch.randn(rows, width, generator=generator)
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=st.integers(1, 9), groups=st.integers(1, 4), seed=st.integers(0, 99), bits=st.sampled_from([4, 8]))
+def test_packing_is_lossless(rows: int, groups: int, seed: int, bits: int) -> None:
+    generator = np.random.default_rng(seed)
+    low, high = (-8, 8) if bits == 4 else (-127, 128)
+    values = torch.from_numpy(generator.integers(low, high, (rows, 32 * groups)).astype(np.int8))
+    weight = Packed(values, torch.rand(rows, groups).half(), bits)  # pyright: ignore[reportArgumentType]
+    back = packed.load("w", packed.store("w", weight))
+    assert torch.equal(back.codes, values)
+    assert torch.equal(back.scales, weight.scales)
+    assert back.bits == bits
+
+
+def test_nibbles_are_the_order_onnx_reads() -> None:
+    stored = packed.nibbles(torch.tensor([[1, -2, 7, -8]], dtype=torch.int8))
+    assert stored.tolist() == [[0xE1, 0x87]]
+
+
+@pytest.mark.parametrize(("bits", "group"), [(4, 32), (4, 128), (8, 256)])
+def test_nearest_is_within_half_a_step(bits: int, group: int) -> None:
+    weight = torch.randn(16, 256, generator=torch.Generator().manual_seed(1))
+    quantized = codes.nearest(weight, bits, group)  # pyright: ignore[reportArgumentType]
+    step = quantized.scales.float().repeat_interleave(group, dim=1)
+    assert bool(((quantized.dequantize() - weight).abs() <= 0.501 * step).all())
+
+
+def slow_gptq(weight: torch.Tensor, moment: torch.Tensor, scales: torch.Tensor, group: int) -> torch.Tensor:
+    """Optimal Brain Quantisation, one column after the other with an explicitly updated inverse; float64."""
+    work = weight.double().clone()
+    damped = moment.double() + 0.01 * moment.double().diagonal().mean() * torch.eye(len(moment))
+    inverse = torch.linalg.inv(damped)
+    out = torch.zeros_like(work)
+    for k in range(work.shape[1]):
+        scale = scales[:, k // group].double()
+        out[:, k] = (work[:, k] / scale).round().clamp(-8, 7) * scale
+        error = (work[:, k] - out[:, k]) / inverse[k, k]
+        work -= error[:, None] * inverse[k][None, :]
+        inverse = inverse - torch.outer(inverse[:, k], inverse[k]) / inverse[k, k]
+    return out
+
+
+def test_compensated_codes_equal_the_slow_algorithm() -> None:
+    weight = torch.randn(12, 256, generator=torch.Generator().manual_seed(2)) * 0.05
+    moment = second_moment(correlated(400, 256))
+    fast = codes.compensated(weight, 4, 64, moment)
+    slow = slow_gptq(weight, moment, fast.scales, 64)
+    # Ties may fall to either side where float32 and float64 differ; nearly all codes must be the same.
+    same = (fast.dequantize().double() - slow).abs() < 1e-6
+    assert float(same.double().mean()) > 0.995
+
+
+def test_compensation_and_clipping_help_on_the_data_they_saw() -> None:
+    weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(3)) * 0.05
+    inputs = correlated(1000, 256)
+    moment = second_moment(inputs)
+    errors = {
+        "nearest": codes.output_error(weight, codes.nearest(weight, 4, 128), moment),
+        "clipped": codes.output_error(weight, codes.clipped(weight, 4, 128, moment.diagonal()), moment),
+        "compensated": codes.output_error(weight, codes.compensated(weight, 4, 128, moment), moment),
+    }
+    assert errors["compensated"] < 0.5 * errors["clipped"] < 0.5 * errors["nearest"]
+    quantized = codes.compensated(weight, 4, 128, moment)
+    measured = ((inputs @ (quantized.dequantize() - weight).T).norm() / (inputs @ weight.T).norm()).item()
+    assert measured == pytest.approx(errors["compensated"], rel=1e-3)
+
+
+def test_zero_and_tiny_weights_have_usable_scales() -> None:
+    weight = torch.zeros(4, 64)
+    weight[1] = 1e-9
+    quantized = codes.clipped(weight, 4, 32, torch.ones(64))
+    assert bool(torch.isfinite(quantized.dequantize()).all())
+    assert float((quantized.dequantize() - weight).abs().max()) < 1e-4
+
+
+def test_groups_that_do_not_fit_become_8_bits() -> None:
+    assert codes.fitting_group(11008, 128) == 128
+    assert codes.fitting_group(96, 128) == 32
+    assert codes.fitting_group(344, 128) is None
+    assert choose.first_choice("w", "language", (8, 344), 4, 128).bits == 8
+
+
+def test_the_worst_layers_are_lifted_within_the_budget() -> None:
+    layers = [Layer(f"l{i}", "language", (128, 128), 4, 128, sensitivity_rad=float(i)) for i in range(8)]
+    lifted = choose.lift_worst(layers, budget_bits=5.2)
+    assert [x.name for x in lifted if x.bits == 8] == ["l6", "l7"]
+    assert choose.mean_bits(lifted) <= 5.2
+    assert choose.mean_bits(choose.lift_worst(layers, 4.0)) == pytest.approx(4.125)
+
+
+@pytest.mark.parametrize(("bits", "limit"), [(8, 0.02), (4, 0.3)])
+def test_quantised_bundle(base, tmp_path, bits, limit) -> None:
+    result = quantize(QuantizeConfig(input=base.path, out=tmp_path / "q", bits=bits))
+    bundle = Bundle.open(tmp_path / "q")
+    assert bundle.manifest.stage == "quantized"
+    assert bundle.manifest.parent_hash == base.hash
+    assert 0 < result.deviation["max_rad"] < limit
+    assert set(bundle.manifest.deviation["per_joint_max_rad"]) == set(base.robot.action_joints)
+    assert result.mean_bits <= (5.0 if bits == 4 else 8.2)
+    table = bundle.manifest.stage_info["layers"]
+    assert all("language_model" in name for name in table)
+    assert not any(name.startswith(("head", "state_projector", "queries")) for name in table)
+    store = TensorStore(bundle.path / "weights")
+    assert store.packed == set(table)
+    for name in store.names:
+        read = store.read(name)
+        if not isinstance(read, Packed):
+            expected = torch.float16 if read.ndim >= 2 else torch.float32
+            assert read.dtype == expected, name
+    # The numbers in the torch model are those of the file: what every runtime must reproduce.
+    model = bundle.model()
+    name = sorted(table)[0]
+    stored = store.read(name)
+    assert isinstance(stored, Packed)
+    assert torch.equal(model.get_parameter(name), stored.dequantize())
+
+
+def test_same_seed_same_bytes(base, tmp_path) -> None:
+    for name in ("a", "b"):
+        quantize(QuantizeConfig(input=base.path, out=tmp_path / name))
+    first, second = (Bundle.open(tmp_path / n).manifest.files["weights/model.safetensors"] for n in ("a", "b"))
+    assert first == second
+
+
+def test_weights_streamed_through_a_meta_model_give_the_same_chunks(base) -> None:
+    frames = observations(base.robot, 2, seed=9)
+    expected = Policy.of(base, "torch").chunks(frames)
+    skeleton = base.skeleton().eval()
+    with streamed(skeleton, TensorStore(base.path / "weights"), resident=10_000):
+        assert skeleton.get_parameter("body.language_model.model.layers.0.self_attn.q_proj.weight").is_meta
+        policy = Policy(base.robot, base.normalizer, skeleton, run_torch(skeleton))
+        np.testing.assert_allclose(policy.chunks(frames), expected, atol=1e-6)
+        assert skeleton.get_parameter("body.language_model.model.layers.0.self_attn.q_proj.weight").is_meta
+
+
+def test_large_models_take_the_streamed_way_to_the_same_codes(base, tmp_path, monkeypatch) -> None:
+    quantize(QuantizeConfig(input=base.path, out=tmp_path / "whole", sensitivity=False))
+    monkeypatch.setattr("athena_vla.quantize.stage.IN_MEMORY", 0)
+    monkeypatch.setattr("athena_vla.quantize.calibrate.RESIDENT", 10_000)
+    quantize(QuantizeConfig(input=base.path, out=tmp_path / "streamed", sensitivity=False))
+    a, b = (TensorStore(tmp_path / n / "weights") for n in ("whole", "streamed"))
+    assert a.names == b.names
+    for name in a.packed:
+        x, y = a.read(name), b.read(name)
+        assert isinstance(x, Packed)
+        assert isinstance(y, Packed)
+        assert float((x.codes == y.codes).float().mean()) > 0.999
+
+
+def test_bad_input(base, tmp_path) -> None:
+    tuned = write_finetuned(tmp_path / "ft", base, LoraSettings(rank=4))
+    with pytest.raises(BundleError, match="run `athena merge` on it first"):
+        quantize(QuantizeConfig(input=tuned.path, out=tmp_path / "q"))
+    with pytest.raises(UnknownName, match="no quantisation method 'magic'"):
+        quantize(QuantizeConfig(input=base.path, out=tmp_path / "q", method="magic"))  # pyright: ignore
+    with pytest.raises(BundleError, match="not a power of two"):
+        quantize(QuantizeConfig(input=base.path, out=tmp_path / "q", group=96))
+    with pytest.raises(UnknownName, match="graph with linear layers"):
+        quantize(QuantizeConfig(input=base.path, out=tmp_path / "q", graphs=("nothing",)))
+    assert not (tmp_path / "q").exists()
+    with pytest.raises(ModelError, match="codes but no scales"):
+        packed.load("w", {"w.codes4": torch.zeros(1, 1, dtype=torch.uint8)})
