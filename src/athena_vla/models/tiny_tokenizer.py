@@ -33,8 +33,8 @@ shape distance image
 
 
 @cache
-def tiny_tokenizer_files() -> dict[str, bytes]:
-    """The files of a released tokenizer directory, by name."""
+def tiny_tokenizer_files(vocabulary_size: int = TINY_VOCABULARY) -> dict[str, bytes]:
+    """The files of a released tokenizer directory, by name; other sizes only have more tokens that nothing makes."""
     vocabulary: dict[str, int] = {"<unk>": 0, "<s>": 1, "</s>": 2}
     for byte in range(256):
         vocabulary[f"<0x{byte:02X}>"] = len(vocabulary)
@@ -47,7 +47,7 @@ def tiny_tokenizer_files() -> dict[str, bytes]:
             if word[:end] not in vocabulary:
                 vocabulary[word[:end]] = len(vocabulary)
                 merges.append((word[: end - 1], word[end - 1]))
-    first_action = TINY_VOCABULARY - _ACTIONS
+    first_action = vocabulary_size - _ACTIONS
     assert len(vocabulary) <= first_action, f"{len(vocabulary)} text tokens do not fit below {first_action}"
     while len(vocabulary) < first_action:
         vocabulary[f"<free{len(vocabulary)}>"] = len(vocabulary)
@@ -61,7 +61,7 @@ def tiny_tokenizer_files() -> dict[str, bytes]:
             _special(0, "<unk>"),
             _special(1, "<s>"),
             _special(2, "</s>"),
-            _special(TINY_VOCABULARY, "<PAD>"),
+            _special(vocabulary_size, "<PAD>"),
         ],
         "normalizer": {
             "type": "Sequence",
