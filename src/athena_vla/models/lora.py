@@ -101,6 +101,13 @@ def attach(model: Architecture, settings: LoraSettings) -> Trainables:
     return count(model)
 
 
+def trust_autocast(model: nn.Module, *, on: bool) -> None:
+    """Leave the choice of precision inside adapters to autocast: peft's own conversions copy every input twice."""
+    for module in model.modules():
+        if _is_wrapped(module):
+            module.cast_input_dtype_enabled = not on
+
+
 def count(model: nn.Module) -> Trainables:
     """Trainable and total parameters."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)

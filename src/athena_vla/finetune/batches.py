@@ -1,0 +1,134 @@
+"""Which samples make up each optimiser step, and their tensors; a function of the seed and the step, nothing else.
+
+So a resumed run sees what an uninterrupted one would have seen, without any stored generator state.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from athena_vla.data.augment import AugmentConfig, augment
+from athena_vla.data.dataset import Dataset
+from athena_vla.data.episode import Sample
+from athena_vla.finetune.config import FinetuneConfig
+from athena_vla.finetune.features import Features
+from athena_vla.models.architecture import Architecture, Tensors
+from athena_vla.policy import encode
+
+_AUGMENT, _NOISE, _VARIANT = 1, 2, 3  # streams of random numbers
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one forward pass takes."""
+
+    inputs: Tensors
+    target: Tensor  # [B, H, D] in [-1, 1]
+    valid: Tensor  # [B, H]
+    samples: tuple[int, ...]  # indices into the dataset, to name them when something is wrong
+
+
+class Order:
+    """Sample indices of every step: epochs without repetition, or balanced over the kinds of task."""
+
+    def __init__(self, dataset: Dataset, indices: NDArray[np.intp], config: FinetuneConfig, world: int) -> None:
+        self.indices = indices
+        self.seed = config.seed
+        self.batch, self.accumulation, self.world = config.batch, config.accumulation, world
+        kinds = np.array([dataset.kinds[i] for i in indices])
+        self.groups = [indices[kinds == k] for k in sorted(set(kinds.tolist()))] if config.balance else [indices]
+
+    @property
+    def step_size(self) -> int:
+        """Samples per optimiser step, all processes together."""
+        return self.batch * self.accumulation * self.world
+
+    def steps_per_epoch(self) -> int:
+        return max(1, -(-len(self.indices) // self.step_size))
+
+    def micro_batch(self, step: int, part: int, rank: int) -> list[int]:
+        """Sample indices of forward pass `part` of optimiser step `step` in process `rank`.
+
+        Neighbouring ranks and parts split one global order, so any number of processes sees the same samples per step.
+        """
+        first = step * self.step_size + (part * self.world + rank) * self.batch
+        return [self._sample(first + i) for i in range(self.batch)]
+
+    def _sample(self, position: int) -> int:
+        epoch, place = divmod(position, len(self.indices))
+        return int(self._epoch(epoch)[place])
+
+    @lru_cache(maxsize=2)  # noqa: B019 (an order lives as long as its run)
+    def _epoch(self, epoch: int) -> NDArray[np.intp]:
+        """One epoch's indices: kinds in turn, each kind in its own endless shuffled order."""
+        count = len(self.indices)
+        rng = np.random.default_rng([self.seed, 101, epoch])
+        share = -(-count // len(self.groups))
+        drawn = []
+        for group in self.groups:
+            # Small kinds are repeated, large ones cut; the cut falls elsewhere in every epoch.
+            repeats = -(-share // len(group))
+            drawn.append(np.concatenate([rng.permutation(group) for _ in range(repeats)])[:share])
+        mixed = np.concatenate(drawn)
+        return mixed[rng.permutation(len(mixed))][:count]
+
+
+class Loader:
+    """Samples to batches: pictures or cached features, augmentation and noise by (seed, step, sample)."""
+
+    def __init__(
+        self, dataset: Dataset, model: Architecture, config: FinetuneConfig, features: Features | None
+    ) -> None:
+        self.dataset, self.model, self.config, self.features = dataset, model, config, features
+        self.augmentation = AugmentConfig(crop_area=config.augment_crop)
+
+    def training(self, indices: Sequence[int], step: int) -> Batch:
+        """Augmented, with noise on the state."""
+        changed: list[Sample] = []
+        variants: list[int] = []
+        for place, index in enumerate(indices):
+            sample = self.dataset[index]
+            key = [self.config.seed, step, place, index]
+            if self.config.augment and self.features is None:
+                rng = np.random.default_rng([*key, _AUGMENT])
+                images = {c: augment(im, rng, self.augmentation) for c, im in sample.observation.images.items()}
+                sample = dataclasses.replace(sample, observation=dataclasses.replace(sample.observation, images=images))
+            if self.features is not None:
+                variants.append(int(np.random.default_rng([*key, _VARIANT]).integers(self.features.variants)))
+            changed.append(sample)
+        batch = self._batch(indices, changed, variants)
+        if self.config.state_noise > 0:
+            rng = np.random.default_rng([self.config.seed, step, *indices[:1], len(indices), _NOISE])
+            state = batch.inputs["state"]
+            noise = rng.normal(0.0, self.config.state_noise, tuple(state.shape)).astype(np.float32)
+            batch.inputs["state"] = state + torch.from_numpy(noise)
+        return batch
+
+    def plain(self, indices: Sequence[int]) -> Batch:
+        """As the robot will see it: for evaluation."""
+        return self._batch(indices, [self.dataset[i] for i in indices], [0] * len(indices))
+
+    def plain_batches(self, indices: Sequence[int], size: int) -> Iterator[Batch]:
+        for first in range(0, len(indices), size):
+            yield self.plain(indices[first : first + size])
+
+    def _batch(self, indices: Sequence[int], samples: Sequence[Sample], variants: Sequence[int]) -> Batch:
+        robot, normalizer = self.dataset.robot, self.dataset.normalizer
+        if self.features is None:
+            inputs = self.model.collate([encode(s.observation, robot, normalizer) for s in samples])
+        else:
+            inputs = self.features.collate(indices, samples, variants)
+        chunks = np.stack([s.chunk for s in samples])
+        states = np.stack([s.observation.state for s in samples])
+        return Batch(
+            inputs,
+            torch.from_numpy(normalizer.encode(chunks, states)),
+            torch.from_numpy(np.stack([s.valid for s in samples])),
+            tuple(indices),
+        )

@@ -1,0 +1,141 @@
+"""Checkpoints by optimiser step: adapter, optimiser and counters in safetensors and JSON; never the base, never pickle.
+
+A checkpoint is a folder that appears by rename. One that was cut is skipped, with a warning, for the one before.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from athena_vla.errors import TrainingError
+
+_PREFIX = "step-"
+BEST = "best"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything a run needs to go on as if it had not stopped; random numbers follow from the step."""
+
+    step: int  # optimiser steps done
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]  # "parameter name.state name" -> tensor
+    progress: dict[str, Any]  # best loss, evaluations without improvement, curves
+
+
+def save(folder: Path, checkpoint: Checkpoint, identity: Mapping[str, Any]) -> Path:
+    """Write `folder/step-000123`. Raises `TrainingError` where the disk is full; nothing half-written stays."""
+    target = folder / f"{_PREFIX}{checkpoint.step:06d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".writing.", dir=folder))
+    try:
+        save_file(_plain(checkpoint.weights), temporary / "adapter.safetensors")
+        save_file(_plain(checkpoint.optimizer), temporary / "optimizer.safetensors")
+        content = {"step": checkpoint.step, "identity": dict(identity), "progress": checkpoint.progress}
+        (temporary / "state.json").write_text(json.dumps(content, indent=1, sort_keys=True))
+        for file in temporary.iterdir():  # a rename must not become visible before the bytes are on the disk
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(
+            f"Checkpoint '{target}' could not be written: {error}. Earlier checkpoints are untouched; "
+            "free some space and run the same command again."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def steps(folder: Path) -> list[int]:
+    """Steps that have a checkpoint, in order."""
+    return sorted(int(p.name.removeprefix(_PREFIX)) for p in folder.glob(f"{_PREFIX}[0-9]*") if p.is_dir())
+
+
+def load(folder: Path, step: int) -> tuple[Checkpoint, dict[str, Any]]:
+    """The checkpoint of that step and the identity of the run that wrote it. Raises `TrainingError`."""
+    path = folder / f"{_PREFIX}{step:06d}"
+    try:
+        content = json.loads((path / "state.json").read_text())
+        checkpoint = Checkpoint(
+            int(content["step"]),
+            load_file(path / "adapter.safetensors"),
+            load_file(path / "optimizer.safetensors"),
+            content["progress"],
+        )
+        return checkpoint, content["identity"]
+    except (OSError, SafetensorError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise TrainingError(f"Checkpoint '{path}' cannot be read: {error}.") from error
+
+
+def latest(folder: Path, warn: Any) -> tuple[Checkpoint, dict[str, Any]] | None:
+    """The newest readable checkpoint; every unreadable one on the way is named through `warn`."""
+    for step in reversed(steps(folder)):
+        try:
+            return load(folder, step)
+        except TrainingError as error:
+            warn(f"{error} It is skipped for the one before.")
+    return None
+
+
+def require_same(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
+    """Raises `TrainingError` naming what differs between the run on disk and the one asked for."""
+    differing = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
+    if differing:
+        changes = "; ".join(f"{k}: {found.get(k)} there, {wanted.get(k)} now" for k in differing[:6])
+        raise TrainingError(
+            f"'{folder}' holds checkpoints of another run ({changes}). "
+            "Choose another --out, or --resume never to start again and replace them."
+        )
+
+
+def prune(folder: Path, keep: int, best: int | None) -> None:
+    """Remove all but the last `keep` and the best one."""
+    for step in steps(folder)[:-keep]:
+        if step != best:
+            shutil.rmtree(folder / f"{_PREFIX}{step:06d}", ignore_errors=True)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> dict[str, Tensor]:
+    """The optimiser's tensors under parameter names; `names` maps `id(parameter)` to its name."""
+    found: dict[str, Tensor] = {}
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            tensor = value if isinstance(value, Tensor) else torch.tensor(value)
+            found[f"{names[id(parameter)]}|{key}"] = tensor.detach()
+    return found
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter], tensors: Mapping[str, Tensor]
+) -> None:
+    """Inverse of `optimizer_tensors`. Raises `TrainingError` for a parameter that is not there."""
+    for full, tensor in tensors.items():
+        name, _, key = full.rpartition("|")
+        if name not in parameters:
+            raise TrainingError(f"The checkpoint's optimiser has '{name}', which does not train in this run.")
+        parameter = parameters[name]
+        # Step counters stay on the CPU; moments live where the weights do.
+        place = "cpu" if tensor.ndim == 0 else parameter.device
+        optimizer.state[parameter][key] = tensor.to(place).clone()
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}
+
+
+def remove_all(folder: Path) -> None:
+    """Remove every checkpoint."""
+    for step in steps(folder):
+        shutil.rmtree(folder / f"{_PREFIX}{step:06d}", ignore_errors=True)

@@ -1,0 +1,255 @@
+"""How to fine-tune: one frozen config, and the presets by name. Knows nothing of torch or of any model family."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from athena_vla.errors import TrainingError, UnknownName
+
+Schedule = Literal["constant", "cosine", "linear"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Optimizer = Literal["adamw", "adamw8bit", "paged_adamw8bit"]
+Resume = Literal["auto", "never"]
+Select = Literal["best", "last"]
+Tracker = Literal["off", "offline", "online"]
+Sharding = Literal["ddp", "fsdp2"]
+
+DECODER_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """Fine-tune a base model on a built dataset. Every preset is a value of this class; any field can be overridden."""
+
+    # What goes in and comes out
+    model: str = "builtin:base"
+    """The base: a bundle's folder, builtin:NAME, or a checkpoint folder or Hub id in the released layout."""
+    data: Path = Path("dataset")
+    """A built dataset (athena data build)."""
+    out: Path = Path("policy")
+    """The new bundle. Logs, curves and checkpoints go to a folder beside it, named OUT.run."""
+    family: str = ""
+    """How a checkpoint that is not a bundle reads out actions; "" = the family that decodes in parallel."""
+
+    # What trains: the adapter (the heads of the robot always train in full)
+    method: Literal["lora", "full", "heads"] = "lora"
+    """lora, full (all weights), or heads (only the robot's own heads)."""
+    rank: int = 32
+    """LoRA rank."""
+    alpha: float = 16.0
+    """LoRA scale: the update is multiplied by alpha / rank."""
+    dropout: float = 0.0
+    """Dropout on the adapter's input."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """Decoder layers that get adapters, by short name, or all-linear."""
+    vision: bool = False
+    """Train the vision towers too. Frozen, their features are computed once and cached."""
+    projector: bool = False
+    """Train the projector too."""
+    dora: bool = False
+    """DoRA: magnitude and direction apart."""
+    quantization: Literal["none", "nf4"] = "none"
+    """nf4: the frozen decoder in 4 bits (QLoRA), needs bitsandbytes."""
+    double_quantization: bool = True
+    """nf4 only: quantise the scales too."""
+
+    # Optimisation
+    learning_rate: float = 5e-5
+    """Peak learning rate of the adapter."""
+    head_learning_rate: float = 0.0
+    """Peak learning rate of the heads; 0 = the same."""
+    schedule: Schedule = "constant"
+    """After the warm-up."""
+    warmup_steps: int = 100
+    """Optimiser steps of linear warm-up."""
+    weight_decay: float = 0.01
+    """AdamW's, on matrices; vectors are never decayed."""
+    clip_norm: float = 1.0
+    """Largest gradient norm; 0 = no clipping."""
+    optimizer: Optimizer = "adamw"
+    """adamw8bit and paged_adamw8bit need bitsandbytes."""
+    batch: int = 1
+    """Samples per process and forward pass."""
+    accumulation: int = 16
+    """Forward passes per optimiser step."""
+    epochs: float = 3.0
+    """Passes over the training split, unless max_steps says otherwise."""
+    max_steps: int = 0
+    """Optimiser steps in all; 0 = as many as `epochs` need."""
+    precision: Precision = "auto"
+    """Of the forward pass; auto = bf16 where the hardware has it, else fp32."""
+    gradient_checkpointing: bool = False
+    """Recompute each decoder layer in the backward pass: less memory, a third more time."""
+    compile: bool = False
+    """torch.compile the decoder layers; no gain on CPUs."""
+    seed: int = 0
+    """Of everything drawn: order, augmentation, dropout, new weights."""
+
+    # Data
+    balance: bool = True
+    """Draw every kind of task equally often, however many recordings it has."""
+    augment: bool = True
+    """Random crop and colour of the pictures. With cached features: `augment_variants` fixed variants per picture."""
+    augment_crop: float = 0.9
+    """Share of the area a crop keeps; 1 = colours only."""
+    augment_variants: int = 2
+    """Augmented variants per picture in the feature cache, beside the plain one."""
+    state_noise: float = 0.0
+    """Standard deviation of the noise on the state input, in units of [-1, 1]."""
+    cache_features: Literal["auto", "never", "always"] = "auto"
+    """Compute frozen vision features once per picture. auto: where no vision weight trains and they fit the disk."""
+    workers: int = 0
+    """Loader processes for pictures; 0 = in the training process."""
+
+    # Bookkeeping
+    log_every: int = 10
+    """Optimiser steps between log lines."""
+    evaluate_every: int = 0
+    """Optimiser steps between evaluations on the validation split; 0 = once per epoch."""
+    evaluate_samples: int = 512
+    """At most so many validation samples per evaluation, the same ones each time."""
+    checkpoint_every: int = 0
+    """Optimiser steps between checkpoints; 0 = at every evaluation. The last step is always saved."""
+    keep: int = 2
+    """Checkpoints kept, beside the best one."""
+    select: Select = "best"
+    """Which weights become the bundle: least validation loss, or the last step's."""
+    patience: int = 0
+    """Stop after so many evaluations without improvement; 0 = never."""
+    resume: Resume = "auto"
+    """auto: go on from the last checkpoint of the same config and dataset, and say so; never: start again."""
+    tensorboard: bool = True
+    """Write curves for TensorBoard into the run folder."""
+    wandb: Tracker = "off"
+    """Weights & Biases; offline needs no account."""
+    progress: bool = True
+    """Progress bar with remaining time."""
+
+    # Where it runs
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto = a CUDA GPU where there is one."""
+    threads: int = 1
+    """CPU threads per process; two on busy cores are slower than one."""
+    processes: int = 1
+    """Processes started on this machine's CPU cores. On GPUs use torchrun, which is recognised."""
+    sharding: Sharding = "ddp"
+    """Several processes: ddp copies the model, fsdp2 shards it."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "targets", tuple(self.targets))
+        choices = {f.name: get_args(f.type) for f in dataclasses.fields(self) if get_args(f.type)}
+        for name, known in choices.items():
+            value = getattr(self, name)
+            if all(isinstance(k, str) for k in known) and value not in known:
+                raise UnknownName(f"value of --{name.replace('_', '-')}", value, known)
+        for name in ("batch", "accumulation", "log_every", "keep", "threads", "processes", "evaluate_samples", "rank"):
+            if getattr(self, name) < 1:
+                raise TrainingError(f"--{name.replace('_', '-')} must be at least 1, it is {getattr(self, name)}.")
+        for name in ("learning_rate", "epochs"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise TrainingError(f"--{name.replace('_', '-')} must be a positive number, it is {value}.")
+        not_negative = ("warmup_steps", "weight_decay", "clip_norm", "max_steps", "evaluate_every", "checkpoint_every")
+        for name in (*not_negative, "patience", "head_learning_rate", "state_noise", "augment_variants", "workers"):
+            if not getattr(self, name) >= 0:
+                raise TrainingError(f"--{name.replace('_', '-')} must not be negative, it is {getattr(self, name)}.")
+        if self.vision and self.cache_features == "always":
+            raise TrainingError("Features of vision towers that train cannot be cached; drop one of the two options.")
+
+    @property
+    def run_folder(self) -> Path:
+        """Logs, curves, checkpoints."""
+        return self.out.with_name(f"{self.out.name}.run")
+
+    def lora(self) -> dict[str, Any]:
+        """The fields that decide what trains, as `models.lora.LoraSettings` takes them."""
+        return {name: getattr(self, name) for name in _LORA_FIELDS}
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable; goes into the bundle."""
+        raw = dataclasses.asdict(self)
+        return {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in raw.items()}
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that change the numbers: a run may be resumed only with the same ones."""
+        return {k: v for k, v in self.to_dict().items() if k not in _NO_EFFECT}
+
+
+_LORA_FIELDS = (
+    "method",
+    "rank",
+    "alpha",
+    "dropout",
+    "targets",
+    "vision",
+    "projector",
+    "dora",
+    "quantization",
+    "double_quantization",
+)
+# Where it lies, how it is watched and how often it is saved changes no weight. The data is compared by its hash.
+_NO_EFFECT = frozenset(
+    {"data", "out", "model", "log_every", "checkpoint_every", "keep", "resume", "tensorboard", "wandb", "progress"}
+    | {"workers"}
+)
+
+# The user's three, exactly their numbers: learning rate 5e-5, batch 1 x accumulation 16, 3 epochs, 100 warm-up steps.
+_USER = FinetuneConfig(gradient_checkpointing=True)
+PRESETS: dict[str, FinetuneConfig] = {
+    "humanoid_default": dataclasses.replace(
+        _USER, rank=64, alpha=16, dropout=0.1, targets=(*DECODER_LINEARS, "lm_head")
+    ),
+    "humanoid_efficient": dataclasses.replace(
+        _USER, rank=32, alpha=16, dropout=0.05, targets=("q_proj", "v_proj", "up_proj", "down_proj")
+    ),
+    "humanoid_high_performance": dataclasses.replace(
+        _USER, rank=128, alpha=32, dropout=0.1, targets=(*DECODER_LINEARS, "embed_tokens", "lm_head"), dora=True
+    ),
+    # What the released fine-tuning script does: all linear layers of towers, projector and decoder, constant 5e-4.
+    "openvla_reference": FinetuneConfig(
+        rank=32,
+        alpha=16,
+        targets=("all-linear",),
+        vision=True,
+        projector=True,
+        learning_rate=5e-4,
+        warmup_steps=0,
+        clip_norm=0.0,
+        batch=16,
+        accumulation=1,
+        balance=False,
+    ),
+    # Predicted to fit 24 GB (athena plan); never run on that card by us.
+    "rtx4090": FinetuneConfig(
+        rank=32,
+        alpha=32,
+        targets=DECODER_LINEARS,
+        projector=True,
+        quantization="nf4",
+        learning_rate=2e-4,
+        schedule="cosine",
+        batch=4,
+        accumulation=4,
+        gradient_checkpointing=True,
+        optimizer="paged_adamw8bit",
+    ),
+    # Two CPU cores, four minutes: the small base that ships, frozen vision with cached features.
+    "demo": FinetuneConfig(
+        rank=16,
+        alpha=32,
+        targets=DECODER_LINEARS,
+        learning_rate=2e-3,
+        schedule="cosine",
+        warmup_steps=30,
+        batch=64,
+        accumulation=1,
+        max_steps=700,
+        # A crop moves an object by up to five pixels, three centimetres on the table; the recordings vary enough.
+        augment=False,
+        state_noise=0.02,
+        evaluate_every=350,
+        select="last",
+    ),
+}

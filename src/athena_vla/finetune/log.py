@@ -1,0 +1,180 @@
+"""What a run leaves to read: log.jsonl, TensorBoard, Weights & Biases, curves.png, progress bar. Knows no model."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from athena_vla.errors import MissingDependency, TrainingError
+from athena_vla.finetune.config import FinetuneConfig
+
+
+class RunLog:
+    """Writes only in the main process; the others keep silent."""
+
+    def __init__(self, config: FinetuneConfig, *, main: bool) -> None:
+        self.config, self.main = config, main
+        self.file = config.run_folder / "log.jsonl"
+        self.bar: Any = None
+        self.task: Any = None
+        self.board: Any = None
+        self.wandb: Any = None
+        if not main:
+            return
+        try:
+            config.run_folder.mkdir(parents=True, exist_ok=True)
+            (config.run_folder / "config.json").write_text(json.dumps(config.to_dict(), indent=1, sort_keys=True))
+        except OSError as error:
+            raise TrainingError(f"The run folder '{config.run_folder}' cannot be written: {error}.") from error
+        if config.tensorboard:
+            self._open_board()
+        if config.wandb != "off":
+            self._open_wandb()
+
+    def restart(self) -> None:
+        """Forget the lines of an earlier run."""
+        if self.main:
+            self.file.unlink(missing_ok=True)
+
+    def rewind(self, step: int) -> None:
+        """Keep the lines up to `step`: what came after it will be done again."""
+        if self.main and self.file.is_file():
+            kept = [x for x in read(self.file) if x.get("step", 0) <= step]
+            self.file.write_text("".join(json.dumps(x) + "\n" for x in kept))
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._line({"step": step, **{k: _number(v) for k, v in values.items()}})
+        self._curves(step, {f"train/{k}": v for k, v in values.items()})
+        if self.bar is not None:
+            self.bar.update(self.task, loss=f"loss {values['loss']:.4f}")
+        elif self.main and self.config.progress:
+            print(f"step {step}: loss {values['loss']:.4f}, {values['samples_per_second']:.0f} samples/s", flush=True)
+
+    def evaluation(self, step: int, measured: Mapping[str, Any]) -> None:
+        self._line({"step": step, "validation": measured})
+        flat = {f"validation/{k}": measured[k] for k in ("loss", "mae_rad")}
+        flat |= {f"joint_rad/{k}": v for k, v in measured["per_joint_rad"].items()}
+        self._curves(step, flat)
+        self.note(f"step {step}: validation loss {measured['loss']:.4f}, error {measured['mae_rad']:.4f} rad")
+
+    def note(self, text: str) -> None:
+        """A sentence for the user; stderr, so that --json stays clean."""
+        if not self.main:
+            return
+        self._line({"note": text})
+        if self.bar is not None:
+            self.bar.console.print(text, highlight=False, soft_wrap=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def track(self, steps: Iterable[int], first: int, total: int) -> Iterator[int]:
+        """Yield the steps; on a terminal under a progress bar with the remaining time."""
+        if not (self.main and self.config.progress and sys.stderr.isatty()):
+            yield from steps
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
+        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+            self.bar, self.task = bar, bar.add_task("training", total=total, completed=first, loss="")
+            for step in steps:
+                yield step
+                bar.advance(self.task)
+        self.bar = None
+
+    def close(self) -> None:
+        """Draw the curves and close the trackers."""
+        if not self.main:
+            return
+        if self.file.is_file():
+            draw(read(self.file), self.config.run_folder / "curves.png")
+        if self.board is not None:
+            self.board.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+    def _line(self, content: Mapping[str, Any]) -> None:
+        if self.main:
+            with self.file.open("a") as stream:
+                stream.write(json.dumps(content) + "\n")
+
+    def _curves(self, step: int, values: Mapping[str, float]) -> None:
+        if self.board is not None:
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
+        if self.wandb is not None:
+            self.wandb.log(dict(values), step=step)
+
+    def _open_board(self) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            self.note("TensorBoard is not installed (pip install tensorboard): curves go to log.jsonl and curves.png.")
+            return
+        self.board = SummaryWriter(str(self.config.run_folder / "tensorboard"))
+
+    def _open_wandb(self) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise MissingDependency("wandb", "wandb", f"for --wandb {self.config.wandb}") from error
+        self.wandb = wandb.init(
+            project="athena-vla",
+            name=self.config.out.name,
+            dir=str(self.config.run_folder),
+            mode=self.config.wandb,
+            config=self.config.to_dict(),
+            resume="allow",
+        )
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """Lines of a log; a last line that was cut by a crash is left out."""
+    lines = []
+    for line in file.read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def draw(lines: list[dict[str, Any]], path: Path) -> None:
+    """Loss of training and validation, and the error per joint over time, as a PNG; appears by rename."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    train = [(x["step"], x["loss"]) for x in lines if x.get("loss") is not None]
+    checks = [(x["step"], x["validation"]) for x in lines if "validation" in x]
+    if not train and not checks:
+        return
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    FigureCanvasAgg(figure)  # no pyplot: it keeps state and looks for a display
+    left, right = figure.subplots(1, 2)
+    if train:
+        left.plot(*zip(*train, strict=True), label="training", linewidth=1.2)
+    if checks:
+        left.plot([s for s, _ in checks], [v["loss"] for _, v in checks], "o-", label="validation", markersize=4)
+        joints = list(checks[-1][1]["per_joint_rad"])
+        worst = sorted(joints, key=lambda j: -checks[-1][1]["per_joint_rad"][j])[:6]
+        for joint in joints:
+            values = [v["per_joint_rad"][joint] for _, v in checks]
+            loud = joint in worst
+            style = {"label": joint, "linewidth": 1.5} if loud else {"color": "0.8", "linewidth": 0.7}
+            right.plot([s for s, _ in checks], values, "o-" if loud else "-", markersize=3, **style)
+        right.legend(fontsize=7, title="largest at the end", title_fontsize=7)
+    left.set(xlabel="optimiser step", ylabel="loss (normalised units)", title="Loss")
+    right.set(xlabel="optimiser step", ylabel="mean absolute error [rad]", title="Validation error per joint")
+    left.legend(fontsize=8)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.set_ylim(bottom=0)
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, dpi=110, format="png")
+    temporary.replace(path)
+
+
+def _number(value: float) -> float | None:
+    return value if value == value and abs(value) != float("inf") else None

@@ -1,0 +1,284 @@
+"""The stage: base and dataset in, fine-tuned bundle out. Checks first, trains, measures, writes one artefact.
+
+Knows bundles, datasets and the loop; how processes are started is in `launch`.
+"""
+
+import contextlib
+import dataclasses
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from athena_vla import bundle as bundles
+from athena_vla.bundle import Bundle, Manifest
+from athena_vla.data.dataset import Dataset
+from athena_vla.errors import TrainingError
+from athena_vla.finetune import checkpoint as checkpoints
+from athena_vla.finetune import features, launch
+from athena_vla.finetune.batches import Loader
+from athena_vla.finetune.config import FinetuneConfig
+from athena_vla.finetune.log import RunLog
+from athena_vla.finetune.loop import Trainer
+from athena_vla.models import lora
+from athena_vla.models.architecture import Architecture
+from athena_vla.models.lora import LoraSettings
+from athena_vla.policy import Policy, record_golden
+
+GOLDEN_EXAMPLES = 4
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What came out, and what it took."""
+
+    bundle: Path
+    run_folder: Path
+    steps: int
+    chosen_step: int  # the step whose weights the bundle holds
+    trainable: int
+    total: int
+    seconds: float  # of training in this call
+    samples_per_second: float
+    validation: dict[str, Any] = field(default_factory=dict)  # loss, mae_rad, per_joint_rad; {} without a split
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        share = 100 * self.trainable / self.total
+        lines = [
+            f"{self.bundle}: trained {self.trainable:,} of {self.total:,} parameters ({share:.3f}%), "
+            f"{self.steps} steps in {self.seconds:.0f} s ({self.samples_per_second:.0f} samples/s), "
+            f"weights of step {self.chosen_step}"
+        ]
+        if self.validation:
+            lines.append(
+                f"validation loss {self.validation['loss']:.4f}, mean error {self.validation['mae_rad']:.4f} rad; "
+                "judge it closed loop: athena evaluate"
+            )
+        return "\n".join([*lines, f"curves and checkpoints: {self.run_folder}", *self.notes])
+
+
+def finetune(config: FinetuneConfig) -> FinetuneResult:
+    """Fine-tune as configured; started under torchrun, one process of many.
+
+    Raises `TrainingError`, `DatasetError`, `BundleError`, `ModelError`.
+    """
+    if config.processes > 1 and not launch.is_distributed():
+        launch.run(config)
+        return result_of(config)
+    with _one_accelerator(config) as accelerator, _threads(config.threads):
+        return _finetune(config, accelerator)
+
+
+def _finetune(config: FinetuneConfig, accelerator: Accelerator) -> FinetuneResult:
+    dataset = Dataset.open(config.data)
+    _require_usable(dataset, config)
+    base = open_base(config)
+    torch.manual_seed(config.seed)
+    model = bound_model(base, dataset)
+    settings = LoraSettings(**config.lora())
+    trainables = lora.attach(model, settings)
+    if config.gradient_checkpointing:
+        model.checkpoint_layers()
+    log = RunLog(config, main=accelerator.is_main_process)
+    log.note(str(trainables))
+    model.to(accelerator.device)
+    identity = {"config": config.identity(), "dataset": dataset.hash, "base": base.hash}
+    identity = {**identity.pop("config"), **identity, "processes": accelerator.num_processes}
+    _start_again(config, accelerator, log)
+    with accelerator.main_process_first():
+        cached = features.prepare(model, dataset, config, accelerator, _reporter(log))
+    if cached is not None:
+        log.note(
+            f"Vision is frozen: features of {len(cached.stored):,} pictures x {cached.variants} variants come from "
+            f"{dataset.path / '.cache'} ({cached.stored.nbytes / 1e9:.2f} GB)."
+        )
+    trainer = Trainer(model, dataset, Loader(dataset, model, config, cached), config, accelerator, log)
+    started = time.monotonic()
+    before = (checkpoints.steps(trainer.folder) or [0])[-1]
+    try:
+        steps = trainer.train(identity)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"The GPU ran out of memory with --batch {config.batch}. Halve --batch and double --accumulation, add "
+            "--gradient-checkpointing, or use --quantization nf4; `athena plan` predicts what fits."
+        ) from error
+    seconds = time.monotonic() - started
+    chosen = steps
+    if config.select == "best" and trainer.progress.best_step not in (0, steps):
+        chosen = trainer.progress.best_step
+        trainer.restore(chosen)
+    measured = next((e for e in trainer.progress.evaluations if e["step"] == chosen), {})
+    result = FinetuneResult(
+        bundle=config.out,
+        run_folder=config.run_folder,
+        steps=steps,
+        chosen_step=chosen,
+        trainable=trainables.trainable,
+        total=trainables.total,
+        seconds=round(seconds, 3),
+        samples_per_second=round((steps - before) * trainer.order.step_size / max(seconds, 1e-9), 1),
+        validation={k: v for k, v in measured.items() if k != "step"},
+    )
+    if accelerator.is_main_process:
+        _write(model, dataset, base, config, settings, trainer, result)
+        (config.run_folder / "result.json").write_text(launch.to_json(result))
+    log.close()
+    accelerator.wait_for_everyone()
+    return result
+
+
+def result_of(config: FinetuneConfig) -> FinetuneResult:
+    """The result that the main process of a finished run left."""
+    return FinetuneResult(**launch.from_json(config.run_folder / "result.json"))
+
+
+def open_base(config: FinetuneConfig) -> Bundle:
+    """The base bundle. Raises `BundleError`, `TrainingError` for one that is exported or quantised already."""
+    base = Bundle.open(config.model)
+    if base.manifest.stage not in ("base", "finetuned", "merged"):
+        raise TrainingError(
+            f"'{config.model}' is a bundle of stage '{base.manifest.stage}'; only float weights can be trained. "
+            "Use the bundle it was made from."
+        )
+    return base
+
+
+def bound_model(base: Bundle, dataset: Dataset) -> Architecture:
+    """The base's body with heads for the dataset's robot; fresh heads are drawn from torch's generator."""
+    if base.manifest.stage == "finetuned":
+        raise TrainingError(
+            f"'{base.path}' is itself an adapter. Merge it first (athena merge), then fine-tune the merged bundle."
+        )
+    model = base.model()
+    robot = dataset.robot
+    spec = dataclasses.replace(
+        model.spec,
+        horizon=dataset.horizon,
+        action_dim=robot.action_dim,
+        state_dim=robot.state_dim,
+        cameras=len(robot.cameras),
+    )
+    # The same robot: its heads go on from where the base left them.
+    return model if spec == model.spec else model.rebind(spec)
+
+
+def _require_usable(dataset: Dataset, config: FinetuneConfig) -> None:
+    if not len(dataset.train):
+        raise TrainingError(f"The dataset '{dataset.path}' has no training sample; build it from more episodes.")
+    longest = max(int(e["length"]) for e in dataset.episodes)
+    if dataset.horizon > longest:
+        raise TrainingError(
+            f"The dataset's horizon of {dataset.horizon} steps is longer than its longest episode ({longest}): every "
+            "chunk would be padding. Build it again with a smaller --horizon."
+        )
+    if not len(dataset.validation) and (config.patience or config.select == "best"):
+        raise TrainingError(
+            f"The dataset '{dataset.path}' has no validation episode, so neither the best step nor early stopping can "
+            "be decided. Build it with --validation 0.1 and more episodes, or use --select last --patience 0."
+        )
+
+
+def _start_again(config: FinetuneConfig, accelerator: Accelerator, log: RunLog) -> None:
+    """With `--resume never` earlier checkpoints go, and it is said."""
+    folder = config.run_folder / "checkpoints"
+    if config.resume == "never" and checkpoints.steps(folder) and accelerator.is_main_process:
+        log.note(f"Starting again: checkpoints of steps {checkpoints.steps(folder)} in '{folder}' are removed.")
+        checkpoints.remove_all(folder)
+    if not checkpoints.steps(folder):
+        log.restart()
+    accelerator.wait_for_everyone()
+
+
+def _write(
+    model: Architecture,
+    dataset: Dataset,
+    base: Bundle,
+    config: FinetuneConfig,
+    settings: LoraSettings,
+    trainer: Trainer,
+    result: FinetuneResult,
+) -> None:
+    lora.trust_autocast(model, on=False)
+    model.cpu().float().eval()
+    policy = Policy.of_model(model, dataset.robot, dataset.normalizer)
+    pool = dataset.validation if len(dataset.validation) else dataset.train
+    places = np.linspace(0, len(pool) - 1, GOLDEN_EXAMPLES).round().astype(int)
+    golden = record_golden(policy, [dataset[int(i)].observation for i in pool[np.unique(places)]])
+    manifest = Manifest(
+        stage="finetuned",
+        family=model.family,
+        spec=model.spec.to_dict(),
+        robot=dataset.robot.to_dict(),
+        normalizer=dataset.normalizer.to_dict(),
+        dataset_hash=dataset.hash,
+        parent_hash=base.hash,
+        parent_path=config.model if config.model.startswith(bundles.BUILTIN) else str(Path(config.model).resolve()),
+        adapter=dataclasses.asdict(settings) | {"targets": list(settings.targets)},
+        config=config.to_dict(),
+        stage_info={
+            "steps": result.steps,
+            "chosen_step": result.chosen_step,
+            "trainable": result.trainable,
+            "total": result.total,
+            "validation": result.validation,
+            "evaluations": [
+                {"step": e["step"], "loss": e["loss"], "mae_rad": e["mae_rad"]} for e in trainer.progress.evaluations
+            ],
+            "machine": platform.processor() or platform.machine(),
+        },
+    )
+    with bundles.writing(config.out, manifest, golden, model.tokenizer_files()) as folder:
+        bundles.save_tensors(lora.state(model), folder / bundles.ADAPTER_FILE)
+
+
+def _reporter(log: RunLog) -> Any:
+    last = [0.0]
+
+    def report(done: int, total: int) -> None:
+        if time.monotonic() - last[0] > 5 or done == total:
+            last[0] = time.monotonic()
+            log.note(f"vision features: {done} of {total} pictures")
+
+    return report
+
+
+@contextlib.contextmanager
+def _one_accelerator(config: FinetuneConfig) -> Iterator[Accelerator]:
+    """accelerate keeps its state per process: it is cleared, so that runs in one process do not see each other."""
+    cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise TrainingError(
+            "--device cuda was asked for, but torch sees no GPU. Use --device cpu, or ask athena doctor."
+        )
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if cpu or torch.cuda.is_bf16_supported() else "fp16"
+    if precision == "fp16" and cpu:
+        raise TrainingError("fp16 cannot be trained on a CPU; use --precision bf16 or fp32.")
+    AcceleratorState._reset_state(True)
+    accelerator = Accelerator(cpu=cpu, mixed_precision="no" if precision == "fp32" else precision)
+    try:
+        yield accelerator
+    finally:
+        accelerator.free_memory()
+        if not launch.is_distributed():
+            AcceleratorState._reset_state(True)
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    launch.keep_freed_memory()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
