@@ -15,6 +15,7 @@ from athena_vla.evaluate.baselines import (
     Actor,
     BlackImage,
     HoldStill,
+    Hostile,
     Library,
     NearestNeighbour,
     OtherInstruction,
@@ -23,9 +24,10 @@ from athena_vla.evaluate.baselines import (
 )
 from athena_vla.policy import Policy
 
-Kind = Literal["policy", "hold", "mean_action", "nearest_neighbour", "replay"]
+Kind = Literal["policy", "hold", "mean_action", "nearest_neighbour", "replay", "hostile"]
 Ablation = Literal["none", "black_image", "other_instruction"]
-BASELINES: tuple[str, ...] = get_args(Kind)[1:]
+BASELINES: tuple[str, ...] = ("hold", "mean_action", "nearest_neighbour", "replay")
+NEEDS_NO_SOURCE = ("hold", "hostile")
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class ActorSpec:
             raise UnknownName("kind of actor", self.kind, get_args(Kind))
         if self.ablation not in get_args(Ablation):
             raise UnknownName("ablation", self.ablation, get_args(Ablation))
-        if not self.source and self.kind != "hold":
+        if not self.source and self.kind not in NEEDS_NO_SOURCE:
             raise EvaluationError(f"Actor '{self.name}' ({self.kind}) needs a source: a bundle or a library file.")
 
     @property
@@ -88,6 +90,8 @@ class Cast:
             return self.policy(spec)
         if spec.kind == "hold":
             return HoldStill(self.robot, remember=remember)
+        if spec.kind == "hostile":
+            return Hostile(self.robot)
         library = self.library(spec.source)
         if spec.kind == "mean_action":
             return Trajectory(self.robot, library.mean_trajectory(), library.horizon)

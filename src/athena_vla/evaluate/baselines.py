@@ -193,6 +193,21 @@ class Replay:
 
 
 @dataclass
+class Hostile:
+    """Jumps at random to targets far beyond the limits: not a baseline, but what a safety filter is there for."""
+
+    robot: Embodiment
+    horizon: int = 8
+
+    def act(self, observation: Observation, /) -> ActionChunk:
+        generator = np.random.default_rng([11, round(observation.time * self.robot.command_hz)])
+        middle, half = (self.robot.upper + self.robot.lower) / 2, (self.robot.upper - self.robot.lower) / 2
+        shape = (self.horizon, len(self.robot.joints))
+        rows = middle + 3 * half * generator.uniform(-1, 1, size=shape)
+        return _chunk(self.robot, rows[:, self.robot.action_index], observation)
+
+
+@dataclass
 class NearestNeighbour:
     """Answers with the chunk of the most similar training sample in picture, state and words."""
 

@@ -117,7 +117,7 @@ def _run(
     if dataset is not None and dataset.robot.hash != robot.hash:
         raise EvaluationError(
             f"'{policies[0].source}' drives '{robot.name}' ({robot.hash}), the dataset '{config.data}' holds motions "
-            f"of '{dataset.robot.name}' ({dataset.robot.hash}). Fine-tune on this dataset first, or give one of its robot."
+            f"of '{dataset.robot.name}' ({dataset.robot.hash}). Fine-tune on this dataset first, or give another."
         )
     loop = config.loop
     setup = None

@@ -11,9 +11,9 @@ from typing import Any
 
 from athena_vla.bundle import Bundle
 from athena_vla.data.dataset import Dataset
-from athena_vla.errors import EvaluationError, MissingDependency
+from athena_vla.errors import EvaluationError, MissingDependency, UnknownName
 from athena_vla.evaluate import tables
-from athena_vla.evaluate.actors import ActorSpec, Cast, Kind
+from athena_vla.evaluate.actors import BASELINES, ActorSpec, Cast
 from athena_vla.evaluate.baselines import Actor, Library
 from athena_vla.evaluate.openloop import OpenLoopResult, open_loop, other_instructions, spread
 from athena_vla.evaluate.results import EpisodeResult, Setup
@@ -72,11 +72,11 @@ class Comparison:
 
 def baseline_specs(library: Path, kinds: Sequence[str]) -> list[ActorSpec]:
     """A row for each baseline. Raises `UnknownName`."""
-    specs = []
     for kind in kinds:
-        known: Any = kind
-        specs.append(ActorSpec(kind, _kind(known), "" if kind == "hold" else str(library)))
-    return specs
+        if kind not in BASELINES:
+            raise UnknownName("baseline", kind, BASELINES)
+    known: Any = kinds
+    return [ActorSpec(kind, kind, "" if kind == "hold" else str(library)) for kind in known]
 
 
 def ablation_specs(spec: ActorSpec) -> list[ActorSpec]:
@@ -197,7 +197,3 @@ def untuned_note(spec: ActorSpec) -> str:
         f"robot '{manifest.robot.get('name', '?')}' and speaks its joints, with the statistics of its own training "
         "data; only the tasks are new to it."
     )
-
-
-def _kind(name: Any) -> Kind:
-    return ActorSpec("check", name, "-").kind

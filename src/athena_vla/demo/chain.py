@@ -1,0 +1,92 @@
+"""The steps one after the other: nothing but the public functions of the stages, and a journal between them."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from athena_vla.demo.config import DemoConfig
+from athena_vla.demo.journal import Journal
+from athena_vla.demo.run import Run
+from athena_vla.errors import AthenaError, MissingDependency
+
+SIMULATED_STEPS = 9
+OWN_DATA_STEPS = 6
+DISK_NEEDED = 3 * 2**30  # [bytes] recordings, dataset with cached features, checkpoints, exported graphs
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """Where everything is, and the numbers of report.json."""
+
+    folder: Path
+    page: Path
+    report: dict[str, Any]
+    reused: tuple[str, ...]  # steps whose earlier result was taken
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "folder": str(self.folder),
+            "page": str(self.page),
+            "reused": list(self.reused),
+            "report": self.report,
+        }
+
+    def __str__(self) -> str:
+        return f"Everything is in {self.folder}; the report is {self.page}"
+
+
+def demo(config: DemoConfig, console: Console | None = None) -> DemoResult:
+    """The whole way. Interrupted, it goes on with the same command; what it reuses it says.
+
+    Raises `AthenaError`: no disk space, no recordings, a base model that cannot be had, and whatever a stage raises.
+    """
+    _require_space(config.out)
+    console = console or Console(stderr=True)
+    steps = OWN_DATA_STEPS if config.data is not None else SIMULATED_STEPS
+    run = Run(config, Journal(config.out, console, steps))
+    try:
+        from athena_vla.demo import deploying, learning, outcome, recording
+        from athena_vla.report import ReportConfig, report
+    except ModuleNotFoundError as error:
+        raise MissingDependency(error.name or "?", "train,sim,export,serve", "for the demo") from error
+    if config.data is None:
+        recording.record(run)
+    recording.prepare(run)
+    learning.train(run)
+    learning.compare(run)
+    if config.data is None:
+        learning.safety(run)
+    deploying.deploy(run)
+    deploying.measure(run)
+    if config.data is None:
+        deploying.serve(run)
+    content = outcome.write_report_json(run)
+    page = run.folder / "report.html"
+    inputs = {"steps": {n: s.fingerprint for n, s in run.journal.steps.items()}}
+
+    def work() -> dict[str, Any]:
+        made = report(ReportConfig(run=run.folder))
+        run.journal.say(str(made))
+        return {"page": str(made.page), "bytes": made.bytes}
+
+    run.journal.step("report", "Write the report", inputs, work, ("report.html",))
+    content = outcome.write_report_json(run)  # now with the seconds of the report itself
+    outcome.print_summary(run, content)
+    return DemoResult(run.folder, page, content, run.journal.reused)
+
+
+def _require_space(out: Path) -> None:
+    """Refuse before an hour of work what would end in a full disk."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(out).free
+    except OSError as error:
+        raise AthenaError(f"'{out}' cannot be written: {error}. Choose another folder with --out.") from error
+    if free < DISK_NEEDED and not (out / "steps").is_dir():
+        raise AthenaError(
+            f"The disk of '{out}' has {free / 2**30:.1f} GB free, the demo needs {DISK_NEEDED / 2**30:.0f} GB. "
+            "Make room, or choose another folder with --out."
+        )

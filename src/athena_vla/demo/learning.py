@@ -1,0 +1,202 @@
+"""Steps 3 to 5: fine-tune, compare with the untuned model and the baselines, and provoke the safety filter."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from athena_vla.bundle import Bundle
+from athena_vla.data.dataset import Dataset
+from athena_vla.demo.journal import plain
+from athena_vla.demo.run import Run, hash_of
+from athena_vla.evaluate.actors import ActorSpec, Cast
+from athena_vla.evaluate.commands import bind_untuned
+from athena_vla.evaluate.comparison import compare_all
+from athena_vla.finetune import FinetuneConfig, finetune
+from athena_vla.finetune.config import PRESETS
+from athena_vla.finetune.log import read
+
+OWN_DATA_STEPS = 200  # a first look at what can be learned, in a minute or two
+HOSTILE_SCENES = 21
+BASELINES = ("hold", "mean_action")  # in the simulator; on recordings also the two below
+ON_RECORDINGS = ("hold", "mean_action", "nearest_neighbour", "replay")
+
+
+def training(run: Run) -> FinetuneConfig:
+    """The demo's preset on this run's dataset."""
+    config = run.config
+    preset = PRESETS["demo"]
+    steps = config.steps or (40 if config.quick else OWN_DATA_STEPS if config.data else preset.max_steps)
+    return dataclasses.replace(
+        preset,
+        model=config.model,
+        data=run.dataset,
+        out=run.bundle("tuned"),
+        max_steps=steps,
+        warmup_steps=min(preset.warmup_steps, max(1, steps // 4)),
+        evaluate_every=min(preset.evaluate_every, max(1, steps // 2)),
+        seed=config.seed,
+    )
+
+
+def train(run: Run) -> dict[str, Any]:
+    """Fine-tune the base with LoRA. Resumes its own checkpoints when it was interrupted."""
+    config = training(run)
+    inputs = {"config": config.identity(), "model": hash_of(config.model), "dataset": run.result("prepare")["hash"]}
+
+    def work() -> dict[str, Any]:
+        result = finetune(config)
+        run.journal.say(str(result))
+        tuned = Bundle.open(config.out)
+        return {
+            "bundle": str(config.out),
+            "hash": tuned.hash,
+            "base": config.model,
+            "base_hash": hash_of(config.model),
+            "steps": config.max_steps,
+            "batch": config.batch * config.accumulation,
+            "gates": tuned.manifest.gates,
+            "summary": plain(result),
+            "curves": curves(config.run_folder),
+        }
+
+    return run.journal.step("train", "Fine-tune the base model with LoRA", inputs, work, ("bundles/tuned",))
+
+
+def curves(folder: Path) -> dict[str, list[list[float]]]:
+    """Training and validation loss over steps, from the run's own log."""
+    found: dict[str, list[list[float]]] = {"train": [], "validation": []}
+    for entry in read(folder / "log.jsonl"):
+        if "loss" in entry:
+            found["train"].append([float(entry["step"]), float(entry["loss"])])
+        elif "validation" in entry:
+            found["validation"].append([float(entry["step"]), float(entry["validation"]["loss"])])
+    return found
+
+
+def compare(run: Run) -> dict[str, Any]:
+    """Untuned and tuned beside what knows nothing: open loop on held-out recordings, closed loop where there is one."""
+    own = run.config.data is not None
+    tuned_hash = run.result("train")["hash"]
+    untuned = _untuned(run)
+    inputs = {
+        "tuned": tuned_hash,
+        "untuned": hash_of(untuned),
+        "dataset": run.result("prepare")["hash"],
+        "seed": run.config.seed,
+        "episodes": 0 if own else run.config.episode_count,
+        "samples": run.config.open_loop_samples,
+        "setup": run.setup,
+    }
+
+    def work() -> dict[str, Any]:
+        policies = [
+            ActorSpec("tuned", source=str(run.bundle("tuned"))),
+            ActorSpec("untuned", source=str(untuned)),
+        ]
+        with run.journal.bar() as update:
+            result = compare_all(
+                policies,
+                reference="tuned",
+                out=run.evaluation,
+                dataset=Dataset.open(run.dataset),
+                baselines=ON_RECORDINGS if own else BASELINES,
+                ablate=("tuned",),
+                episodes=run.config.episode_count,
+                samples=run.config.open_loop_samples,
+                seed=run.config.seed,
+                workers=run.workers,
+                setup=None if own else run.setup,
+                progress=update,
+            )
+        reused = {k: v for k, v in result.reused.items() if v}
+        if reused:
+            run.journal.say(f"reused finished episodes: {reused}")
+        outcome: dict[str, Any] = plain(result)
+        if not own:
+            outcome["outcomes"] = {n: {e.scene: e.success for e in rows} for n, rows in result.episodes.items()}
+            outcome["films"] = films(run, outcome["outcomes"])
+        run.journal.console.print(str(result), highlight=False, markup=False)
+        return outcome
+
+    title = "Compare with the untuned model and the baselines"
+    return run.journal.step("compare", title, inputs, work)
+
+
+def films(run: Run, outcomes: dict[str, dict[int, bool]]) -> list[dict[str, Any]]:
+    """Up to three scenes of different tasks, the tuned and the untuned model side by side, chosen by rule.
+
+    The first scenes in which only the tuned model succeeds, then the first in which it fails: the report shows both.
+    """
+    from athena_vla.demo.pictures import episode_frames, save_animation
+    from athena_vla.evaluate.film import film
+    from athena_vla.sim.tasks import sample_scene
+
+    cast = Cast(Bundle.open(run.bundle("tuned")).robot)
+    specs = {n: ActorSpec(n, source=str(s)) for n, s in (("tuned", run.bundle("tuned")), ("untuned", _untuned(run)))}
+    by_family: dict[str, int] = {}
+    failed: list[int] = []
+    for scene in sorted(outcomes["tuned"]):
+        family = sample_scene(scene, run.setup.split).goal.family
+        if outcomes["tuned"][scene] and not outcomes["untuned"][scene]:
+            by_family.setdefault(family, scene)
+        elif not outcomes["tuned"][scene]:
+            failed.append(scene)
+    order = [f for f in ("touch", "point", "push", "look", "raise", "lift", "squat") if f in by_family]
+    chosen = [by_family[f] for f in order[:2]] + failed[:1]
+    shown = []
+    for number in chosen:
+        scene = sample_scene(number, run.setup.split)
+        films_ = {n: film(cast.actor(s), scene, run.setup) for n, s in specs.items()}
+        length = max(len(f.outside) for f in films_.values())
+        entry: dict[str, Any] = {"scene": number, "task": scene.goal.family, "instruction": scene.instruction}
+        for name, shot in films_.items():
+            frames = episode_frames(shot.outside, shot.eyes, shot.succeeded, length)
+            saved = save_animation(frames, shot.fps, run.media, f"scene-{number}-{name}")
+            entry[name] = {**saved, "success": shot.success, "seconds": (len(shot.outside) - 1) / shot.fps}
+        shown.append(entry)
+    return shown
+
+
+def safety(run: Run) -> dict[str, Any]:
+    """Every command of every actor went through the filter; an actor that jumps at random shows that it matters."""
+    played = run.result("compare")["closed_loop"]
+    inputs = {"compare": run.journal.steps["compare"].fingerprint, "seed": run.config.seed}
+
+    def work() -> dict[str, Any]:
+        from athena_vla.evaluate.closedloop import ClosedLoopConfig, closed_loop
+
+        count = min(HOSTILE_SCENES, run.config.episode_count)
+        config = ClosedLoopConfig(
+            out=run.evaluation / "hostile",
+            episodes=count,
+            seed=run.config.seed,
+            workers=run.workers,
+            setup=dataclasses.replace(run.setup, duration=3.0),
+        )
+        with run.journal.bar() as update:
+            hostile = closed_loop([ActorSpec("hostile", "hostile")], config, update).actors["hostile"]
+        rows = {**played, "hostile": hostile.to_dict()}
+        total = {
+            "steps": sum(r["commands"] for r in rows.values()),
+            "violations": sum(r["violations"] for r in rows.values()),
+            "interventions": sum(r["touched"] for r in rows.values()),
+        }
+        run.journal.say(
+            f"{total['steps']:,} commands, {total['interventions']:,} changed by the filter, "
+            f"{total['violations']} beyond a limit behind it"
+        )
+        return {"total": total, "hostile": hostile.to_dict()}
+
+    return run.journal.step("safety", "Provoke the safety filter", inputs, work)
+
+
+def _untuned(run: Run) -> Path:
+    """The base itself, or bound to the robot of the recordings where it was made for another one."""
+    base = Bundle.open(run.config.model)
+    dataset = Dataset.open(run.dataset)
+    if base.robot.hash == dataset.robot.hash:
+        return Path(run.config.model)
+    bound = run.bundle("untuned")
+    if not (bound / "manifest.json").is_file() or Bundle.open(bound).manifest.dataset_hash != dataset.hash:
+        bind_untuned(base, dataset, bound, run.config.seed)
+    return bound

@@ -1,0 +1,139 @@
+"""Steps 1 and 2: demonstrations, recorded here or the user's own, become a checked, annotated, built dataset."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from athena_vla.data.annotate import AnnotateConfig, annotate
+from athena_vla.data.build import BuildConfig, build
+from athena_vla.data.check import CheckConfig, Finding, check
+from athena_vla.data.formats import open_recording
+from athena_vla.demo.journal import plain
+from athena_vla.demo.pictures import contact_sheets, frame_strip
+from athena_vla.demo.run import Run
+from athena_vla.errors import RecordingError
+
+SHEETS = 7  # one per task family
+EXAMPLES_PER_CODE = 3  # findings shown in the report for each kind of defect
+
+
+def record(run: Run) -> dict[str, Any]:
+    """Record demonstrations in the simulator, a few of which fail on purpose."""
+    from athena_vla.sim.record import RecordConfig, record
+
+    settings = {"episodes": run.config.recording_count, "seed": run.config.seed}
+
+    def work() -> dict[str, Any]:
+        config = RecordConfig(
+            out=run.recordings, episodes=settings["episodes"], seed=settings["seed"], workers=run.workers
+        )
+        with run.journal.bar() as update:
+            result = record(config, lambda done, total: update(done, total, "recording"))
+        if result.reused:
+            run.journal.say(f"reused {result.reused} finished episodes of an interrupted recording")
+        run.journal.say(
+            f"{result.episodes} episodes, {result.frames:,} frames, {result.frames_per_second:.0f} frames/s; "
+            f"{result.successes} succeed, {result.failed_on_purpose} were made to fail"
+        )
+        return {**plain(result), "sheets": sheets(run)}
+
+    title = f"Record {settings['episodes']} demonstrations of the 23-joint athena in the simulator"
+    return run.journal.step("record", title, settings, work, ("recordings",))
+
+
+def sheets(run: Run) -> list[dict[str, Any]]:
+    """Strips of frames, one recording of each kind of task."""
+    recording = open_recording(run.recordings)
+    return contact_sheets(recording, run.media, SHEETS, lambda e: str(e.extras.get("task", {}).get("family", e.id)))
+
+
+def prepare(run: Run) -> dict[str, Any]:
+    """Check, annotate and build. The recordings themselves are never changed."""
+    own = run.config.data is not None
+    source = run.recordings
+    inputs: dict[str, Any] = {"robot": run.config.robot, "seed": run.config.seed}
+    inputs["source"] = _identity(source) if own else run.journal.steps["record"].fingerprint
+    validation = 0.5 if own and len(open_recording(source).ids()) < 10 else 0.1
+
+    def work() -> dict[str, Any]:
+        with run.journal.bar() as update:
+            checked = check(CheckConfig(input=source, robot=run.config.robot), update)
+        severities = Counter(f.severity for f in checked.findings)
+        run.journal.say(
+            f"checked {checked.episodes} episodes, {checked.frames:,} frames: "
+            + (", ".join(f"{n} {s}s" for s, n in sorted(severities.items())) or "nothing found")
+        )
+        annotated = annotate(AnnotateConfig(input=source, out=run.folder / "annotation.json", robot=run.config.robot))
+        built = build(
+            BuildConfig(
+                input=source,
+                out=run.dataset,
+                robot=run.config.robot,
+                validation=validation,
+                seed=run.config.seed,
+                workers=run.workers,
+            )
+        )
+        run.journal.say(
+            f"dataset {built.hash}: {built.samples:,} samples from {len(built.train_episodes)} episodes, "
+            f"{len(built.validation_episodes)} episodes held out, {len(built.failed)} failures and "
+            f"{len(built.broken)} broken ones left out"
+        )
+        return {
+            "hash": built.hash,
+            "check": {
+                "episodes": checked.episodes,
+                "frames": checked.frames,
+                "severities": dict(severities),
+                "findings": _examples(checked.findings),
+            },
+            "build": plain(built),
+            "timeline": timeline(run, annotated),
+            **({"sheets": sheets(run)} if own else {}),
+        }
+
+    return run.journal.step("prepare", "Check, annotate and build the dataset", inputs, work, ("dataset",))
+
+
+def timeline(run: Run, annotated: Any) -> dict[str, Any]:
+    """One episode with its frames, its instruction and its annotated segments, for the report."""
+    recording = open_recording(run.recordings)
+    episode_id = next((e.id for e in annotated.episodes if len(e.segments) > 1), recording.ids()[0])
+    episode = recording.read(episode_id)
+    segments = next((e.segments for e in annotated.episodes if e.id == episode_id), ())
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for s in (*episode.segments, *segments):
+        row = rows.setdefault(s.source, [])
+        row.append({"start": s.start / episode.fps, "stop": s.stop / episode.fps, "kind": s.kind, "text": s.text})
+    return {
+        "episode": episode_id,
+        "instruction": episode.instructions[0] if episode.instructions else "",
+        "seconds": len(episode) / episode.fps,
+        "rows": rows,
+        **({"frames": frame_strip(episode, run.media)} if episode.cameras else {}),
+    }
+
+
+def _examples(findings: Sequence[Finding]) -> list[dict[str, Any]]:
+    """For each code its count and its first messages."""
+    by_code: dict[str, list[Finding]] = {}
+    for f in findings:
+        by_code.setdefault(f.code, []).append(f)
+    return [
+        {
+            "code": code,
+            "severity": found[0].severity,
+            "count": len(found),
+            "messages": [f.message for f in found[:EXAMPLES_PER_CODE]],
+        }
+        for code, found in by_code.items()
+    ]
+
+
+def _identity(folder: Path) -> list[list[Any]]:
+    """Names, sizes and times of all files: what the step depends on without reading gigabytes."""
+    if not folder.is_dir():
+        raise RecordingError(f"There is no folder '{folder}'. Give the folder that holds your recordings with --data.")
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return [[str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns] for p in files]

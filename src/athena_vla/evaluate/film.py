@@ -1,0 +1,77 @@
+"""Watch an actor: the same episode as in the closed loop, seen from outside and through the robot's eyes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from athena_vla import embodiment
+from athena_vla.control.runtime import RuntimeConfig, run_episode
+from athena_vla.control.safety import SafetyFilter
+from athena_vla.embodiment import Embodiment, Observation
+from athena_vla.evaluate.baselines import Actor
+from athena_vla.evaluate.results import Setup
+from athena_vla.sim.render import RayRenderer
+from athena_vla.sim.robot import SimRobot
+from athena_vla.sim.scene import Scene
+
+
+@dataclass(frozen=True)
+class Film:
+    """Frames of one episode at the same instants from both cameras."""
+
+    outside: list[NDArray[np.uint8]]
+    eyes: list[NDArray[np.uint8]]
+    succeeded: list[bool]  # at each frame
+    fps: float  # [Hz]
+    instruction: str
+    success: bool
+
+
+class FilmedRobot:
+    """The simulated robot with a camera man; what the policy sees is untouched."""
+
+    def __init__(self, sim: SimRobot, height: int, every: int) -> None:
+        self.sim, self.height, self.every = sim, height, every
+        self.camera = RayRenderer(sim.world.model, shadows=True)
+        self.outside: list[NDArray[np.uint8]] = []
+        self.eyes: list[NDArray[np.uint8]] = []
+        self.succeeded: list[bool] = []
+        self.commands = 0
+
+    @property
+    def embodiment(self) -> Embodiment:
+        return self.sim.embodiment
+
+    @property
+    def time(self) -> float:
+        return self.sim.time
+
+    def observe(self) -> Observation:
+        return self.sim.observe()
+
+    def command(self, positions: NDArray[np.float64], /) -> None:
+        if self.commands % self.every == 0:
+            self.shoot()
+        self.commands += 1
+        self.sim.command(positions)
+
+    def shoot(self) -> None:
+        def picture(camera: str, width: int) -> NDArray[np.uint8]:
+            return self.camera.render(self.sim.world.data, camera, self.height, width, self.sim.scene.appearance)
+
+        self.outside.append(picture("third_person", self.height * 5 // 4))
+        self.eyes.append(picture("head", self.height))
+        self.succeeded.append(self.sim.success())
+
+
+def film(actor: Actor, scene: Scene, setup: Setup, *, height: int = 240, fps: float = 10.0) -> Film:
+    """Play one episode and keep the pictures; a little of what follows success is shown too."""
+    robot = embodiment.load(setup.robot)
+    sim = SimRobot(scene, robot, setup.renderer, setup.image_size)
+    filmed: Any = FilmedRobot(sim, height, max(1, round(robot.command_hz / fps)))
+    config = RuntimeConfig(replan_every=setup.replan_every, latency=setup.latency, owners=setup.owners)
+    run_episode(filmed, actor, SafetyFilter(robot), duration=setup.duration, config=config, until=sim.is_over)
+    filmed.shoot()
+    return Film(filmed.outside, filmed.eyes, filmed.succeeded, fps, scene.instruction, sim.success())
