@@ -72,9 +72,9 @@ def cast_camera(
         down = np.where(fall < 0.0, -origin[2] / fall, np.inf)
         on_floor = down < distance
         np.copyto(distance, down, where=on_floor)
-        found[on_floor] = floor
+        np.copyto(found, floor, where=on_floor)
         for i in range(3):
-            normals[i][on_floor] = rotation[2, i]
+            np.copyto(normals[i], rotation[2, i], where=on_floor)
 
         centres = (data.geom_xpos[geoms] - origin) @ rotation  # [g, 3], camera frame
         turns = rotation.T @ data.geom_xmat[geoms].reshape(-1, 3, 3)  # [g, 3, 3], geom frame to camera frame

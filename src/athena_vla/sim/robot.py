@@ -14,7 +14,7 @@ from athena_vla.sim.success import Judge, measure
 from athena_vla.sim.world import THIRD_PERSON, World
 
 TIME_LIMIT = 6.0  # [s], what an episode is given to succeed
-_JUDGE_EVERY = 4  # commands between two looks at the success test
+_JUDGE_EVERY = 10  # commands between two looks at the success test
 
 
 class SimRobot:
