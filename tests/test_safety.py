@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from athena_vla import embodiment
 from athena_vla.control.interventions import JsonLines
+from athena_vla.control.jerk import JerkLimitedSet
 from athena_vla.control.ladder import Ladder
 from athena_vla.control.limits import StoppableSet
 from athena_vla.control.safety import SafetyFilter
@@ -143,40 +144,89 @@ def test_stopping_at_any_moment_stays_inside(toy: Embodiment, jerk: bool) -> Non
         assert_within_limits(np.array(outputs), start, toy, jerk)
 
 
-def oracle_step(q: float, v: float, target: float, j: int, robot: Embodiment, dt: float) -> float:
-    """One joint by brute force: the admissible velocity nearest to the wish, found by bisection on simulated stops."""
-    step = robot.max_acceleration[j] * dt
-    wish = (min(max(target, robot.lower[j]), robot.upper[j]) - q) / dt
+def fastest_that_stops_within(distance: float, step: float, dt: float) -> float:
+    """By bisection on simulated stops: the largest speed u with u dt plus its braking distance inside `distance`."""
+    low, high = 0.0, 10.0  # more than any speed that matters to the toy
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if middle * dt + stop_distance(middle, step, dt) <= distance else (low, middle)
+    return low
 
-    def safe(u: float) -> bool:
-        end = q + u * dt + math.copysign(stop_distance(u, step, dt), u)
-        return robot.lower[j] <= end <= robot.upper[j]
 
-    low, high = max(v - step, -robot.max_velocity[j]), min(v + step, robot.max_velocity[j])
-    wish = min(max(wish, low), high)
-    if safe(wish):
-        return q + wish * dt
-    good = min(max(0.0, low), high)  # towards a stop is always safe
-    bad = wish
-    for _ in range(80):
-        middle = 0.5 * (good + bad)
-        good, bad = (middle, bad) if safe(middle) else (good, middle)
-    return q + good * dt
+class Oracle:
+    """One joint in plain arithmetic: the admissible velocity nearest to the wish, by brute force."""
+
+    def __init__(self, robot: Embodiment, j: int) -> None:
+        self.robot, self.j, self.dt = robot, j, 1 / robot.command_hz
+        self.q = self.before = float(robot.default[j])
+        self.v, self.late = 0.0, False
+
+    def follow(self, target: float) -> float:
+        robot, j, dt = self.robot, self.j, self.dt
+        step, top = robot.max_acceleration[j] * dt, robot.max_velocity[j]
+        target = min(max(target, robot.lower[j]), robot.upper[j])
+        wish = (target - self.q) / dt
+        if self.late:  # close in without overshooting, in the frame of the moving target
+            drift = min(max((target - self.before) / dt, -top), top)
+            away = target - drift * dt - self.q
+            speed = fastest_that_stops_within(abs(away), step, dt)
+            wish = min(max(wish, drift - speed), drift + speed)
+        above = fastest_that_stops_within(robot.upper[j] - self.q, step, dt)
+        below = fastest_that_stops_within(self.q - robot.lower[j], step, dt)
+        chosen = min(max(wish, -below, -top, self.v - step), above, top, self.v + step)
+        q = self.q + chosen * dt
+        self.late, self.before = abs(q - target) > 1e-14, target
+        self.q, self.v = q, chosen
+        return q
 
 
 def test_agrees_with_a_slow_independent_oracle() -> None:
     robot = embodiment.load("toy")
-    dt = 1 / robot.command_hz
     guard = SafetyFilter(robot, rate_hz=robot.command_hz)
+    oracles = [Oracle(robot, j) for j in range(3)]
     rng = np.random.default_rng(3)
     guard.reset(robot.default)
-    target = robot.default
-    for k in range(1500):
-        if rng.random() < 0.06:
+    target = robot.default.copy()
+    speed = np.zeros(3)
+    for k in range(150):
+        if rng.random() < 0.1:
             target = rng.uniform(robot.lower - 0.5, robot.upper + 0.5)
-        q, v = guard.position, guard.velocity
-        expected = [oracle_step(q[j], v[j], target[j], j, robot, dt) for j in range(3)]
-        np.testing.assert_allclose(guard.step(target, k * dt), expected, rtol=0, atol=2e-12)
+            speed = rng.choice([0.0, 1.0]) * rng.normal(size=3) * robot.max_velocity * 0.5
+        target = target + speed / robot.command_hz
+        # All joints share the flag that some joint was late.
+        late = any(o.late for o in oracles)
+        for o in oracles:
+            o.late = late
+        expected = [o.follow(x) for o, x in zip(oracles, target, strict=True)]
+        np.testing.assert_allclose(guard.step(target, k / robot.command_hz), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("jerk", [False, True])
+@pytest.mark.parametrize("moving", [0.0, 0.5])
+def test_a_jump_of_the_target_is_not_overshot(athena: Embodiment, jerk: bool, moving: float) -> None:
+    guard = SafetyFilter(athena, jerk=jerk)
+    start, jump = athena.default, 0.4 * np.minimum(athena.upper - athena.default, 1.0)
+    speed = moving * 0.2 * (athena.upper - athena.default - jump)
+    distances = []
+    for k in range(400):
+        target = start + jump + speed * (k / 200 if k < 200 else 1.0)
+        distances.append(target - guard.step(target, k / 200))
+    overshoot = -np.min(np.array(distances) / jump)
+    assert overshoot < (0.05 if jerk else 0.005)
+    assert np.abs(distances[-1]).max() < 1e-6
+
+
+@settings(max_examples=150, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_the_cheap_certificate_implies_the_full_one(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for robot in (embodiment.load("toy"), embodiment.load("athena")):
+        inner = StoppableSet(robot.lower, robot.upper, robot.max_velocity, robot.max_acceleration, robot.command_hz)
+        limited = JerkLimitedSet(inner, robot.max_jerk)
+        q = rng.uniform(robot.lower, robot.upper)
+        v = rng.uniform(-1, 1, len(q)) * robot.max_velocity * rng.choice([0.01, 0.3, 1.0])
+        a = rng.uniform(-1, 1, len(q)) * robot.max_acceleration * rng.choice([0.0, 0.3, 1.0])
+        assert (limited.certify(q, v, a) | ~limited._certain(q, v, a)).all()
 
 
 def smooth_demonstration(robot: Embodiment, seconds: float) -> np.ndarray:

@@ -27,6 +27,7 @@ class Interventions:
         self._log = log
         self._kinds = kinds
         self._limits = np.zeros((len(kinds), len(joint_names)), dtype=np.int64)
+        self._columns = np.arange(len(joint_names))
         self._faults: Counter[str] = Counter()
         self.touched_steps = 0  # steps with at least one intervention
 
@@ -37,9 +38,19 @@ class Interventions:
         if self._log is not None:
             self._log({"t": float(t), "kind": kind, "level": level, "joints": {}})
 
+    def limits(self, kinds: NDArray[np.intp], joints: NDArray[np.bool_], amount: Array, t: float, level: str) -> None:
+        """Joints that the limit of their kind kept from their target in this step, and by how much."""
+        self._limits[kinds, self._columns] += joints
+        if self._log is not None:
+            for kind in np.unique(kinds[joints]):
+                self._write(int(kind), joints & (kinds == kind), amount, t, level)
+
     def limit(self, kind: int, joints: NDArray[np.bool_], amount: Array, t: float, level: str) -> None:
-        """Joints that one limit kept from their target in this step, and by how much."""
+        """The same for joints kept from their target by one limit."""
         self._limits[kind] += joints
+        self._write(kind, joints, amount, t, level)
+
+    def _write(self, kind: int, joints: NDArray[np.bool_], amount: Array, t: float, level: str) -> None:
         if self._log is not None and joints.any():
             names = {self._names[j]: float(amount[j]) for j in np.flatnonzero(joints)}
             self._log({"t": float(t), "kind": self._kinds[kind], "level": level, "joints": names})

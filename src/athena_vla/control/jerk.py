@@ -44,11 +44,14 @@ class JerkLimitedSet:
             )
         self._unit = self.step * self.dt  # [rad/s] velocity change of one acceleration step
         self._max_velocity = inner.max_velocity + 2.0 * quantum
+        # Closing in on a target keeps some braking in reserve for the time the acceleration takes to turn around.
+        self._closing_acceleration, self._closing_jerk = 0.6 * self.max_acceleration, 0.4 * jerk
         self._lower = inner.lower - POSITION_TOLERANCE
         self._upper = inner.upper + POSITION_TOLERANCE
         ramp = self.max_acceleration / self.step  # steps from no to full acceleration
         longest = inner.max_velocity / (self.max_acceleration * self.dt) + 4.0 * ramp
         self._horizon = int(np.ceil(longest.max())) + 16
+        self._whole = _Slice(self, np.arange(len(jerk)))
 
     def choose(self, q: Array, v: Array, a: Array, desired: Array) -> Array:
         """The next velocity, as close to the desired one as the certificate lets it be."""
@@ -72,20 +75,46 @@ class JerkLimitedSet:
 
     def brake(self, v: Array, a: Array) -> Array:
         """The acceleration of the braking law in every joint."""
-        return _Slice(self, np.arange(len(v))).brake(v, a)
+        return self._whole.brake(v, a)
 
     def certify(self, q: Array, v: Array, a: Array) -> NDArray[np.bool_]:
         """Whether the braking law from each state comes to rest inside the limits, by running it."""
-        return _Slice(self, np.arange(q.shape[-1])).certify(q, v, a)
+        return self._whole.certify(q, v, a)
+
+    def approach(self, away: Array, v: Array, a: Array) -> Array:
+        """The next velocity that closes in on a point `away` [rad] from rest relative to it, without running past it.
+
+        Two nested laws: a speed that shrinks with the distance, and the braking law on the difference to that speed.
+        Only a wish, like any target: what is safe is decided in `choose`.
+        """
+        distance, sign = np.abs(away), np.copysign(1.0, away)
+        jerk, hard = self._closing_jerk, self._closing_acceleration
+        corner = hard * hard / jerk  # [rad/s] above it the braking has a phase of constant deceleration
+        root = np.sqrt(corner * corner + 8.0 * hard * distance)
+        slow = np.cbrt(distance * distance * jerk)
+        speed = np.where(slow <= corner, slow, 0.5 * (root - corner))
+        slope = np.where(slow <= corner, np.cbrt(jerk / np.maximum(distance, 1e-12)) / 1.5, 2.0 * hard / root)
+        along = -sign * np.minimum(np.abs(v), speed) * slope  # [rad/s^2] of the speed that shrinks with the distance
+        along = np.clip(along, -hard, hard)
+        law = along + self._whole.brake(v - sign * speed, a - along)
+        # Near enough, the point is met in one step and the speed is gone in the next two.
+        landing = (away * self.rate - v) * self.rate
+        resting = -away * self.rate * self.rate
+        meets = np.abs(landing - a) <= self.step
+        meets &= (np.abs(resting - landing) <= self.step) & (np.abs(resting) <= self.step)
+        return np.where(meets, away * self.rate, v + law * self.dt)
 
     def _certain(self, q: Array, v: Array, a: Array) -> NDArray[np.bool_]:
         """A cheap sufficient condition for `certify`, for joints far from their limits."""
         jerk = self.step * self.rate
         lean = np.abs(a)
-        speed = np.abs(v) + lean * lean / (2.0 * jerk) + (lean + self.step) * self.dt
+        gained = lean * lean / (2.0 * jerk) + (lean + self.step) * self.dt
+        growing = a * v > 0.0
+        # Speeding up adds to the speed; slowing down can at most turn it around, and that is slower still.
+        speed = np.where(growing, np.abs(v) + gained, np.maximum(np.abs(v), gained))
         ramp = self.max_acceleration / jerk
         stop = np.maximum(speed / self.max_acceleration + ramp, 2.0 * np.sqrt(speed / jerk))
-        reach = speed * (lean / jerk + stop + 4.0 * self.dt)
+        reach = speed * (np.where(growing, lean / jerk, 0.0) + 0.5 * stop + 4.0 * self.dt)
         inside = (q + reach <= self._upper) & (q - reach >= self._lower)
         return inside & (speed <= self._max_velocity)
 
@@ -94,26 +123,28 @@ class _Slice:
     """The law and its certificate for some of the joints."""
 
     def __init__(self, whole: JerkLimitedSet, joints: NDArray[np.intp]) -> None:
-        self.dt, self.horizon = whole.dt, whole._horizon
-        self.step, self.unit = whole.step[joints], whole._unit[joints]
+        self.dt, self.rate, self.horizon = whole.dt, whole.rate, whole._horizon
+        self.step = whole.step[joints]
+        self.per_room, self.half = 2.0 / whole._unit[joints], 0.5 * self.step
         self.max_acceleration, self.max_velocity = whole.max_acceleration[joints], whole._max_velocity[joints]
         self.lower, self.upper = whole._lower[joints], whole._upper[joints]
 
     def brake(self, v: Array, a: Array) -> Array:
-        room = np.abs(v) / self.unit
-        n = np.floor((np.sqrt(8.0 * room + 1.0) - 1.0) * 0.5)
-        wanted = np.minimum((room / (n + 1.0) + 0.5 * n) * self.step, self.max_acceleration)
+        speed = np.abs(v)
+        n = np.floor(np.sqrt(speed * self.per_room + 0.25) + 0.5)  # as in `limits`, one derivative higher
+        wanted = np.minimum(speed / n * self.rate + (n - 1.0) * self.half, self.max_acceleration)
         return np.minimum(np.maximum(-np.copysign(wanted, v), a - self.step), a + self.step)
 
     def certify(self, q: Array, v: Array, a: Array) -> NDArray[np.bool_]:
-        fine = (np.abs(v) <= self.max_velocity) & (q <= self.upper) & (q >= self.lower)
-        for _ in range(self.horizon):
-            if not fine.any():
-                return fine
+        lowest = highest = q
+        fastest = np.abs(v)
+        for k in range(self.horizon):
             a = self.brake(v, a)
             v = v + a * self.dt
             q = q + v * self.dt
-            fine &= (np.abs(v) <= self.max_velocity) & (q <= self.upper) & (q >= self.lower)
-            if ((np.abs(v) <= 1e-9) & (np.abs(a) <= self.step) | ~fine).all():
-                return fine
-        return fine & (np.abs(v) <= 1e-9)
+            lowest, highest = np.minimum(lowest, q), np.maximum(highest, q)
+            speed = np.abs(v)
+            fastest = np.maximum(fastest, speed)
+            if k % 4 == 3 and speed.max() <= 1e-9 and (np.abs(a) <= self.step).all():
+                break
+        return (fastest <= self.max_velocity) & (highest <= self.upper) & (lowest >= self.lower) & (np.abs(v) <= 1e-9)

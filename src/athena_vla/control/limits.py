@@ -59,14 +59,13 @@ class StoppableSet:
             )
         # A target this close to the bound passes unchanged: recordings that run exactly at a limit are not touched.
         self.tolerance = np.minimum(2 * quantum, quantum + ACCELERATION_TOLERANCE * self.dt)
-        self._planned = planned
-        self._per_room = 8.0 / (planned * self.dt)  # turns room [rad] into 8 D
+        self._half = 0.5 * planned
+        self._per_room = 2.0 / (planned * self.dt)  # turns room [rad] into 2 D
         joints = len(lower)
         self._room = np.empty((2, joints))
         self._count = np.empty((2, joints))
-        self._low = np.empty(joints)
-        self._high = np.empty(joints)
-        self._chosen = np.empty(joints)
+        self._allowed = np.empty((2, joints))
+        self._low, self._high, self._chosen = np.empty(joints), np.empty(joints), np.empty(joints)
         self._bounds = np.empty((3, joints))
         self.reach = np.full((2, joints), np.inf)  # braking bounds of the last `choose`
 
@@ -75,21 +74,28 @@ class StoppableSet:
         room = np.empty((2, *q.shape)) if out is None else out
         np.subtract(self.upper, q, out=room[0])
         np.subtract(q, self.lower, out=room[1])
+        return self._stoppable(room)
+
+    def closing(self, distance: Array) -> Array:
+        """The largest speed from which the joint still stops within the distance [rad]; [rad/s]."""
+        return self._stoppable(np.array(distance))
+
+    def _stoppable(self, room: Array) -> Array:
+        """In place: room [rad] to speed w(room) [rad/s]."""
         np.maximum(room, 0.0, out=room)
-        room *= self._per_room  # 8 D
+        # n + 1 = floor((sqrt(1 + 8 D) + 1) / 2) = floor(sqrt(2 D + 1/4) + 1/2)
         n = self._count if room.shape == self._count.shape else np.empty_like(room)
-        np.add(room, 1.0, out=n)
+        np.multiply(room, self._per_room, out=n)
+        n += 0.25
         np.sqrt(n, out=n)
-        n -= 1.0
-        n *= 0.5
+        n += 0.5
         np.floor(n, out=n)
-        n += 1.0
-        room *= 0.125  # D, for w / A = D / (n + 1) + n / 2
+        # w = room / dt / (n + 1) + A n / 2
         room /= n
+        room *= self.rate
         n -= 1.0
-        n *= 0.5
+        n *= self._half
         room += n
-        room *= self._planned
         return room
 
     def choose(self, q: Array, v: Array, desired: Array) -> Array:
@@ -97,11 +103,10 @@ class StoppableSet:
         reach = self.braking(q, self._room)
         self.reach = reach
         low, high, chosen = self._low, self._high, self._chosen
-        np.minimum(reach[0], self.max_velocity, out=high)
-        np.negative(reach[1], out=low)
-        np.maximum(low, -self.max_velocity, out=low)
+        np.minimum(reach, self.max_velocity, out=self._allowed)
+        np.negative(self._allowed[1], out=low)
         np.maximum(desired, low, out=chosen)
-        np.minimum(chosen, high, out=chosen)
+        np.minimum(chosen, self._allowed[0], out=chosen)
         # Acceleration last: where rounding makes the intervals miss each other by a quantum, the motor's torque wins.
         np.subtract(v, self.velocity_step, out=low)
         np.add(v, self.velocity_step, out=high)

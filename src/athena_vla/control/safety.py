@@ -76,7 +76,7 @@ class SafetyFilter:
         self._guards = tuple(guards)
         self._safe_pose = self._checked_pose(self.ladder.safe_pose)
         self._joints = len(lower)
-        self._desired = np.empty(self._joints)
+        self._met = (self._jerk.tolerance if self._jerk else self._set.tolerance) * self._dt  # [rad]
         self._ledger = Interventions(embodiment.joint_names, KINDS, log)
         self.steps = 0  # since construction
         self.reset(embodiment.default)
@@ -92,6 +92,8 @@ class SafetyFilter:
         self._time = float(t) if np.isfinite(t) else 0.0
         self._still_steps = 0  # steps since the clock last advanced
         self._faulty_steps = 0
+        self._before = self._q.copy()  # the last target, inside the limits
+        self._lagging = False  # whether it was not met
         self._fresh = True  # the next step sets the clock, whatever it shows
         self.level: Level = "follow"
         outside = np.abs(self._q - pose) > UNCHANGED
@@ -178,7 +180,7 @@ class SafetyFilter:
                 single = 1
                 commands[done : done + passed] = rows[done : done + passed]
                 self._adopt(rows[done : done + passed])
-                self._good = rows[done + passed - 1].copy()
+                self._good = self._before = commands[done + passed - 1].copy()
                 self._time, self._still_steps, self._faulty_steps = now + (passed - 1) * self._dt, 0, 0
                 self.steps += passed
                 done += passed
@@ -229,15 +231,18 @@ class SafetyFilter:
         return 0.0 < t - self._time <= self._stale_after
 
     def _may_batch(self, t: float) -> bool:
-        return self._jerk is None and not self._guards and self.level == "follow" and self._clock_is_fine(t)
+        plain = self._jerk is None and not self._guards and self.level == "follow" and not self._lagging
+        return plain and self._clock_is_fine(t)
 
     def _fall(self, fault: str, t: float) -> Array:
         """One step of the fallback ladder."""
         self._faulty_steps += 1
+        self._lagging = True
         self.level = self.ladder.rung(fault, self._faulty_steps * self._dt)
         self._ledger.fault(fault, t, self.level)
         if self.level == "hold":
-            wish = (self._clipped(self._good) - self._q) * self.rate_hz
+            self._before = self._clipped(self._good)
+            wish = self._catch_up((self._before - self._q) * self.rate_hz, self._before)
         elif self.level == "safe_pose" and self._safe_pose is not None:
             wish = self.ladder.approaching(self._q, self._safe_pose, self.embodiment, self.rate_hz)
         else:
@@ -247,24 +252,38 @@ class SafetyFilter:
     def _advance(self, target: Array, t: float) -> Array:
         """Follow a finite target as far as the limits allow."""
         reachable = self._clipped(target)
-        desired = np.subtract(reachable, self._q, out=self._desired)
-        desired *= self.rate_hz
-        chosen = self._choose(desired)
-        tolerance = self._jerk.tolerance if self._jerk else self._set.tolerance
-        touched = np.abs(chosen - desired) > tolerance
-        command = np.where(touched, self._q + chosen * self._dt, reachable)
+        wish = (reachable - self._q) * self.rate_hz
+        if self._lagging:
+            wish = self._catch_up(wish, reachable)
+        command = self._q + self._choose(wish) * self._dt
+        # A target that is met is met bit for bit.
+        command = np.where(np.abs(command - reachable) <= self._met, reachable, command)
         for guard in self._guards:
             kind = guard(self._set.stopping_pose(command, (command - self._q) * self.rate_hz))
             if kind:
                 # Braking ends in the pose that was checked when the last command was accepted.
-                self.level = "stop"
+                self.level, self._lagging, self._before = "stop", True, reachable
                 self._ledger.fault(kind, t, self.level)
-                return self._move(self._choose(np.zeros_like(desired)))
-        amount = np.abs(command - target)
-        changed = amount > UNCHANGED
-        if changed.any():
-            self._explain(target, desired, touched, changed, amount, t)
+                return self._move(self._choose(np.zeros_like(wish)))
+        late = command != reachable
+        self._lagging, self._before = bool(late.any()), reachable
+        if self._lagging or (reachable != target).any():
+            self._explain(target, wish, command, late, t)
         return self._move_to(command)
+
+    def _catch_up(self, wish: Array, target: Array) -> Array:
+        """The velocity that closes in on a target that moves on, without running past it.
+
+        Relative to the target, which keeps the velocity of its last step, the joint may be as fast as it can still
+        stop at it; without this a jump of the target would be overshot by the whole braking distance.
+        """
+        drift = (target - self._before) * self.rate_hz
+        np.minimum(np.maximum(drift, -self.embodiment.max_velocity, out=drift), self.embodiment.max_velocity, out=drift)
+        away = target - drift * self._dt - self._q
+        if self._jerk is not None:
+            return drift + self._jerk.approach(away, self._v - drift, self._a)
+        speed = self._set.closing(np.abs(away))
+        return np.minimum(np.maximum(wish, drift - speed), drift + speed)
 
     def _choose(self, desired: Array) -> Array:
         if self._jerk is not None:
@@ -289,16 +308,20 @@ class SafetyFilter:
         self._q, self._v = last, velocity
         self._fresh = False
 
-    def _explain(self, target: Array, desired: Array, touched: Flags, changed: Flags, amount: Array, t: float) -> None:
-        note = self._ledger.limit
-        note(KINDS.index("position"), changed & (self._clipped(target) != target), amount, t, self.level)
-        touched &= changed
-        if self._jerk is not None:
-            note(KINDS.index("jerk"), touched, amount, t, self.level)
-        else:
-            reason = self._set.reason(self._v, desired)
-            for kind in range(len(REASONS)):
-                note(kind, touched & (reason == kind), amount, t, self.level)
+    def _explain(self, target: Array, wish: Array, command: Array, late: Flags, t: float) -> None:
+        amount = np.abs(command - target)
+        changed = amount > UNCHANGED
+        if not changed.any():
+            return
+        outside = (self._before != target) & changed
+        if outside.any():
+            self._ledger.limit(KINDS.index("position"), outside, amount, t, self.level)
+        if self._lagging:
+            late &= changed
+            if self._jerk is not None:
+                self._ledger.limit(KINDS.index("jerk"), late, amount, t, self.level)
+            else:
+                self._ledger.limits(self._set.reason(self._v, wish), late, amount, t, self.level)
         self._ledger.touched_steps += 1
 
     def _clipped(self, target: Array) -> Array:
