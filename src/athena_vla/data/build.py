@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from athena_vla import embodiment
 from athena_vla.data.align import Alignment
 from athena_vla.data.formats import open_recording
-from athena_vla.data.formats.common import read_json
+from athena_vla.data.formats.common import read_json, read_names
 from athena_vla.data.formats.lerobot_write import LeRobotV3Writer, image_feature, numbers_feature
 from athena_vla.data.normalize import NormalizationMode, Normalizer, NormalizerFit
 from athena_vla.data.prepare import ACTION, IMAGES, STATE, Job, prepare, read_stats, shard_path
@@ -77,6 +77,10 @@ class BuildConfig:
     """Instruction for episodes that have none; without it they count as broken."""
     normalization: NormalizationMode = "minmax"
     """Mode for all joint groups."""
+    annotate: bool = True
+    """Segment episodes that carry no segments by motion rules; the instruction itself never changes."""
+    annotations: Path | None = None
+    """Sidecar of `athena data annotate` to take segments from instead."""
     workers: int = 0
     """Processes; 0 is one per core."""
     on: Literal["here", "ray"] = "here"
@@ -127,6 +131,9 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildResult:
         alignment=_alignment(config),
         image_size=config.image_size,
         keep_failed=config.keep_failed,
+        annotate=config.annotate,
+        annotations=str(config.annotations or ""),
+        seed=config.seed,
         fallback_instruction=config.instruction,
         work=str(work),
     )
@@ -234,21 +241,6 @@ def content_hash(sidecar: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
-def read_names(path: Path | None) -> tuple[str, ...]:
-    """Column names from a JSON list or a text file with one name per line."""
-    if path is None:
-        return ()
-    if path.suffix == ".json":
-        names = read_json(path)
-    elif path.is_file():
-        names = [line.strip() for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
-    else:
-        raise DatasetError(f"There is no joint list '{path}'.")
-    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
-        raise DatasetError(f"'{path}' is not a list of joint names.")
-    return tuple(names)
-
-
 def _alignment(config: BuildConfig) -> Alignment:
     joint_map = read_json(config.joint_map) if config.joint_map else {}
     if not isinstance(joint_map, dict):
@@ -303,7 +295,7 @@ def _resume_key(config: BuildConfig, robot: Embodiment) -> str:
     settings = {
         k: str(v)
         for k, v in vars(config).items()
-        if k not in ("out", "horizon", "stride", "validation", "seed", "strict", "normalization", "workers", "on")
+        if k not in ("out", "horizon", "stride", "validation", "strict", "normalization", "workers", "on")
     }
     text = json.dumps([SIDECAR_VERSION, robot.to_dict(), settings, sorted(files)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

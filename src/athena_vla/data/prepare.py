@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from athena_vla.data.align import AlignedEpisode, Alignment, align
-from athena_vla.data.episode import Recording
+from athena_vla.data.episode import Recording, Segment
 from athena_vla.data.formats import open_recording
 from athena_vla.data.formats.common import StillFrames, decode_image
 from athena_vla.data.formats.lerobot_write import image_column, numbers_column
 from athena_vla.data.formats.statistics import Stats, column_stats, image_stats, sampled_indices
+from athena_vla.data.segments import episode_segments, read_annotations
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import AthenaError, DatasetError
 
@@ -43,6 +44,9 @@ class Job:
     alignment: Alignment
     image_size: tuple[int, int] | None
     keep_failed: bool
+    annotate: bool
+    annotations: str
+    seed: int
     fallback_instruction: str
     work: str
     context: Mapping[str, Any] = field(default_factory=dict)
@@ -91,7 +95,12 @@ def _prepare(job: Job, episode_id: str, stem: Path) -> dict[str, Any]:
                 f"Episode {episode_id} ({episode.source}) has no instruction. Give one with --instruction."
             )
         episode = replace(episode, instructions=(job.fallback_instruction,))
-    aligned = align(episode, _robot(json.dumps(job.robot)), job.alignment)
+    robot = _robot(json.dumps(job.robot))
+    if job.annotations:
+        episode = replace(episode, segments=_annotations(job.annotations).get(episode_id, ()))
+    elif job.annotate:
+        episode = replace(episode, segments=episode_segments(episode, robot, job.seed))
+    aligned = align(episode, robot, job.alignment)
     length = len(aligned.actions)
     columns: dict[str, pa.Array] = {}
     digest = hashlib.sha256()
@@ -186,6 +195,11 @@ def encode_png(image: NDArray[np.uint8]) -> bytes:
 @functools.lru_cache(maxsize=2)
 def _recording(path: str, format: str | None, joints: tuple[str, ...], fps: float | None) -> Recording:
     return open_recording(path, format=format, joints=joints, fps=fps)
+
+
+@functools.lru_cache(maxsize=2)
+def _annotations(path: str) -> dict[str, tuple[Segment, ...]]:
+    return read_annotations(Path(path))
 
 
 @functools.lru_cache(maxsize=2)

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from athena_vla import embodiment
 from athena_vla.data.align import Alignment, align
-from athena_vla.data.build import read_names
 from athena_vla.data.check.cameras import check_missing, scan_camera
 from athena_vla.data.check.clocks import check_clock
 from athena_vla.data.check.findings import Finding, finding
@@ -28,6 +27,7 @@ from athena_vla.data.check.relations import check_idle, check_relations
 from athena_vla.data.check.splits import check_leakage
 from athena_vla.data.episode import Episode, Recording, RecordingInfo
 from athena_vla.data.formats import open_recording
+from athena_vla.data.formats.common import read_names
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import AthenaError, RecordingError
 

@@ -97,6 +97,21 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def read_names(path: Path | None) -> tuple[str, ...]:
+    """Column names from a JSON list or a text file with one name per line."""
+    if path is None:
+        return ()
+    if path.suffix == ".json":
+        names = read_json(path)
+    elif path.is_file():
+        names = [line.strip() for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
+    else:
+        raise RecordingError(f"There is no joint list '{path}'.")
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+        raise RecordingError(f"'{path}' is not a list of joint names.")
+    return tuple(names)
+
+
 def inside(root: Path, relative: str, what: str) -> Path:
     """`root / relative`, refused where metadata points outside the recording."""
     path = root / relative

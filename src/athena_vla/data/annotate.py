@@ -1,0 +1,106 @@
+"""Recording -> a sidecar of segments with instruction, source and confidence; the recording itself is never touched.
+
+Segments come from whoever knows best: people, then the simulator, then motion rules. The original instruction stays.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from athena_vla import embodiment
+from athena_vla.data.episode import BrokenEpisode
+from athena_vla.data.formats import open_recording
+from athena_vla.data.formats.common import read_names
+from athena_vla.data.paraphrase import ParaphraseConfig
+from athena_vla.data.segments import episode_segments
+from athena_vla.errors import RecordingError
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotateConfig:
+    """What is segmented, and where the sidecar goes."""
+
+    input: Path
+    """The recording, in any known format."""
+    out: Path | None = None
+    """The sidecar; RECORDING.annotations.json beside the recording where not given."""
+    robot: str | None = None
+    """Robot name or TOML file: joint ranges, and names for unnamed columns."""
+    seed: int = 0
+    """Chooses among phrasings, once per segment."""
+    format: str | None = None
+    """Format of the recording; found by content where not given."""
+    joints: Path | None = None
+    """JSON list or text file with the names of the action columns."""
+    fps: float | None = None
+    """Rate of the recording where it does not say it [Hz]."""
+    paraphrase_url: str = ""
+    """Base address (…/v1) of an OpenAI-compatible vision model that rewords segments; empty: none is asked."""
+    paraphrase_model: str = ""
+    """Model name for the paraphrase server."""
+
+
+@dataclass(frozen=True)
+class AnnotateResult:
+    """What was found: per episode its segments, and what could not be read."""
+
+    path: Path
+    episodes: int
+    segments: int
+    kinds: dict[str, float]  # share of all frames
+    sources: dict[str, int]
+    broken: dict[str, str]
+    without: tuple[str, ...]  # episodes for which no source says anything
+
+
+def annotate(config: AnnotateConfig, progress: Callable[[int, int, str], None] | None = None) -> AnnotateResult:
+    """Segment every episode and write the sidecar. Raises `DatasetError` or `RecordingError`."""
+    robot = embodiment.load(config.robot) if config.robot else None
+    recording = open_recording(config.input, format=config.format, joints=read_names(config.joints), fps=config.fps)
+    model = None
+    if config.paraphrase_url:
+        model = ParaphraseConfig(url=config.paraphrase_url, model=config.paraphrase_model)
+    out = config.out or config.input.with_name(f"{config.input.name}.annotations.json")
+    ids = recording.ids()
+    entries: dict[str, Any] = {}
+    broken: dict[str, str] = {}
+    without: list[str] = []
+    frames: dict[str, int] = {}
+    sources: dict[str, int] = {}
+    for number, item in enumerate(recording.episodes()):
+        if isinstance(item, BrokenEpisode):
+            broken[item.id] = item.reason
+            continue
+        segments = episode_segments(item, robot, config.seed, model)
+        if not segments:
+            without.append(item.id)
+        for s in segments:
+            frames[s.kind] = frames.get(s.kind, 0) + s.stop - s.start
+            sources[s.source] = sources.get(s.source, 0) + 1
+        entries[item.id] = {
+            "length": len(item),
+            "instructions": list(item.instructions),
+            "segments": [asdict(s) for s in segments],
+        }
+        if progress:
+            progress(number + 1, len(ids), item.id)
+    if not entries:
+        reason = next(iter(broken.values()), "it holds no episodes")
+        raise RecordingError(f"'{config.input}' has no episode that can be annotated: {reason}")
+    total = max(sum(frames.values()), 1)
+    content = {"version": 1, "recording": str(config.input.name), "seed": config.seed, "episodes": entries}
+    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=1))
+    temporary.rename(out)
+    return AnnotateResult(
+        path=out,
+        episodes=len(entries),
+        segments=sum(sources.values()),
+        kinds={k: v / total for k, v in sorted(frames.items())},
+        sources=sources,
+        broken=broken,
+        without=tuple(without),
+    )

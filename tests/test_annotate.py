@@ -1,0 +1,253 @@
+"""Segments against hand labels of real recordings and built motions; phrasings; sidecar; paraphrase protocol."""
+
+import itertools
+import json
+import threading
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from athena_vla.data.annotate import AnnotateConfig, annotate
+from athena_vla.data.episode import Episode, Segment
+from athena_vla.data.formats import open_recording
+from athena_vla.data.motion import limbs, motion_segments
+from athena_vla.data.paraphrase import ParaphraseConfig, paraphrase
+from athena_vla.data.phrases import PHRASES, phrase
+from athena_vla.data.segments import episode_segments, read_annotations
+from athena_vla.errors import DatasetError
+from recordings import clean, write
+
+LABELS = json.loads((Path(__file__).parent / "labels/spans.json").read_text())
+LABELLED = [(d, i) for d, episodes in LABELS.items() if d != "note" for i in episodes]
+
+
+def per_frame(segments, length: int) -> np.ndarray:
+    kinds = np.full(length, "", dtype="<U12")
+    for start, stop, kind in segments:
+        kinds[start:stop] = kind
+    return kinds
+
+
+def spans(segments) -> list[tuple[int, int, str]]:
+    return [(s.start, s.stop, s.kind) for s in segments]
+
+
+def test_agreement_with_hand_labels_is_at_least_80_percent(shared):
+    agree = total = 0
+    for dataset, index in LABELLED:
+        episode = open_recording(shared / "data" / dataset).read(index)
+        mine = per_frame(spans(motion_segments(episode)), len(episode))
+        truth = per_frame(LABELS[dataset][index], len(episode))
+        assert (truth != "").all()
+        share = float((mine == truth).mean())
+        assert share > 0.7, f"{dataset} {index}: {share:.2f}"
+        agree, total = agree + int((mine == truth).sum()), total + len(truth)
+    assert len(LABELLED) >= 6
+    assert agree / total >= 0.8
+
+
+@pytest.mark.parametrize("dataset", ["gr1_pnp_v20", "g1_inspire_v21", "g1_locomanip_arena_v21_novideo"])
+def test_no_label_covers_an_episode_in_which_several_things_happen(shared, dataset):
+    recording = open_recording(shared / "data" / dataset)
+    for index in recording.ids():
+        episode = recording.read(index)
+        kinds = per_frame(spans(motion_segments(episode)), len(episode))
+        assert max(float((kinds == k).mean()) for k in set(kinds.tolist())) <= 0.9
+
+
+def test_unnamed_columns_of_the_users_folder_take_the_robots_names(shared, athena):
+    episode = open_recording(shared / "data/athena_isaac_folder_g1_noimages").read("episode_0000")
+    assert motion_segments(episode) == ()
+    segments = motion_segments(episode, athena)
+    assert {"walk", "balance", "manipulate", "prepare"} <= {s.kind for s in segments}
+    assert max(s.stop - s.start for s in segments) < 0.9 * len(episode)
+
+
+NAMES = ("left_hip_pitch", "left_knee", "right_hip_pitch", "right_knee",
+         "left_shoulder_pitch", "left_elbow", "right_shoulder_pitch", "right_elbow", "right_hand_index")  # fmt: skip
+
+
+def motion(*parts: tuple[str, float], fps: float = 20.0, scale: float = 1.0) -> Episode:
+    """An episode put together from named parts of so many seconds."""
+    q = [np.zeros(len(NAMES))]
+    for what, seconds in parts:
+        steps = round(seconds * fps)
+        start = q[-1].copy()
+        for t in range(1, steps + 1):
+            pose, share = start.copy(), t / steps
+            swing = 0.4 * np.sin(2 * np.pi * 1.0 * t / fps)
+            if what in ("walk", "carry"):
+                pose[[0, 1]] += [swing, abs(swing)]
+                pose[[2, 3]] -= [swing, -abs(swing)]
+            if what == "squat":
+                pose[[1, 3]] += 0.8 * share
+            if what == "reach":
+                pose[[6, 7]] += np.array([0.9, 0.7]) * share
+            if what == "close":
+                pose[8] += 1.2 * share
+            if what == "open":
+                pose[8] -= 1.2 * share
+            if what == "lift":
+                pose[[6, 7]] += np.array([-0.5, 0.4]) * np.sin(np.pi / 2 * share)
+            q.append(pose)
+    values = (np.array(q) * scale).astype(np.float32)
+    return Episode(
+        id="built", fps=fps, joint_names=NAMES, actions=values, state_names=NAMES, states=values,
+        timestamps=np.arange(len(values)) / fps, cameras={}, instructions=("put the cup away.",), success=True,
+        extras={"clock": "recorded"},
+    )  # fmt: skip
+
+
+def kinds(episode: Episode) -> list[str]:
+    return [s.kind for s in motion_segments(episode)]
+
+
+def test_each_kind_is_recognised_in_a_motion_built_for_it():
+    assert kinds(motion(("rest", 3))) == ["idle"]
+    assert kinds(motion(("walk", 4))) == ["walk"]
+    assert kinds(motion(("rest", 1.5), ("squat", 3))) == ["idle", "balance"]
+    grasp = motion(("rest", 1.5), ("reach", 2), ("close", 0.6), ("lift", 2), ("open", 0.6), ("reach", 1.5))
+    assert kinds(grasp) == ["idle", "prepare", "manipulate", "prepare"]
+    carry = motion(("reach", 2), ("close", 0.6), ("lift", 1.5), ("carry", 4), ("lift", 1.5), ("open", 0.6))
+    assert "coordinate" in kinds(carry)
+    assert "walk" not in kinds(carry)
+
+
+def test_segments_cover_every_frame_once_in_order_and_are_deterministic():
+    episode = motion(("rest", 1.5), ("reach", 2), ("close", 0.6), ("lift", 2), ("walk", 3))
+    segments = motion_segments(episode)
+    assert segments[0].start == 0
+    assert segments[-1].stop == len(episode)
+    assert all(a.stop == b.start and a.kind != b.kind for a, b in itertools.pairwise(segments))
+    assert all(0.5 <= s.confidence <= 0.9 and s.source == "motion-rule" for s in segments)
+    assert motion_segments(episode) == segments
+
+
+def test_a_constant_posture_offset_changes_nothing():
+    episode = motion(("rest", 1.5), ("reach", 2), ("close", 0.6), ("lift", 2))
+    moved = replace(episode, states=episode.states + 1.0, actions=episode.actions + 1.0)
+    assert spans(motion_segments(moved)) == spans(motion_segments(episode))
+
+
+def test_the_side_that_moves_is_in_the_words():
+    segments = motion_segments(motion(("reach", 2), ("close", 0.6), ("lift", 2)))
+    assert all("right arm" in s.text for s in segments if s.kind in ("prepare", "manipulate"))
+
+
+def test_limbs_by_name():
+    body = limbs(
+        ("kLeftShoulderPitch", "right_wrist_yaw_joint", "kRightHandIndex", "left_hip_roll", "waist_yaw", "foo")
+    )
+    assert body.of("arm", "left") == [0]
+    assert body.of("arm", "right") == [1]
+    assert body.of("hand", "right") == [2]
+    assert body.of("leg", "left") == [3]
+    assert body.of("torso") == [4]
+
+
+def test_phrasings_are_chosen_per_segment_keep_the_task_and_never_flicker():
+    segment = Segment(10, 40, "prepare", "prepare with the right arm", "motion-rule", 0.7)
+    texts = {phrase(segment, "Pick up the pear.", f"e{i}", 0) for i in range(60)}
+    assert len(texts) == len(PHRASES["prepare"])
+    assert all("pick up the pear" in t and "right arm" in t for t in texts)
+    assert phrase(segment, "Pick up the pear.", "e1", 0) == phrase(segment, "Pick up the pear.", "e1", 0)
+    human = replace(segment, source="human", text="reach for it")
+    assert phrase(human, "Pick up the pear.", "e1", 0) == "reach for it"
+
+
+def test_the_most_trusted_source_wins_and_steps_without_boundaries_do_not():
+    episode = clean(0)
+    simulator = Segment(0, 20, "task", "grasp 1", "simulator", 1.0)
+    human = Segment(0, 30, "task", "reach", "human", 1.0)
+    vague = Segment(0, 30, "task", "reach", "human", 0.3)
+    assert episode_segments(replace(episode, segments=(simulator, human)), None) == (human,)
+    assert episode_segments(replace(episode, segments=(simulator, vague)), None) == (simulator,)
+
+
+def test_mimic_signals_become_segments_with_their_boundaries(shared):
+    recording = open_recording(shared / "data/isaaclab_hdf5/franka_stack_mimic_annotated.hdf5")
+    segments = recording.read("demo_0").segments
+    assert [s.text for s in segments] == ["grasp 1", "stack 1", "grasp 2"]
+    assert {s.source for s in segments} == {"simulator"}
+    assert all(a.stop == b.start for a, b in itertools.pairwise(segments))
+
+
+def test_the_sidecar_keeps_the_instruction_and_the_recording_is_untouched(tmp_path, shared):
+    root = write(tmp_path / "in", clean(0), clean(1))
+    before = {f: f.read_bytes() for f in root.rglob("*") if f.is_file()}
+    result = annotate(AnnotateConfig(input=root, robot="toy"))
+    assert result.path == tmp_path / "in.annotations.json"
+    raw = json.loads(result.path.read_text())
+    assert raw["episodes"]["episode_0000"]["instructions"] == list(clean(0).instructions)
+    assert {f: f.read_bytes() for f in root.rglob("*") if f.is_file()} == before
+    again = annotate(AnnotateConfig(input=shared / "data/gr1_pnp_v20", out=tmp_path / "a.json"))
+    first = (tmp_path / "a.json").read_bytes()
+    annotate(AnnotateConfig(input=shared / "data/gr1_pnp_v20", out=tmp_path / "a.json"))
+    assert (tmp_path / "a.json").read_bytes() == first
+    assert set(read_annotations(tmp_path / "a.json")) == {"0", "1", "2", "3", "4"}
+    assert abs(sum(again.kinds.values()) - 1) < 1e-9
+
+
+class Server:
+    """A local server that speaks the chat-completions protocol and remembers what it was asked."""
+
+    def __init__(self, answer: object, status: int = 200) -> None:
+        asked: list[dict] = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                asked.append({"path": self.path, "key": self.headers.get("Authorization"), **body})
+                reply = {"id": "1", "object": "chat.completion", "model": body["model"],
+                         "choices": [{"index": 0, "finish_reason": "stop",
+                                      "message": {"role": "assistant", "content": answer}}]}  # fmt: skip
+                data = json.dumps(reply).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *args: object) -> None:
+                return
+
+        self.asked = asked
+        self.http = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.http.shutdown()
+        self.http.server_close()
+
+
+def test_paraphrase_speaks_the_chat_completions_protocol_with_pictures(tmp_path):
+    root = write(tmp_path / "in", replace(clean(0), segments=(Segment(0, 30, "prepare", "x", "motion-rule", 0.9),)))
+    with Server('"Reach for the red box."\n') as server:
+        result = annotate(AnnotateConfig(input=root, paraphrase_url=server.url, paraphrase_model="vlm"))
+    segments = read_annotations(result.path)["episode_0000"]
+    assert segments[0].text == "Reach for the red box."
+    asked = server.asked[0]
+    assert (asked["path"], asked["model"]) == ("/v1/chat/completions", "vlm")
+    parts = asked["messages"][0]["content"]
+    assert [p["type"] for p in parts] == ["text", *["image_url"] * 3]
+    assert parts[1]["image_url"]["url"].startswith("data:image/jpeg;base64,")
+
+
+@pytest.mark.parametrize(("answer", "status"), [("a\nb\nc", 200), (None, 200), ("x" * 999, 200), ("fine", 500)])
+def test_a_useless_answer_is_a_sentence(answer, status):
+    with Server(answer, status) as server, pytest.raises(DatasetError, match="chat/completions"):
+        paraphrase(ParaphraseConfig(url=server.url, model="m", key="k"), "idle", "hold still", "task", [])
+
+
+def test_a_server_that_is_not_there_is_a_sentence():
+    with pytest.raises(DatasetError, match="cannot be used"):
+        paraphrase(ParaphraseConfig(url="http://127.0.0.1:9/v1", model="m", timeout=2), "idle", "x", "task", [])
+    with pytest.raises(DatasetError, match="not an http address"):
+        paraphrase(ParaphraseConfig(url="file:///etc", model="m"), "idle", "x", "task", [])
