@@ -89,6 +89,10 @@ def _finetune(config: FinetuneConfig, accelerator: Accelerator) -> FinetuneResul
         model.checkpoint_layers()
     log = RunLog(config, main=accelerator.is_main_process)
     log.note(str(trainables))
+    missing = lora.left_out(model, settings)
+    notes = (f"No adapter on {', '.join(missing)}: the family {model.family} has no such layer.",) if missing else ()
+    for note in notes:
+        log.note(note)
     model.to(accelerator.device)
     identity = {"config": config.identity(), "dataset": dataset.hash, "base": base.hash}
     identity = {**identity.pop("config"), **identity, "processes": accelerator.num_processes}
@@ -126,6 +130,7 @@ def _finetune(config: FinetuneConfig, accelerator: Accelerator) -> FinetuneResul
         seconds=round(seconds, 3),
         samples_per_second=round((steps - before) * trainer.order.step_size / max(seconds, 1e-9), 1),
         validation={k: v for k, v in measured.items() if k != "step"},
+        notes=notes,
     )
     if accelerator.is_main_process:
         _write(model, dataset, base, config, settings, trainer, result)

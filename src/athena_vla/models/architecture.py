@@ -119,6 +119,10 @@ class Architecture(nn.Module, ABC):
     def head_modules(self) -> list[str]:
         """Module paths that are new for each robot and therefore always trained in full and saved with the adapter."""
 
+    def checkpoint_layers(self) -> None:
+        """Recompute layers in the backward pass instead of keeping what is inside them. Raises `ModelError`."""
+        raise ModelError(f"The {self.family} family cannot recompute its layers; train without gradient checkpointing.")
+
     @abstractmethod
     def rebind(self, spec: Spec) -> "Architecture":
         """The same body with heads for another robot (action and state size, cameras, horizon); heads start fresh."""

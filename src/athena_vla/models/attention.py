@@ -1,6 +1,6 @@
 """Scaled dot-product attention, by the fastest route for where it runs. Knows no model.
 
-Inference, export and GPUs always take torch's kernel. In training on a CPU in bfloat16 torch 2.13's fused backward takes
+Inference, export and GPUs always take torch's kernel. In training on a CPU in bfloat16 the fused backward of torch 2.13 takes
 four times as long as the same matrix products written out (benchmarks/bench_train.py measures both).
 """
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from athena_vla.models.attention import attend
 
@@ -169,6 +170,7 @@ class Llama(nn.Module):
     def __init__(self, spec: LlamaSpec) -> None:
         super().__init__()
         self.spec = spec
+        self.checkpointing = False  # recompute each layer in the backward pass: less memory, a third more time
         self.model = Decoder(spec)
         if spec.output:
             self.lm_head = nn.Linear(spec.width, spec.rows, bias=False)
@@ -224,7 +226,11 @@ class Llama(nn.Module):
         cos, sin = cos.to(_product_dtype(x)), sin.to(_product_dtype(x))
         all_keys, all_values = [], []
         for i, layer in enumerate(self.model.layers):
-            x, keys, values = layer(x, cos, sin, mask, tail=tail if i == self.spec.layers - 1 else 0)
+            rows = tail if i == self.spec.layers - 1 else 0
+            if self.checkpointing and torch.is_grad_enabled():
+                x, keys, values = checkpoint(layer, x, cos, sin, mask, rows, use_reentrant=False)
+            else:
+                x, keys, values = layer(x, cos, sin, mask, rows)
             all_keys.append(keys)
             all_values.append(values)
         return self.model.norm(x), all_keys, all_values

@@ -101,6 +101,15 @@ def attach(model: Architecture, settings: LoraSettings) -> Trainables:
     return count(model)
 
 
+def left_out(model: Architecture, settings: LoraSettings) -> tuple[str, ...]:
+    """Targets that this family has no layer for, such as the output layer of a family that reads no tokens."""
+    if settings.method != "lora":
+        return ()
+    return tuple(
+        t for t in settings.targets if t != "all-linear" and not model.lora_modules((t,), vision=False, projector=False)
+    )
+
+
 def trust_autocast(model: nn.Module, *, on: bool) -> None:
     """Leave the choice of precision inside adapters to autocast: peft's own conversions copy every input twice."""
     for module in model.modules():

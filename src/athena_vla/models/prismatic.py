@@ -28,6 +28,7 @@ from athena_vla.models.tiny_tokenizer import TINY_ROWS, TINY_VOCABULARY
 from athena_vla.models.vit import VisionTransformer, VitSpec, tower_spec
 
 LANGUAGE_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_LANGUAGE_ENDS = ("embed_tokens", "lm_head")
 _TOWER_LINEARS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 
 
@@ -227,17 +228,23 @@ class Prismatic(nn.Module):
     def linear_modules(self, targets: tuple[str, ...], *, vision: bool, projector: bool) -> list[str]:
         """Full paths of the linear layers that an adapter may sit on; layers nothing reads are left out.
 
-        `targets` names the decoder's layers, or is ("all-linear",). Raises `UnknownName`.
+        `targets` names the decoder's layers, or is ("all-linear",); `embed_tokens` and `lm_head` only when named, and
+        `lm_head` only where the body has one. Raises `UnknownName`.
         """
+        known = (*LANGUAGE_TARGETS, *_LANGUAGE_ENDS, "all-linear")
         for target in targets:
-            if target not in (*LANGUAGE_TARGETS, "all-linear"):
-                raise UnknownName("LoRA target", target, (*LANGUAGE_TARGETS, "all-linear"))
+            if target not in known:
+                raise UnknownName("LoRA target", target, known)
         wanted = LANGUAGE_TARGETS if "all-linear" in targets else tuple(t for t in LANGUAGE_TARGETS if t in targets)
         found = [
             f"language_model.model.layers.{i}.{'self_attn' if t in LANGUAGE_TARGETS[:4] else 'mlp'}.{t}"
             for i in range(self.spec.text.layers)
             for t in wanted
         ]
+        if "embed_tokens" in targets:
+            found.append("language_model.model.embed_tokens")
+        if "lm_head" in targets and self.spec.text.output:
+            found.append("language_model.lm_head")
         if vision:
             names = ("featurizer", "fused_featurizer")[: len(self.spec.towers)]
             found += [

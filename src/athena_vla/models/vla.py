@@ -98,6 +98,9 @@ class VisionLanguageModel(Architecture):
         towers = [f"body.vision_backbone.{name}" for name, _ in self.body.vision_backbone.named_children()]
         return [*towers, "body.projector"]
 
+    def checkpoint_layers(self) -> None:
+        self.body.language_model.checkpointing = True
+
     def tokenizer_files(self) -> dict[str, bytes]:
         return dict(self.prompter.files)
 
