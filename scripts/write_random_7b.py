@@ -87,7 +87,7 @@ def tiny_release() -> PrismaticSpec:
 
     from athena_vla.models.vit import tower_spec
 
-    body = tiny_body(image_size=28, width=32, layers=2, mlp_width=64)
+    body = tiny_body(image_size=28, width=64, layers=2, mlp_width=128)
     towers = tuple(
         tower_spec(n, 28, width=24, depth=3, heads=2)
         for n in ("vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224")

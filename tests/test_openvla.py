@@ -1,0 +1,122 @@
+"""The autoregressive family: steps against teacher forcing, constraints, and what an untrained model may answer."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from athena_vla.errors import ModelError
+from athena_vla.models import openvla
+from athena_vla.models.architecture import ModelInput, Tensors, run_torch
+from athena_vla.models.openvla import OpenVLA
+
+SIZES: dict = {"image_size": 32, "tower_width": 16, "tower_blocks": 1, "width": 32, "layers": 2, "mlp_width": 64}
+D, H = 5, 2
+
+
+@pytest.fixture(scope="module")
+def model() -> OpenVLA:
+    torch.manual_seed(0)
+    return OpenVLA.from_spec(openvla.tiny_spec(action_dim=D, state_dim=3, horizon=H, **SIZES), {}).eval()
+
+
+@pytest.fixture(scope="module")
+def inputs(model: OpenVLA) -> Tensors:
+    random = np.random.default_rng(0)
+    return model.collate(
+        [
+            ModelInput((random.integers(0, 256, (32, 32, 3), dtype=np.uint8),), np.zeros(3, np.float32), text)
+            for text in ("wave", "touch the red cube with your left hand")
+        ]
+    )
+
+
+def test_step_by_step_logits_equal_teacher_forced_logits(model: OpenVLA, inputs: Tensors) -> None:
+    seen: list[torch.Tensor] = []
+    plain = run_torch(model)
+
+    def recording(name: str, tensors: Tensors) -> Tensors:
+        out = plain(name, tensors)
+        if "logits" in out:
+            seen.append(out["logits"])
+        return out
+
+    with torch.no_grad():
+        tokens = model.decode_ids(recording, inputs)
+        forced = model.answer_logits(inputs, tokens)
+    assert len(seen) == H * D
+    torch.testing.assert_close(torch.stack(seen, dim=1), forced[:, :-1], atol=1e-5, rtol=0)
+
+
+def test_the_state_is_not_an_input(model: OpenVLA, inputs: Tensors) -> None:
+    assert not model.reads_state
+    assert model.head_modules() == []
+    other = {**inputs, "state": torch.ones_like(inputs["state"])}
+    a, b = (model.decode(run_torch(model), x, {}) for x in (inputs, other))
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_constrained_choice_is_the_best_action_token(model: OpenVLA, inputs: Tensors) -> None:
+    with torch.no_grad():
+        tokens = model.decode_ids(run_torch(model), inputs)
+        logits = model.answer_logits(inputs, tokens)[:, :-1]
+    assert int(tokens.min()) >= model.action_tokens.first
+    best = (
+        logits[:, :, model.action_tokens.first : model.action_tokens.vocabulary].argmax(-1) + model.action_tokens.first
+    )
+    assert torch.equal(tokens, best)
+
+
+def test_allowed_bins_hold_every_step(model: OpenVLA, inputs: Tensors) -> None:
+    lower, upper = np.linspace(-0.9, 0.5, D), np.linspace(-0.7, 0.9, D)
+    allowed = model.allowed_bins(lower, upper)
+    assert allowed.shape == (D, 256)
+    chunk = model.decode(run_torch(model), inputs, {}, allowed).numpy()
+    assert (chunk >= lower - 1e-6).all()
+    assert (chunk <= upper + 1e-6).all()
+    free = model.decode(run_torch(model), inputs, {}, torch.ones(D, 256, dtype=torch.bool))
+    torch.testing.assert_close(free, model.decode(run_torch(model), inputs, {}))
+
+
+def test_an_unconstrained_model_that_answers_in_words_is_refused(model: OpenVLA, inputs: Tensors) -> None:
+    spec = dataclasses.replace(model.token_spec, constrained=False)
+    loose = OpenVLA(spec, model.tokenizer_files(), model.body).eval()
+    with pytest.raises(ModelError, match="no actions"):
+        loose.decode(run_torch(loose), inputs, {})
+
+
+def test_loss_is_the_mean_over_actions_and_the_end_token(model: OpenVLA, inputs: Tensors) -> None:
+    target = torch.from_numpy(np.random.default_rng(1).uniform(-1, 1, (2, H, D)).astype(np.float32))
+    tokens = torch.from_numpy(model.action_tokens.encode(target.numpy())).reshape(2, -1)
+    with torch.no_grad():
+        chances = model.answer_logits(inputs, tokens).log_softmax(-1)
+        wanted = torch.cat([tokens, torch.full((2, 1), 2)], dim=1)
+        by_hand = -chances.gather(2, wanted[:, :, None]).mean()
+        loss = model.loss(inputs, target, torch.ones(2, H, dtype=torch.bool))
+    assert float(loss) == pytest.approx(float(by_hand), rel=1e-6)
+
+
+def test_training_on_tokens_reproduces_them(model: OpenVLA, inputs: Tensors) -> None:
+    torch.manual_seed(0)
+    own = OpenVLA.from_spec(model.spec, {})
+    target = torch.from_numpy(np.random.default_rng(2).uniform(-1, 1, (2, H, D)).astype(np.float32))
+    optimizer = torch.optim.AdamW(own.parameters(), 1e-2)
+    for _ in range(50):
+        own.loss(inputs, target, torch.ones(2, H, dtype=torch.bool)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    chunk = own.eval().decode(run_torch(own), inputs, {})
+    assert float((chunk - target).abs().max()) <= 1 / 255 + 1e-6
+
+
+def test_a_body_without_token_output_is_refused() -> None:
+    spec = openvla.tiny_spec(action_dim=D, state_dim=3, **SIZES)
+    body = dataclasses.replace(spec.body, text=dataclasses.replace(spec.body.text, output=False))
+    with pytest.raises(ModelError, match="token output"):
+        OpenVLA.from_spec(dataclasses.replace(spec, body=body), {})
+
+
+def test_full_size_needs_its_own_tokenizer() -> None:
+    with torch.device("meta"), pytest.raises(ModelError, match="tokenizer files"):
+        OpenVLA.from_spec(openvla.full_7b_spec(), {})
