@@ -99,7 +99,7 @@ def _dequantized(writer: GraphWriter, name: str, weight: Packed, dtype: torch.dt
         stored = writer.weight(f"{name}.int4", TensorProto.INT4, (columns, rows), packed)
     else:
         stored = writer.weight(f"{name}.int8", TensorProto.INT8, (columns, rows), codes.numpy())
-    if weight.group == columns:
+    if weight.bits == 8 and weight.group == columns:
         scale = writer.tensor(scales.reshape(-1), f"{name}.scales_{suffix}")
         return writer.op("DequantizeLinear", stored, scale, axis=1)
     scale = writer.tensor(scales, f"{name}.scales_{suffix}")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from athena_vla.models.architecture import Architecture, ModelInput, Tensors
+from athena_vla.models.architecture import Architecture, Graph, ModelInput, Tensors
 from athena_vla.models.vla import VisionLanguageModel
 
 
@@ -52,9 +52,7 @@ def count(model: Architecture, packed_graphs: Sequence[str] = ("language", "pref
     def run(name: str, inputs: Tensors) -> Tensors:
         key = (name, tuple((k, tuple(v.shape)) for k, v in inputs.items()))
         if key not in once:
-            once[key] = _measure(graphs[name].name, graphs[name].module, graphs[name].outputs, inputs, packed_graphs)
-            if name in packed_graphs:
-                packed_names.update(id(m.weight) for m in _running_linears(graphs[name].module, inputs))
+            once[key] = _measure(graphs[name], inputs, packed_graphs, packed_names)
         call, shapes = once[key]
         seen.append(call)
         return {k: torch.zeros(shape, dtype=dtype) for k, (shape, dtype) in shapes.items()}
@@ -81,8 +79,10 @@ def count(model: Architecture, packed_graphs: Sequence[str] = ("language", "pref
 
 
 def _measure(
-    name: str, module: nn.Module, outputs: Sequence[str], inputs: Tensors, packed_graphs: Sequence[str]
+    graph: Graph, inputs: Tensors, packed_graphs: Sequence[str], packed_names: set[int]
 ) -> tuple[Call, dict[str, tuple[torch.Size, torch.dtype]]]:
+    """Run one call on the meta device; its quantisable weights are added to `packed_names`."""
+    name, module, outputs = graph.name, graph.module, graph.outputs
     meta = {k: v.to("meta") for k, v in inputs.items()}
     rows = [0]
     weights: dict[int, int] = {}
@@ -104,6 +104,8 @@ def _measure(
     for hook in hooks:
         hook.remove()
     packed = sum(linear.values()) if name in packed_graphs else 0
+    if packed:
+        packed_names.update(linear)
     call = Call(
         graph=name,
         times=1,
@@ -114,21 +116,6 @@ def _measure(
         traffic=sum(v.numel() * 2 for v in inputs.values() if v.is_floating_point()),
     )
     return call, {k: (t.shape, t.dtype) for k, t in zip(outputs, made, strict=True)}
-
-
-def _running_linears(module: nn.Module, inputs: Tensors) -> list[nn.Linear]:
-    """Linear layers that take part in a call."""
-    found: dict[int, nn.Linear] = {}
-    hooks = [
-        m.register_forward_pre_hook(lambda part, args: found.update({id(part): part}))
-        for m in module.modules()
-        if isinstance(m, nn.Linear)
-    ]
-    with torch.inference_mode():
-        module(**{k: v.to("meta") for k, v in inputs.items()})
-    for hook in hooks:
-        hook.remove()
-    return list(found.values())
 
 
 def bytes_of(call: Call, bits: float) -> float:

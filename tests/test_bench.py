@@ -1,0 +1,110 @@
+"""Timing: percentiles only where they mean something, deadlines against a slow replay, comparison, honest words."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from athena_vla.bench import BenchConfig, BenchResult, Comparison, bench, facts
+from athena_vla.bench.timing import Samples, deadlines
+from athena_vla.errors import BundleError, UnknownName
+from athena_vla.export.deployment import verdict
+from small_bundles import write_base
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory, toy) -> BenchResult:
+    folder = tmp_path_factory.mktemp("bench")
+    base = write_base(folder / "b", toy)
+    measured = bench(BenchConfig(bundle=base.path, warmup=10, runs=100, out=folder / "result.json"))
+    assert isinstance(measured, BenchResult)
+    return measured
+
+
+def test_every_stage_is_timed_and_raw_samples_are_kept(result) -> None:
+    assert set(result.record["stages"]) == {"preprocess", "vision", "language", "head", "un-normalise", "safety"}
+    for name, samples in result.record["samples_s"].items():
+        assert len(samples) == 100, name
+        assert min(samples) > 0
+    parts = sum(row["p50_ms"] for row in result.record["stages"].values())
+    assert parts == pytest.approx(result.record["whole_action"]["p50_ms"], rel=0.6), "stages add up to the action"
+    assert result.record["bundle"]["hash"]
+    assert result.record["device"]["versions"]["torch"]
+
+
+def test_the_word_jetson_only_on_one(result) -> None:
+    expected = "measured_on_device" if facts.is_jetson() else "measured_here"
+    assert result.summary()["kind"] == expected
+    if not facts.is_jetson():
+        assert "jetson" not in json.dumps(result.to_dict()).lower()
+
+
+def test_p99_needs_a_thousand_samples() -> None:
+    few = Samples("x", tuple(np.linspace(0.001, 0.002, 999))).summary()
+    many = Samples("x", tuple(np.linspace(0.001, 0.002, 1000))).summary()
+    assert few["p99_ms"] is None
+    assert many["p99_ms"] == pytest.approx(1.99, abs=0.001)
+    assert few["p50_low_ms"] <= few["p50_ms"] <= few["p50_high_ms"]
+
+
+def test_short_runs_are_refused(tmp_path) -> None:
+    with pytest.raises(UnknownName, match="length of a benchmark"):
+        bench(BenchConfig(bundle=tmp_path, runs=20))
+
+
+def test_deadlines_of_a_constant_latency() -> None:
+    assert deadlines([0.05] * 50, 10.0)["missed"] == 0
+    slow = deadlines([0.15] * 50, 10.0)
+    assert slow["missed"] == 50
+    assert slow["dropped"] > 0, "newer observations replace those that wait"
+    assert slow["worst_ms"] < 0.4e3, "the queue does not grow without end"
+
+
+def test_a_stall_makes_the_next_request_late_too() -> None:
+    """No coordinated omission: latency counts from the scheduled arrival."""
+    latencies = [0.01] * 5 + [0.18] + [0.03] * 5
+    report = deadlines(latencies, 10.0)
+    assert report["missed"] == 2, "the stalled one and the one that waited for it"
+
+
+def test_comparison(result, tmp_path) -> None:
+    first = tmp_path / "a.json"
+    first.write_text(json.dumps(result.to_dict()))
+    slower = json.loads(json.dumps(result.to_dict()))
+    for row in (slower["whole_action"], *slower["stages"].values()):
+        for key in ("p50_ms", "p50_low_ms", "p50_high_ms"):
+            row[key] *= 3
+    slower["device"]["governor"] = "powersave-for-test"
+    second = tmp_path / "b.json"
+    second.write_text(json.dumps(slower))
+    compared = bench(BenchConfig(compare=(first, second)))
+    assert isinstance(compared, Comparison)
+    assert compared.ratios["whole action"] == pytest.approx(3.0)
+    assert compared.clear["whole action"]
+    assert any("powersave-for-test" in d for d in compared.differences)
+    same = bench(BenchConfig(compare=(first, first)))
+    assert isinstance(same, Comparison)
+    assert not any(same.clear.values())
+
+
+def test_bad_comparisons(tmp_path) -> None:
+    with pytest.raises(BundleError, match="takes two result files"):
+        bench(BenchConfig(compare=(tmp_path / "a.json",)))
+    broken = tmp_path / "broken.json"
+    broken.write_text("{")
+    with pytest.raises(BundleError, match="is not a benchmark result"):
+        bench(BenchConfig(compare=(broken, broken)))
+
+
+def test_both_verdicts() -> None:
+    assert verdict({"tokens_per_second": 8.0, "actions_per_second": 4.9}, 5.0) == {
+        "meets_tokens_target": True,
+        "meets_control_rate": False,
+    }
+    assert verdict(None, 5.0)["meets_tokens_target"] is None
+
+
+def test_config_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        BenchConfig().runs = 5  # pyright: ignore[reportAttributeAccessIssue]

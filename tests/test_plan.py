@@ -1,0 +1,145 @@
+"""Predictions against published measurements, within their intervals; counts against closed formulas; memory."""
+
+import pytest
+import torch
+
+from athena_vla.errors import UnknownName
+from athena_vla.models import lora, sizes
+from athena_vla.models.lora import LoraSettings
+from athena_vla.plan import DEVICES, Plan, PlanConfig, plan
+from athena_vla.plan import cost as costs
+from athena_vla.plan.predict import pass_seconds, predict, step_seconds
+from athena_vla.plan.training import trainable_parameters, training_memory
+from small_bundles import small_model, write_base
+
+NX, AGX = DEVICES["jetson-orin-nx-16gb"], DEVICES["jetson-agx-orin-64gb"]
+NANO, THOR = DEVICES["jetson-orin-nano-8gb"], DEVICES["jetson-thor"]
+
+# Published single-token decoding: device, bytes per token [GB], tokens/s. 4-bit weights, groups of 128, fp16 output.
+DECODING = [
+    (NX, 1.35, 60.4, "Edge-LLM v0.9, Qwen3-1.7B"),
+    (NX, 2.65, 31.6, "Edge-LLM v0.9, Qwen3-4B"),
+    (NX, 4.83, 19.0, "Edge-LLM v0.9, Qwen3-8B"),
+    (AGX, 1.35, 98.6, "Edge-LLM v0.9, Qwen3-1.7B"),
+    (AGX, 2.65, 53.1, "Edge-LLM v0.9, Qwen3-4B"),
+    (AGX, 4.83, 32.5, "Edge-LLM v0.9, Qwen3-8B"),
+    (AGX, 3.76, 42.9, "MLC, Llama-2-7B (jetson-containers#412)"),
+    (AGX, 3.76, 46.5, "MLC, Llama-2-7B (jetson-containers#412)"),
+    (NANO, 4.83, 19.1, "NVIDIA blog, Llama-3.1-8B on Orin Nano Super"),
+    (THOR, 4.83, 49.3, "Edge-LLM v0.9, Qwen3-8B"),
+]
+# One pass over 292 tokens of Qwen3-VL-8B's decoder: 2 * 6.95 G * 292 = 4.06 TFLOP.
+PREFILL = [(NX, 0.462), (AGX, 0.225), (THOR, 0.156)]
+
+
+@pytest.mark.parametrize(("device", "gigabytes", "rate", "source"), DECODING)
+def test_published_decoding_lies_in_the_interval(device, gigabytes, rate, source) -> None:
+    fast, slow = step_seconds(gigabytes * 1e9, device)
+    assert 1 / slow <= rate <= 1 / fast, f"{source}: {rate} tok/s, predicted {1 / slow:.1f} to {1 / fast:.1f}"
+
+
+@pytest.mark.parametrize(("device", "seconds"), PREFILL)
+def test_published_prefill_lies_in_the_interval(device, seconds) -> None:
+    fast, slow = pass_seconds(2 * 6.95e9 * 292, device)
+    assert fast <= seconds <= slow, f"{seconds} s, predicted {fast:.3f} to {slow:.3f}"
+
+
+def test_published_whole_action_of_the_released_model_on_agx_orin() -> None:
+    """NVIDIA's container: 7 tokens of openvla-7b at 4 bits in 336 ms on AGX Orin."""
+    model = sizes.weightless("openvla", sizes.full_size("openvla", action_dim=7, state_dim=7))
+    counted = costs.count(model)
+    assert not predict(counted, NX, "fp16").fits, "15 GB of weights do not fit beside the system into 15.3 GB"
+    fast, slow = predict(counted, AGX, "int4").action_seconds
+    assert fast <= 0.336 * 1.1, "the published figure has no interval; ten percent is allowed"
+    assert slow >= 0.336
+
+
+def test_full_size_counts_are_the_known_ones() -> None:
+    model = sizes.weightless("openvla", sizes.full_size("openvla", action_dim=7, state_dim=0))
+    cost = costs.count(model)
+    calls = {c.graph: c for c in cost.calls}
+    linear = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    assert linear == 6_476_005_376
+    assert calls["step"].packed_weights == linear + 32064 * 4096
+    assert calls["vision"].flops / 1e12 == pytest.approx(0.405, rel=0.02)
+    assert sum(c.times for c in cost.calls if c.graph == "step") == 6, "the first token comes from the prefill"
+    assert cost.parameters == pytest.approx(7.5e9, rel=0.02)
+
+
+def test_flops_of_a_small_model_by_hand(toy) -> None:
+    with torch.device("meta"):
+        model = small_model(toy)
+    cost = costs.count(model)
+    language = next(c for c in cost.calls if c.graph == "language")
+    body = model.body_spec
+    prompt = model.prompter.answer_ids("pick up the red cube and put it into the box")
+    rows = body.patches * model.spec.cameras + len(prompt) + 1 + model.spec.horizon
+    text, tail = body.text, model.spec.horizon
+    per_row = 2 * (4 * text.width**2 + 3 * text.width * text.mlp_width)
+    attention = 4 * rows * rows * text.width
+    # The last layer computes keys and values of all rows, the rest for the query rows only.
+    whole = (text.layers - 1) * (rows * per_row + attention)
+    last = 2 * rows * 2 * text.width**2 + tail * (per_row - 4 * text.width**2) + 4 * tail * rows * text.width
+    assert language.flops == pytest.approx(whole + last, rel=0.05)
+
+
+@pytest.fixture(scope="module")
+def one_pass() -> Plan:
+    return plan(PlanConfig())
+
+
+def test_seven_billion_on_the_orin_nx_is_predicted_and_labelled(one_pass) -> None:
+    result = one_pass
+    assert result.kind == result.prediction.kind == "predicted"
+    assert str(result.prediction).startswith("PREDICTED, not measured")
+    fast, slow = result.prediction.action_seconds
+    assert 0.40 < fast < 0.50 < slow < 0.60
+    assert result.prediction.fits
+    assert result.prediction.advice
+    assert result.to_dict()["prediction"]["stages"][1]["graph"] == "language"
+
+
+def test_autoregressive_actions_are_bound_by_bandwidth(one_pass) -> None:
+    slow = plan(PlanConfig(family="openvla", horizon=1)).prediction
+    assert slow.tokens_per_second is not None
+    low, high = slow.tokens_per_second
+    assert 20 < low < high < 30
+    assert next(s for s in slow.stages if s.graph == "step").bound == "bandwidth"
+    fast = one_pass.prediction
+    assert fast.actions_per_second[0] > 20 * slow.actions_per_second[1]
+
+
+def test_a_bundle_is_planned_by_its_own_sizes(tmp_path, toy) -> None:
+    base = write_base(tmp_path / "b", toy)
+    result = plan(PlanConfig(bundle=base.path))
+    assert result.parameters == sum(p.numel() for p in base.model().parameters())
+
+
+@pytest.mark.parametrize("settings", [LoraSettings(rank=4), LoraSettings(rank=8, dora=True, vision=True)])
+def test_trainable_parameters_are_those_that_attach_trains(toy, settings) -> None:
+    model = small_model(toy)
+    predicted = trainable_parameters(model, settings)
+    assert predicted == lora.attach(model, settings).trainable
+
+
+def test_training_memory_orders() -> None:
+    model = sizes.weightless("openvla_chunk", sizes.full_size("openvla_chunk", action_dim=23, state_dim=23))
+    card = DEVICES["rtx4090"]
+    plain = training_memory(model, LoraSettings(rank=32), card)
+    small = training_memory(model, LoraSettings(rank=32, quantization="nf4"), card)
+    whole = training_memory(model, LoraSettings(method="full"), card)
+    split = training_memory(model, LoraSettings(method="full"), card, shards=4)
+    assert plain.fits
+    assert small.total_gb < plain.total_gb - 8, "4-bit weights save about ten gigabytes"
+    assert not whole.fits
+    assert split.states_gb == pytest.approx(whole.states_gb / 4)
+    assert training_memory(model, LoraSettings(), card, checkpointing=False).total_gb > plain.total_gb
+
+
+def test_unknown_names_list_the_known_ones() -> None:
+    with pytest.raises(UnknownName, match="no device 'jetson-tx2'"):
+        plan(PlanConfig(device="jetson-tx2"))
+    with pytest.raises(UnknownName, match="no GPU 'rtx9999'"):
+        plan(PlanConfig(gpu="rtx9999"))
+    with pytest.raises(UnknownName, match="no precision 'int3'"):
+        plan(PlanConfig(precision="int3"))
