@@ -6,15 +6,18 @@ that the robot side needs no torch and `--help` is instant.
 
 import dataclasses
 import importlib
+import inspect
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from athena_vla import __version__
 from athena_vla.errors import AthenaError, MissingDependency, UnknownName
@@ -39,6 +42,7 @@ COMMANDS: dict[str, Command] = {
     "record": Command("sim.record", "record", "RecordConfig", "record demonstrations in the simulator", ("out",)),
     "data info": Command("data.info", "info", "InfoConfig", "what a recording is, from its content", ("path",)),
     "data check": Command("data.check", "check", "CheckConfig", "every defect of a recording, named", ("path",)),
+    "report": Command("report", "report", "ReportConfig", "the page of a finished demo, written again"),
     "data align": Command("data.align", "align", "AlignConfig", "lags between streams, and the real rate", ("path",)),
     "data annotate": Command("data.annotate", "annotate", "AnnotateConfig", "segments with instructions", ("path",)),
     "data build": Command("data.build", "build", "BuildConfig", "recordings become a training set", ("input", "out")),
@@ -88,9 +92,23 @@ def run(words: list[str]) -> int:
     command = COMMANDS[name]
     module = load(command)
     config = parse(name, command, module, rest)
-    result = getattr(module, command.function)(config)
+    result = call(getattr(module, command.function), config)
     print(json.dumps(plain(result), indent=1, sort_keys=True) if as_json else str(result))
     return int(getattr(result, "exit_status", 0))
+
+
+def call(function: Callable[..., Any], config: Any) -> Any:
+    """The stage's result; stages that take a `progress` get a bar on standard error, where a person is looking."""
+    if "progress" not in inspect.signature(function).parameters or not sys.stderr.isatty():
+        return function(config)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("", total=None)
+
+        def update(done: int, total: int, what: str = "") -> None:
+            bars.update(task, completed=done, total=total, description=what)
+
+        return function(config, progress=update)
 
 
 def split(words: list[str]) -> tuple[str, list[str]]:

@@ -176,7 +176,7 @@ def package(name: str, probe: str, timeout: float) -> Check:
 
 def renderer(timeout: float) -> Check:
     """The ray caster works wherever MuJoCo imports; OpenGL is a bonus that a probe must show."""
-    problem = attempt("import os; os.environ['MUJOCO_GL'] = 'disable'; import mujoco; mujoco.mj_multiRay", timeout)
+    problem = attempt("import os; os.environ['MUJOCO_GL'] = 'disable'; import mujoco", timeout)
     if problem:
         return Check("renderer", "missing", f"none: {problem}", "pip install 'athena-vla[sim]'")
     probe = "import os; os.environ['MUJOCO_GL'] = '{}'; import mujoco; mujoco.GLContext(64, 64).make_current()"

@@ -5,8 +5,6 @@ EXTRA_OF = {
     "transformers": "train",
     "peft": "train",
     "mujoco": "sim",
-    "mink": "sim",
-    "daqp": "sim",
     "onnx": "export",
     "onnxscript": "export",
     "onnxruntime": "export",
