@@ -115,6 +115,7 @@ class RemotePolicy:
         if self._connection is not None:
             return self._connection
         headers = {"Authorization": f"Api-Key {self._token}"} if self._token else None
+        # Entered here and left in `_drop`: the connection outlives the call that opened it.
         connection = connect(
             self.address,
             ssl=self._tls,
@@ -125,7 +126,7 @@ class RemotePolicy:
             ping_interval=None,  # an answer within the deadline is the sign of life
             max_size=MAX_ANSWER,
             proxy=None,
-        )
+        ).__enter__()
         self._connection = connection
         raw = connection.recv(max(deadline - time.monotonic(), 0.0))
         metadata = unpack(raw) if isinstance(raw, bytes) else None

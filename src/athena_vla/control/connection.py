@@ -11,6 +11,7 @@ import time
 from http import HTTPStatus
 from typing import Any
 
+from websockets.exceptions import PayloadTooBig
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request as UpgradeRequest
 from websockets.protocol import State
@@ -58,11 +59,12 @@ class Connection:
 
     def go_away(self) -> None:
         """Called at shutdown: a websocket is told, an idle connection closed."""
+        if self.answering:
+            return  # the answer goes out first; the loop that sends it says goodbye
         if self._websocket is not None and self._websocket.state is State.OPEN:
             self._websocket.send_close(1001, "the server is shutting down")
             self._writer.writelines(self._websocket.data_to_send())
-        if not self.answering:
-            self._writer.close()
+        self._writer.close()
 
     # HTTP
 
@@ -184,14 +186,17 @@ class Connection:
                     await self._flush(websocket)
                     await self._reply(websocket, message)
                     complete = True
+            if self._service.stopping and websocket.state is State.OPEN:
+                websocket.send_close(1001, "the server is shutting down")
             await self._flush(websocket)
             if complete:
                 quiet_since, partial_since = time.monotonic(), None
             elif partial_since is None:
                 partial_since = time.monotonic()
-        if websocket.close_exc is not None or websocket.close_code not in (None, 1000, 1001, 1005):
-            self._service.count("websocket", "protocol_error" if websocket.close_code != 1009 else "too_big")
         await self._flush(websocket)
+        fault = websocket.parser_exc
+        if fault is not None and not isinstance(fault, EOFError):
+            self._service.count("websocket", "too_big" if isinstance(fault, PayloadTooBig) else "protocol_error")
 
     async def _reply(self, websocket: ServerProtocol, message: bytes) -> None:
         await self._service.slow_down(self._peer)
