@@ -62,7 +62,10 @@ class Journal:
             self.steps[name] = kept
             what = ", ".join(kept.outputs) or "its result"
             self.console.print(
-                f"    reused: {what} (made {kept.finished}, {kept.seconds:.1f} s then)", style="yellow", highlight=False
+                f"    reused: {what} (made {kept.finished}, {kept.seconds:.1f} s then)",
+                style="yellow",
+                highlight=False,
+                soft_wrap=True,
             )
             return kept.result
         before = self._earlier_seconds(name, fingerprint)
@@ -84,7 +87,7 @@ class Journal:
         return done.result
 
     def say(self, text: str) -> None:
-        self.console.print(f"    {text}", highlight=False)
+        self.console.print(f"    {text}", highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def bar(self) -> Iterator[Update]:
@@ -162,7 +165,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(json.dumps(plain(content), indent=1, sort_keys=True))
+        temporary.write_text(json.dumps(plain(content), indent=1))  # in the order they were made: it is shown
         os.replace(temporary, path)
     except OSError as error:
         raise AthenaError(f"'{path}' could not be written: {error}. What is finished is kept.") from error

@@ -8,7 +8,7 @@ from athena_vla.bundle import Bundle
 from athena_vla.data.dataset import Dataset
 from athena_vla.demo.journal import plain
 from athena_vla.demo.run import Run, hash_of
-from athena_vla.evaluate.actors import ActorSpec, Cast
+from athena_vla.evaluate.actors import ActorSpec
 from athena_vla.evaluate.commands import bind_untuned
 from athena_vla.evaluate.comparison import compare_all
 from athena_vla.finetune import FinetuneConfig, finetune
@@ -115,7 +115,7 @@ def compare(run: Run) -> dict[str, Any]:
         if not own:
             outcome["outcomes"] = {n: {e.scene: e.success for e in rows} for n, rows in result.episodes.items()}
             outcome["films"] = films(run, outcome["outcomes"])
-        run.journal.console.print(str(result), highlight=False, markup=False)
+        run.journal.console.print(str(result), highlight=False, markup=False, soft_wrap=True)
         return outcome
 
     title = "Compare with the untuned model and the baselines"
@@ -128,11 +128,12 @@ def films(run: Run, outcomes: dict[str, dict[int, bool]]) -> list[dict[str, Any]
     The first scenes in which only the tuned model succeeds, then the first in which it fails: the report shows both.
     """
     from athena_vla.demo.pictures import episode_frames, save_animation
-    from athena_vla.evaluate.film import film
+    from athena_vla.evaluate.episode import Job
+    from athena_vla.evaluate.film import make_camera_man
+    from athena_vla.evaluate.pool import run_jobs
     from athena_vla.sim.tasks import sample_scene
 
-    cast = Cast(Bundle.open(run.bundle("tuned")).robot)
-    specs = {n: ActorSpec(n, source=str(s)) for n, s in (("tuned", run.bundle("tuned")), ("untuned", _untuned(run)))}
+    sources = {"tuned": run.bundle("tuned"), "untuned": _untuned(run)}
     by_family: dict[str, int] = {}
     failed: list[int] = []
     for scene in sorted(outcomes["tuned"]):
@@ -143,16 +144,22 @@ def films(run: Run, outcomes: dict[str, dict[int, bool]]) -> list[dict[str, Any]
             failed.append(scene)
     order = [f for f in ("touch", "point", "push", "look", "raise", "lift", "squat") if f in by_family]
     chosen = [by_family[f] for f in order[:2]] + failed[:1]
+    jobs = [Job(ActorSpec(n, source=str(s)), scene) for n, s in sources.items() for scene in chosen]
+    with run.journal.bar() as update:
+        shot = {}
+        for number, taken in run_jobs(make_camera_man, run.setup, jobs, workers=run.workers):
+            shot[jobs[number].actor.name, jobs[number].scene] = taken
+            update(len(shot), len(jobs), "filming")
     shown = []
     for number in chosen:
         scene = sample_scene(number, run.setup.split)
-        films_ = {n: film(cast.actor(s), scene, run.setup) for n, s in specs.items()}
-        length = max(len(f.outside) for f in films_.values())
+        length = max(len(shot[n, number].outside) for n in sources)
         entry: dict[str, Any] = {"scene": number, "task": scene.goal.family, "instruction": scene.instruction}
-        for name, shot in films_.items():
-            frames = episode_frames(shot.outside, shot.eyes, shot.succeeded, length)
-            saved = save_animation(frames, shot.fps, run.media, f"scene-{number}-{name}")
-            entry[name] = {**saved, "success": shot.success, "seconds": (len(shot.outside) - 1) / shot.fps}
+        for name in sources:
+            taken = shot[name, number]
+            frames = episode_frames(taken.outside, taken.eyes, taken.succeeded, length)
+            saved = save_animation(frames, taken.fps, run.media, f"scene-{number}-{name}")
+            entry[name] = {**saved, "success": taken.success, "seconds": (len(taken.outside) - 1) / taken.fps}
         shown.append(entry)
     return shown
 

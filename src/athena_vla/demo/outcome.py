@@ -107,6 +107,6 @@ def print_summary(run: Run, content: dict[str, Any]) -> None:
     reused = run.journal.reused
     total = content["seconds"]["total"]
     lines.append(f"  time                   {total:.0f} s" + (f" (reused: {', '.join(reused)})" if reused else ""))
-    run.journal.console.print("\n".join(lines), highlight=False, markup=False)
+    run.journal.console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
     page, int4 = run.folder / "report.html", run.bundle("int4")
-    run.journal.console.print("\n" + NEXT.format(page=page, int4=int4), highlight=False, markup=False)
+    run.journal.console.print("\n" + NEXT.format(page=page, int4=int4), highlight=False, markup=False, soft_wrap=True)

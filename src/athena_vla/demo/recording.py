@@ -5,10 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from athena_vla import embodiment
 from athena_vla.data.annotate import AnnotateConfig, annotate
 from athena_vla.data.build import BuildConfig, build
 from athena_vla.data.check import CheckConfig, Finding, check
 from athena_vla.data.formats import open_recording
+from athena_vla.data.motion import motion_segments
+from athena_vla.data.segments import read_annotations
 from athena_vla.demo.journal import plain
 from athena_vla.demo.pictures import contact_sheets, frame_strip
 from athena_vla.demo.run import Run
@@ -64,7 +67,11 @@ def prepare(run: Run) -> dict[str, Any]:
             f"checked {checked.episodes} episodes, {checked.frames:,} frames: "
             + (", ".join(f"{n} {s}s" for s, n in sorted(severities.items())) or "nothing found")
         )
-        annotated = annotate(AnnotateConfig(input=source, out=run.folder / "annotation.json", robot=run.config.robot))
+        sidecar = run.folder / "annotations.json"
+        with run.journal.bar() as update:
+            annotated = annotate(AnnotateConfig(input=source, out=sidecar, robot=run.config.robot), update)
+        kinds = ", ".join(f"{k} {100 * v:.0f}%" for k, v in annotated.kinds.items())
+        run.journal.say(f"annotated {annotated.segments} segments: {kinds or 'none'}")
         built = build(
             BuildConfig(
                 input=source,
@@ -89,21 +96,24 @@ def prepare(run: Run) -> dict[str, Any]:
                 "findings": _examples(checked.findings),
             },
             "build": plain(built),
-            "timeline": timeline(run, annotated),
+            "annotation": {"segments": annotated.segments, "kinds": annotated.kinds, "sources": annotated.sources},
+            "timeline": timeline(run, sidecar),
             **({"sheets": sheets(run)} if own else {}),
         }
 
     return run.journal.step("prepare", "Check, annotate and build the dataset", inputs, work, ("dataset",))
 
 
-def timeline(run: Run, annotated: Any) -> dict[str, Any]:
-    """One episode with its frames, its instruction and its annotated segments, for the report."""
+def timeline(run: Run, sidecar: Path) -> dict[str, Any]:
+    """One episode with its frames, the segments of the sidecar, and beside them what motion rules alone would say."""
     recording = open_recording(run.recordings)
-    episode_id = next((e.id for e in annotated.episodes if len(e.segments) > 1), recording.ids()[0])
+    annotated = read_annotations(sidecar)
+    episode_id = next((i for i, found in annotated.items() if len(found) > 1), recording.ids()[0])
     episode = recording.read(episode_id)
-    segments = next((e.segments for e in annotated.episodes if e.id == episode_id), ())
     rows: dict[str, list[dict[str, Any]]] = {}
-    for s in (*episode.segments, *segments):
+    found = annotated.get(episode_id, ())
+    motion = motion_segments(episode, embodiment.load(run.config.robot))
+    for s in (*found, *(m for m in motion if all(m.source != f.source for f in found))):
         row = rows.setdefault(s.source, [])
         row.append({"start": s.start / episode.fps, "stop": s.stop / episode.fps, "kind": s.kind, "text": s.text})
     return {

@@ -1,5 +1,6 @@
 """Watch an actor: the same episode as in the closed loop, seen from outside and through the robot's eyes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +11,14 @@ from athena_vla import embodiment
 from athena_vla.control.runtime import RuntimeConfig, run_episode
 from athena_vla.control.safety import SafetyFilter
 from athena_vla.embodiment import Embodiment, Observation
+from athena_vla.evaluate.actors import Cast
 from athena_vla.evaluate.baselines import Actor
+from athena_vla.evaluate.episode import Job
 from athena_vla.evaluate.results import Setup
 from athena_vla.sim.render import RayRenderer
 from athena_vla.sim.robot import SimRobot
 from athena_vla.sim.scene import Scene
+from athena_vla.sim.tasks import sample_scene
 
 
 @dataclass(frozen=True)
@@ -58,15 +62,15 @@ class FilmedRobot:
         self.sim.command(positions)
 
     def shoot(self) -> None:
-        def picture(camera: str, width: int) -> NDArray[np.uint8]:
-            return self.camera.render(self.sim.world.data, camera, self.height, width, self.sim.scene.appearance)
-
-        self.outside.append(picture("third_person", self.height * 5 // 4))
-        self.eyes.append(picture("head", self.height))
+        sim, height = self.sim, self.height
+        look = sim.scene.appearance
+        self.outside.append(self.camera.render(sim.world.data, "third_person", height, height * 5 // 4, look))
+        # The robot's own view is shown as the policy gets it, without shadows, only larger.
+        self.eyes.append(sim.renderer.render(sim.world.data, "head", height, height, look))
         self.succeeded.append(self.sim.success())
 
 
-def film(actor: Actor, scene: Scene, setup: Setup, *, height: int = 240, fps: float = 10.0) -> Film:
+def film(actor: Actor, scene: Scene, setup: Setup, *, height: int = 224, fps: float = 8.0) -> Film:
     """Play one episode and keep the pictures; a little of what follows success is shown too."""
     robot = embodiment.load(setup.robot)
     sim = SimRobot(scene, robot, setup.renderer, setup.image_size)
@@ -75,3 +79,13 @@ def film(actor: Actor, scene: Scene, setup: Setup, *, height: int = 240, fps: fl
     run_episode(filmed, actor, SafetyFilter(robot), duration=setup.duration, config=config, until=sim.is_over)
     filmed.shoot()
     return Film(filmed.outside, filmed.eyes, filmed.succeeded, fps, scene.instruction, sim.success())
+
+
+def make_camera_man(setup: Setup) -> Callable[[Job], Film]:
+    """The handler of a worker that films instead of measuring."""
+    cast = Cast(embodiment.load(setup.robot), keep=1)
+
+    def run(job: Job) -> Film:
+        return film(cast.actor(job.actor), sample_scene(job.scene, setup.split), setup)
+
+    return run

@@ -56,10 +56,10 @@ def lines(
     x_label: str,
     y_label: str,
     log: bool = False,
-    thin: Sequence[str] = (),
+    faint: Sequence[tuple[float, float]] = (),
 ) -> str:
-    """Line chart of (x, y) points per name; `thin` names are drawn faint, as the raw data behind a smooth curve."""
-    points = [(x, y) for s in series.values() for x, y in s if math.isfinite(y) and (y > 0 or not log)]
+    """Line chart of (x, y) points per name; `faint` is the raw data behind the first, smoothed curve."""
+    points = [(x, y) for s in (*series.values(), faint) for x, y in s if math.isfinite(y) and (y > 0 or not log)]
     if not points:
         return '<p class="note">No finite value was logged.</p>'
     left, right = min(p[0] for p in points), max(p[0] for p in points)
@@ -81,12 +81,16 @@ def lines(
         height = float(place(left, t).split(",")[1])
         rules.append(f'<line x1="0" x2="100" y1="{height:.2f}" y2="{height:.2f}"/>')
         labels.append(f'<span style="bottom:{100 - height:.2f}%">{_short(t)}</span>')
+
+    def drawn(values: Sequence[tuple[float, float]]) -> str:
+        return " ".join(place(x, y) for x, y in values if math.isfinite(y) and (y > 0 or not log))
+
     curves, legend = [], []
+    if faint:
+        curves.append(f'<polyline class="thin" style="stroke:{SERIES[0]}" points="{drawn(faint)}"/>')
     for number, (name, values) in enumerate(series.items()):
         colour = SERIES[number % len(SERIES)]
-        drawn = " ".join(place(x, y) for x, y in values if math.isfinite(y) and (y > 0 or not log))
-        kind = ' class="thin"' if name in thin else ""
-        curves.append(f'<polyline{kind} style="stroke:{colour}" points="{drawn}"/>')
+        curves.append(f'<polyline style="stroke:{colour}" points="{drawn(values)}"/>')
         legend.append(f'<li><i style="background:{colour}"></i>{text(name)}</li>')
     svg = f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true">{"".join(rules + curves)}</svg>'
     keys = f'<ul class="legend">{"".join(legend)}</ul>' if len(series) > 1 else ""
@@ -154,7 +158,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
     below = [t for t in every if t < low * 0.999][-1:]
     above = [t for t in every if t > high * 1.001][:1]
     ticks = below + inside + above
-    return ticks if len(ticks) <= 7 else [t for t in ticks if math.isclose(math.log10(t) % 1, 0, abs_tol=1e-9)] or ticks
+    return ticks if len(ticks) <= 7 else [10.0**e for e in range(first, last + 1)]
 
 
 def _short(value: float) -> str:

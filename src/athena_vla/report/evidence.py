@@ -3,38 +3,14 @@
 from typing import Any
 
 from athena_vla.report.charts import Bar, bars, lines
-from athena_vla.report.markup import Heat, card, columns, facts, percent, section, significant, table, tag, text, tile
+from athena_vla.report.markup import Heat, card, columns, facts, percent, section, significant, table, tag, text
+from athena_vla.report.names import DETAILS, label
+from athena_vla.report.safety import safety
 from athena_vla.report.source import Section, Source
-
-LABELS = {
-    "tuned": "tuned",
-    "untuned": "untuned base",
-    "hold": "hold still",
-    "mean_action": "mean action",
-    "nearest_neighbour": "nearest neighbour",
-    "replay": "replay",
-    "tuned.black_image": "tuned, black image",
-    "tuned.other_instruction": "tuned, other instruction",
-    "int8": "tuned, int8 ONNX",
-    "int4": "tuned, int4 ONNX",
-    "hostile": "random jumps",
-}
-DETAILS = {
-    "tuned": "LoRA, float",
-    "untuned": "the same weights before fine-tuning",
-    "hold": "never moves",
-    "mean_action": "mean of all demonstrations",
-    "int8": "8-bit weights",
-    "int4": "4-bit weights",
-}
 
 
 def sections(source: Source) -> list[Section]:
     return [films(source), success(source), attention(source), open_loop(source), safety(source)]
-
-
-def label(name: str) -> str:
-    return LABELS.get(name, name.replace("_", " "))
 
 
 def films(source: Source) -> Section:
@@ -120,8 +96,8 @@ def success(source: Source) -> Section:
     ]
     speed = card(
         "How fast",
-        table(["", "median time to success", "one answer, measured here"], times),
-        note="Time on the robot's clock, of successful episodes. Answers were timed inside busy workers.",
+        table(["", "time to success", "one answer, measured here"], times),
+        note="Median time on the robot's clock, of successful episodes. Answers were timed inside busy workers.",
     )
     notes = "".join(f'<p class="note">{text(x)}</p>' for x in compared["notes"])
     body = section(
@@ -131,7 +107,8 @@ def success(source: Source) -> Section:
         "The deployed control loop with the deployed safety filter, in scenes whose placements and combinations of "
         "verb, colour and shape were held out.",
         chart,
-        columns(grid, paired),
+        grid,
+        paired,
         columns(speed, card("What “untuned” means here", notes)) if notes else speed,
     )
     return Section("success", "Success", body)
@@ -250,68 +227,6 @@ def open_loop(source: Source) -> Section:
         ),
     )
     return Section("errors", "Errors", body)
-
-
-def safety(source: Source) -> Section:
-    """Violations behind the filter, and what it had to do."""
-    result = source.result("safety")
-    if not result:
-        return Section("safety", "", "")
-    closed = {**source.result("compare")["closed_loop"], **source.result("deploy").get("closed_loop", {})}
-    rows = {**closed, "hostile": result["hostile"]}
-    commands = sum(r["commands"] for r in rows.values())
-    violations = sum(r["violations"] for r in rows.values())
-    body_rows = [
-        [
-            label(n),
-            f"{r['commands']:,}",
-            Heat(f"{100 * r['intervention_rate']:.2f}%", r["intervention_rate"]),
-            f"{100 * r['worst_velocity']:.0f}%",
-            f"{100 * r['worst_acceleration']:.0f}%",
-            str(r["violations"]),
-        ]
-        for n, r in rows.items()
-    ]
-    grid = card(
-        "Every command of every actor",
-        table(["", "commands", "changed", "top velocity", "top acceleration", "violations"], body_rows),
-        note="Velocity and acceleration as a share of each joint's limit, taken from the commands behind the filter "
-        "by code that shares nothing with it. “Random jumps” asks for up to three times the range.",
-    )
-    hostile = result["hostile"]["interventions"]
-    tuned = closed["tuned"]["interventions"]
-    kinds = sorted(set(hostile) | set(tuned))
-    by_kind = table(
-        ["kind", "tuned", "random jumps"], [[k, f"{tuned.get(k, 0):,}", f"{hostile.get(k, 0):,}"] for k in kinds]
-    )
-    joints: dict[str, int] = {}
-    for counts in closed["tuned"]["interventions_by_joint"].values():
-        for joint, count in counts.items():
-            joints[joint] = joints.get(joint, 0) + count
-    top = sorted(joints.items(), key=lambda x: -x[1])[:8]
-    busiest = (
-        bars([Bar(j.replace("_", " "), c, f"{c:,}") for j, c in top], fine=True)
-        if top
-        else '<p class="note">The filter never had to change a command of the tuned policy.</p>'
-    )
-    tiles = (
-        '<div class="tiles">'
-        + tile(f"{violations:,}", "limit violations behind the filter", kind="good" if violations == 0 else "bad")
-        + tile(f"{commands:,}", "motor commands, at 200 per second")
-        + tile(f"{100 * closed['tuned']['intervention_rate']:.2f}%", "of the tuned policy's commands changed")
-        + "</div>"
-    )
-    body = section(
-        "safety",
-        "Evidence",
-        "Is it bounded?",
-        "The filter is the last thing before the motor: position, velocity and acceleration of every joint, at the "
-        "motor rate, whatever the policy says.",
-        tiles,
-        grid,
-        columns(card("Interventions by kind", by_kind), card("Tuned, by joint", busiest)),
-    )
-    return Section("safety", "Safety", body)
 
 
 def _group(joint: str) -> str:

@@ -69,7 +69,8 @@ def _hero(source: Source) -> str:
         ]
         built = source.result("prepare")["build"]
         what = f"{built['episodes']} recorded episodes were checked and built into a dataset"
-    tiles.append(tile(duration(numbers["seconds"]["total"]), "for all of it, on this machine's CPU"))
+    minutes, seconds = divmod(round(numbers["seconds"]["total"]), 60)
+    tiles.append(tile(f"{minutes}:{seconds:02d}", "for all of it, on this machine's CPU", unit="min"))
     summary = trained["summary"]
     lead = (
         f"{text(what)}, a small vision-language-action model was fine-tuned for {summary['steps']} steps "
@@ -176,10 +177,10 @@ def training(source: Source) -> Section:
     trained = source.result("train")
     curves, summary = trained["curves"], trained["summary"]
     raw = [(x, y) for x, y in curves["train"]]
-    series = {"training (raw)": raw, "training": smooth(raw, max(1, len(raw) // 20))}
+    series = {"training": smooth(raw, max(1, len(raw) // 20))}
     if curves["validation"]:
         series["validation"] = [(x, y) for x, y in curves["validation"]]
-    chart = card("Loss", lines(series, x_label="optimiser steps", y_label="loss", log=True, thin=("training (raw)",)))
+    chart = card("Loss", lines(series, x_label="optimiser steps", y_label="loss", log=True, faint=raw))
     share = 100 * summary["trainable"] / summary["total"]
     what = facts(
         [
