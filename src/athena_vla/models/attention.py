@@ -1,7 +1,7 @@
 """Scaled dot-product attention, by the fastest route for where it runs. Knows no model.
 
-Inference, export and GPUs always take torch's kernel. In training on a CPU in bfloat16 the fused backward of torch 2.13 takes
-four times as long as the same matrix products written out (benchmarks/bench_train.py measures both).
+Inference, export and GPUs always take torch's kernel. In training on a CPU in bfloat16 the fused backward of torch
+2.13 takes four times as long as the same matrix products written out (benchmarks/bench_train.py measures both).
 """
 
 from typing import Any

@@ -190,6 +190,9 @@ def quantize_nf4_(model: Architecture, *, double: bool) -> list[str]:
         )
         if linear.bias is not None:
             small.bias = nn.Parameter(linear.bias.data, requires_grad=False)
+        # In evaluation on newer CPUs it would repack the weights in place, and merging could no longer read them.
+        small.support_avx512bf16_for_cpu = False
+        small.plain_dtype = linear.weight.dtype  # bitsandbytes forgets it; merging gives it back
         # Moving to a device is what quantises.
         _replace(model, path, small.to(linear.weight.device))
     model.is_loaded_in_4bit = True  # what peft asks before it wraps a 4-bit layer
@@ -261,7 +264,7 @@ def _dequantized(module: nn.Module) -> Tensor:
     weight = cast(Tensor, module.weight)
     quantized = getattr(weight, "quant_state", None)
     assert quantized is not None, "4-bit weights are quantised when they are placed on a device"
-    return dequantize_4bit(weight.data, quantized)
+    return dequantize_4bit(weight.data, quantized).to(cast(torch.dtype, module.plain_dtype))
 
 
 def _merged(module: nn.Module) -> nn.Module:
