@@ -290,11 +290,12 @@ def write(
         config={k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()},
         stage_info={"scores": scores, "machine": platform.processor() or platform.machine()},
     )
+    card = config.out / "README.md"
+    text = card.read_text() if card.is_file() else ""
     with bundles.writing(config.out, manifest, golden, model.tokenizer_files()) as folder:
         bundles.save_tensors({k: t.half() for k, t in model.state_dict().items()}, folder / bundles.MODEL_FILE)
-        card = config.out / "README.md"
-        if card.is_file():
-            (folder / "README.md").write_text(card.read_text())
+    if text:  # the model card is written by people and is no part of what the hashes bind
+        card.write_text(text)
 
 
 def keep_memory() -> None:
