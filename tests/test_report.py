@@ -217,7 +217,7 @@ def make_run(folder: Path, toy: Embodiment, *, simulated: bool, instruction: str
             "failed_on_purpose": 2,
             "sheets": sheets,
         }
-        steps["safety"] = {"total": {"steps": 1, "violations": 0, "interventions": 0}, "hostile": closed["hostile"]}
+        steps["safety"] = {"hostile": closed["hostile"]}
         steps["serve"] = {
             "success": True, "instruction": instruction, "asked": 9, "median_seconds": 0.008, "p95_seconds": 0.01,
             "commands": 700, "touched": 0, "violations": 0, "server": {"bundle_hash": "cc"},
@@ -238,7 +238,7 @@ def make_run(folder: Path, toy: Embodiment, *, simulated: bool, instruction: str
     }  # fmt: skip
     if simulated:
         numbers |= {n: closed[n]["success"] for n in ("tuned", "untuned", "int4")}
-        numbers["safety"] = steps["safety"]["total"]
+        numbers["safety"] = {"steps": 91_180, "violations": 0, "interventions": 12}
     write_json(folder / "report.json", numbers)
     return folder
 

@@ -165,8 +165,7 @@ def films(run: Run, outcomes: dict[str, dict[int, bool]]) -> list[dict[str, Any]
 
 
 def safety(run: Run) -> dict[str, Any]:
-    """Every command of every actor went through the filter; an actor that jumps at random shows that it matters."""
-    played = run.result("compare")["closed_loop"]
+    """Every command of every actor goes through the filter; one that jumps at random shows that it matters."""
     inputs = {"compare": run.journal.steps["compare"].fingerprint, "seed": run.config.seed}
 
     def work() -> dict[str, Any]:
@@ -182,17 +181,11 @@ def safety(run: Run) -> dict[str, Any]:
         )
         with run.journal.bar() as update:
             hostile = closed_loop([ActorSpec("hostile", "hostile")], config, update).actors["hostile"]
-        rows = {**played, "hostile": hostile.to_dict()}
-        total = {
-            "steps": sum(r["commands"] for r in rows.values()),
-            "violations": sum(r["violations"] for r in rows.values()),
-            "interventions": sum(r["touched"] for r in rows.values()),
-        }
         run.journal.say(
-            f"{total['steps']:,} commands, {total['interventions']:,} changed by the filter, "
-            f"{total['violations']} beyond a limit behind it"
+            f"{hostile.commands:,} commands towards random jumps of up to three times the range: {hostile.touched:,} "
+            f"changed by the filter, {hostile.violations} beyond a limit behind it"
         )
-        return {"total": total, "hostile": hostile.to_dict()}
+        return {"hostile": hostile.to_dict()}
 
     return run.journal.step("safety", "Provoke the safety filter", inputs, work)
 

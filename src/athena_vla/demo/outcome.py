@@ -1,5 +1,6 @@
 """report.json with its fixed keys, and the summary on the terminal: what came out, and what to do next."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from athena_vla.demo.journal import write_json
@@ -35,13 +36,23 @@ def write_report_json(run: Run) -> dict[str, Any]:
         }
     if closed:
         content |= {name: closed[name]["success"] for name in ("tuned", "untuned", "hold", "mean_action")}
-        content["safety"] = steps["safety"]["total"]
+        content["safety"] = safety_total([*closed.values(), *deployed["closed_loop"].values()])
         content["ablations"] = {
             name: {k: closed[f"tuned.{name}"]["success"][k] for k in ("success", "n")}
             for name in ("black_image", "other_instruction")
         }
     write_json(run.folder / "report.json", content)
     return content
+
+
+def safety_total(rows: Iterable[dict[str, Any]]) -> dict[str, int]:
+    """Over all actors of the comparison; the hostile one, which would drown the others, stands in its own step."""
+    table = list(rows)
+    return {
+        "steps": sum(r["commands"] for r in table),
+        "violations": sum(r["violations"] for r in table),
+        "interventions": sum(r["touched"] for r in table),
+    }
 
 
 def open_loop_numbers(table: dict[str, Any]) -> dict[str, Any]:

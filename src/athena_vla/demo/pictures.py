@@ -15,19 +15,20 @@ GREEN, GREY = (34, 160, 96), (150, 156, 164)
 
 
 def contact_sheets(recording: Recording, folder: Path, count: int, kind_of: Any = None) -> list[dict[str, Any]]:
-    """Strips of frames from start to end of `count` episodes, of as many kinds of task as there are."""
+    """Strips of frames from start to end of `count` episodes of as many kinds as there are, and one that failed."""
     chosen: dict[str, Episode] = {}
     spare: list[Episode] = []
     for episode_id in recording.ids()[: 12 * count]:
         episode = recording.read(episode_id)
         kind = kind_of(episode) if kind_of else episode_id
-        if kind not in chosen and episode.cameras:
+        if kind not in chosen and len(chosen) < count and episode.cameras and episode.success is not False:
             chosen[kind] = episode
         elif episode.cameras:
             spare.append(episode)
-        if len(chosen) == count:
-            break
     episodes = [*chosen.values(), *spare][:count]
+    failed = next((e for e in spare if e.success is False), None)
+    if failed is not None and failed not in episodes:
+        episodes.append(failed)  # failures are part of every recording, so one is shown
     sheets = []
     for episode in episodes:
         frames = next(iter(episode.cameras.values()))

@@ -12,9 +12,7 @@ def safety(source: Source) -> Section:
     if not result:
         return Section("safety", "", "")
     closed = {**source.result("compare")["closed_loop"], **source.result("deploy").get("closed_loop", {})}
-    rows = {**closed, "hostile": result["hostile"]}
-    commands = sum(r["commands"] for r in rows.values())
-    violations = sum(r["violations"] for r in rows.values())
+    rows, numbers = {**closed, "hostile": result["hostile"]}, source.numbers["safety"]
     body_rows = [
         [
             label(n),
@@ -50,8 +48,12 @@ def safety(source: Source) -> Section:
     )
     tiles = (
         '<div class="tiles">'
-        + tile(f"{violations:,}", "limit violations behind the filter", kind="good" if violations == 0 else "bad")
-        + tile(f"{commands:,}", "motor commands, at 200 per second")
+        + tile(
+            f"{numbers['violations']:,}",
+            "limit violations behind the filter",
+            kind="good" if numbers["violations"] == 0 else "bad",
+        )
+        + tile(f"{numbers['steps']:,}", "motor commands of policies and baselines")
         + tile(f"{100 * closed['tuned']['intervention_rate']:.2f}%", "of the tuned policy's commands changed")
         + "</div>"
     )

@@ -1,0 +1,170 @@
+"""The demo's journal: what is done once, what is reused aloud, what survives interruption; and its fixed outcomes."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from athena_vla.demo import DemoConfig
+from athena_vla.demo.chain import _require_space, demo
+from athena_vla.demo.journal import Journal, digest, plain
+from athena_vla.demo.outcome import safety_total
+from athena_vla.demo.pictures import GREEN, episode_frames
+from athena_vla.demo.recording import _identity
+from athena_vla.errors import AthenaError, RecordingError
+from athena_vla.evaluate.statistics import wilson
+
+
+class Screen:
+    """A console that remembers, and a journal on it."""
+
+    def __init__(self, folder: Path, total: int = 2) -> None:
+        self.stream = io.StringIO()
+        self.journal = Journal(folder, Console(file=self.stream, width=200), total)
+
+    @property
+    def text(self) -> str:
+        return self.stream.getvalue()
+
+
+def test_a_step_is_done_once_and_its_reuse_is_said(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def work() -> dict[str, Any]:
+        calls.append(1)
+        (tmp_path / "made").write_text("x")
+        return {"n": len(calls)}
+
+    first, second = Screen(tmp_path), Screen(tmp_path)
+    assert first.journal.step("one", "First", {"seed": 0}, work, ("made",)) == {"n": 1}
+    assert second.journal.step("one", "First", {"seed": 0}, work, ("made",)) == {"n": 1}
+    assert len(calls) == 1
+    assert "1/2 First" in first.text
+    assert "reused" not in first.text
+    assert "reused: made" in second.text
+    assert (first.journal.reused, second.journal.reused) == ((), ("one",))
+    # The seconds are those of the run that did the work.
+    assert second.journal.seconds == first.journal.seconds
+
+
+@pytest.mark.parametrize("change", ["inputs", "output gone", "result cut"])
+def test_a_step_is_done_again_when_it_no_longer_holds(tmp_path: Path, change: str) -> None:
+    def work() -> dict[str, Any]:
+        (tmp_path / "made").write_text("x")
+        return {}
+
+    Screen(tmp_path).journal.step("one", "First", {"seed": 0}, work, ("made",))
+    if change == "output gone":
+        (tmp_path / "made").unlink()
+    if change == "result cut":
+        (tmp_path / "steps" / "one.json").write_text('{"fingerpr')
+    again = Screen(tmp_path)
+    again.journal.step("one", "First", {"seed": int(change == "inputs")}, work, ("made",))
+    assert again.journal.reused == ()
+
+
+def test_an_interrupted_step_leaves_nothing_that_looks_whole_and_its_time_counts(tmp_path: Path) -> None:
+    def interrupted() -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Screen(tmp_path).journal.step("one", "First", {}, interrupted)
+    assert not (tmp_path / "steps" / "one.json").exists()
+    partial = tmp_path / "steps" / "one.partial.json"
+    raw = json.loads(partial.read_text())
+    partial.write_text(json.dumps({**raw, "seconds": 100.0}))
+    again = Screen(tmp_path)
+    again.journal.step("one", "First", {}, dict)
+    assert again.journal.seconds["one"] >= 100.0
+    assert not partial.exists()
+    # Time spent on other inputs does not count.
+    with pytest.raises(KeyboardInterrupt):
+        Screen(tmp_path).journal.step("one", "First", {"seed": 1}, interrupted)
+    other = Screen(tmp_path)
+    other.journal.step("one", "First", {"seed": 2}, dict)
+    assert other.journal.seconds["one"] < 50.0
+
+
+def test_a_step_that_leaves_less_than_it_promised_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(AthenaError, match=r"'one' ended without leaving bundle"):
+        Screen(tmp_path).journal.step("one", "First", {}, dict, ("bundle",))
+    assert not (tmp_path / "steps" / "one.json").exists()
+
+
+def test_the_total_is_the_sum_and_results_keep_their_order(tmp_path: Path) -> None:
+    screen = Screen(tmp_path)
+    screen.journal.step("b", "First", {}, lambda: {"z": 1, "a": 2})
+    screen.journal.step("a", "Second", {}, dict)
+    seconds = screen.journal.seconds
+    assert list(seconds) == ["b", "a", "total"]
+    assert seconds["total"] == pytest.approx(seconds["a"] + seconds["b"])
+    assert list(json.loads((tmp_path / "steps" / "b.json").read_text())["result"]) == ["z", "a"]
+
+
+def test_only_what_json_can_hold_is_kept() -> None:
+    value = {"path": Path("x"), "array": np.arange(2), "proportion": wilson(1, 2), "number": np.float64(0.5)}
+    kept = plain(value)
+    assert kept["path"] == "x"
+    assert kept["array"] == [0, 1]
+    assert kept["proportion"]["n"] == 2
+    assert kept["number"] == 0.5
+    with pytest.raises(TypeError, match="object"):
+        plain({"what": object()})
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
+
+
+def test_films_are_padded_and_the_bar_turns_green_on_success() -> None:
+    outside = [np.full((40, 50, 3), 9, np.uint8)] * 3
+    eyes = [np.full((20, 20, 3), 90, np.uint8)] * 3
+    frames = episode_frames(outside, eyes, [False, False, True], 5)
+    assert len(frames) == 5
+    assert frames[0].shape == (46, 90, 3)
+    bars = [f[42] for f in frames]
+    assert not (bars[1] == GREEN).all(axis=1).any()
+    assert (bars[2] == GREEN).all(axis=1).sum() == round(90 * 3 / 5)
+    np.testing.assert_array_equal(frames[4], frames[2])
+
+
+def test_safety_adds_up() -> None:
+    rows = [{"commands": 10, "violations": 0, "touched": 1}, {"commands": 5, "violations": 2, "touched": 0}]
+    assert safety_total(rows) == {"steps": 15, "violations": 2, "interventions": 1}
+
+
+def test_recordings_are_told_apart_by_their_files(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("1")
+    before = _identity(tmp_path)
+    assert _identity(tmp_path) == before
+    (tmp_path / "a.txt").write_text("12")
+    assert _identity(tmp_path) != before
+    with pytest.raises(RecordingError, match="no folder"):
+        _identity(tmp_path / "absent")
+
+
+def test_defaults_scale_with_quick_and_counts_are_checked() -> None:
+    usual, quick = DemoConfig(), DemoConfig(quick=True)
+    assert usual.episode_count >= 100
+    assert usual.episode_count % 7 == 0
+    assert quick.episode_count < usual.episode_count
+    assert quick.recording_count < usual.recording_count
+    assert DemoConfig(quick=True, episodes=21).episode_count == 21
+    with pytest.raises(AthenaError, match="counts"):
+        DemoConfig(episodes=-1)
+
+
+def test_bad_folders_are_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet = Console(file=io.StringIO())
+    with pytest.raises(RecordingError, match="no folder"):
+        demo(DemoConfig(out=tmp_path / "run", data=tmp_path / "absent"), quiet)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(AthenaError, match="empty"):
+        demo(DemoConfig(out=tmp_path / "run", data=tmp_path / "empty"), quiet)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(AthenaError, match="cannot be written"):
+        _require_space(tmp_path / "file" / "run")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10})())
+    with pytest.raises(AthenaError, match=r"0\.0 GB free"):
+        _require_space(tmp_path / "full")
