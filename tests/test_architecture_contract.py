@@ -60,7 +60,7 @@ def model(request: pytest.FixtureRequest) -> VisionLanguageModel:
 def decode(model: Architecture, inputs: Tensors, run: Any = None) -> np.ndarray:
     noise = model.noise(len(inputs["input_ids"]), torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        return model.decode(run or run_torch(model), inputs, noise).numpy()
+        return model.decode(run or run_torch(model), inputs, noise).float().numpy()
 
 
 def test_decode_is_finite_bounded_shaped_and_deterministic(model: VisionLanguageModel) -> None:
@@ -225,5 +225,13 @@ def test_vision_runs_under_autocast_and_in_bfloat16(model: VisionLanguageModel) 
         loss = model.loss(inputs, target, valid)
     loss.backward()
     assert float(loss.detach()) == pytest.approx(exact, rel=0.05)
+    chunk = decode(model, inputs)
     small = model.to(torch.bfloat16)
+    # `collate` makes float32; the runner moves it to what the model is in.
+    assert np.abs(decode(small, inputs) - chunk).mean() < (0.5 if model.reads_tokens else 0.05)
+    for head in small.head_modules():
+        small.get_submodule(head).float()
+    assert np.isfinite(decode(small, inputs)).all()
+    for head in small.head_modules():
+        small.get_submodule(head).to(torch.bfloat16)
     assert float(small.loss(small.place(inputs), target, valid).detach()) == pytest.approx(exact, rel=0.05)

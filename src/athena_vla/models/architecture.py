@@ -156,13 +156,18 @@ def spec_from_dict(name: str, raw: Mapping[str, Any]) -> Spec:
 
 
 def run_torch(model: Architecture) -> Run:
-    """Run the model's own graphs eagerly; the reference every other backend is compared with."""
+    """Run the model's own graphs eagerly; the reference every other backend is compared with.
+
+    Inputs may lie on the CPU in float32, as `collate` makes them; they are moved to the model's device and type.
+    """
     graphs = {g.name: g for g in model.graphs()}
+    weight = next(p for p in model.parameters() if p.is_floating_point())
 
     def run(name: str, inputs: Tensors) -> Tensors:
         if name not in graphs:
             raise UnknownName("graph", name, graphs)
+        placed = {k: v.to(weight.device, weight.dtype if v.is_floating_point() else v.dtype) for k, v in inputs.items()}
         with torch.inference_mode():
-            return dict(zip(graphs[name].outputs, graphs[name].module(**inputs), strict=True))
+            return dict(zip(graphs[name].outputs, graphs[name].module(**placed), strict=True))
 
     return run

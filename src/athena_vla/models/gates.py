@@ -112,7 +112,7 @@ def check_model(model: Architecture, run: Run | None = None, threshold: float = 
 
     def actions(image: NDArray[np.uint8], text: str = INSTRUCTIONS[0], state: NDArray[np.float32] = rest):
         item = ModelInput(images=(image,) * spec.cameras, state=state, instruction=text)
-        inputs = _placed(model, model.collate([item]))
+        inputs = model.collate([item])
         with torch.inference_mode():
             chosen = model.decode(runner, inputs, model.noise(1, torch.Generator().manual_seed(0)))
         return chosen.float().cpu().numpy()
@@ -145,7 +145,7 @@ def count_vision_calls(model: Architecture, modules: Sequence[str]) -> dict[str,
             state=np.zeros(model.spec.state_dim, np.float32),
             instruction=INSTRUCTIONS[0],
         )
-        inputs = _placed(model, model.collate([check]))
+        inputs = model.collate([check])
         with torch.inference_mode():
             model.decode(run_torch(model), inputs, model.noise(1, torch.Generator().manual_seed(0)))
     finally:
@@ -166,11 +166,6 @@ def require_vision_runs_once(model: Architecture, name: str = "The model") -> di
 
 def _positions(answer: ActionChunk | NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     return answer.positions if isinstance(answer, ActionChunk) else np.asarray(answer)
-
-
-def _placed(model: Architecture, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    weight = next(p for p in model.parameters() if p.is_floating_point())
-    return {k: v.to(weight.device, weight.dtype if v.is_floating_point() else v.dtype) for k, v in inputs.items()}
 
 
 def _filled(observation: Observation, value: int) -> Observation:

@@ -59,7 +59,7 @@ class StateProjector(nn.Module):
         self.fc2 = nn.Linear(width, width)
 
     def forward(self, state: Float[Tensor, "b s"]) -> Float[Tensor, "b 1 e"]:
-        return self.fc2(F.gelu(self.fc1(state)))[:, None]
+        return self.fc2(F.gelu(self.fc1(state.to(self.fc1.weight.dtype))))[:, None]
 
 
 class Queries(nn.Module):
@@ -89,7 +89,8 @@ class ChunkHead(nn.Module):
         self.fc2 = nn.Linear(hidden, action_dim)
 
     def forward(self, hidden: Float[Tensor, "b h e"]) -> Float[Tensor, "b h d"]:
-        return self.fc2(F.gelu(self.fc1(self.norm(hidden))))
+        # Heads may be kept in float32 above a body in bfloat16.
+        return self.fc2(F.gelu(self.fc1(self.norm(hidden.to(self.norm.weight.dtype)))))
 
 
 class LanguageGraph(nn.Module):

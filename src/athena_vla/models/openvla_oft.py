@@ -83,6 +83,7 @@ class L1Head(nn.Module):
 
     def forward(self, hidden: Float[Tensor, "b n e"]) -> Float[Tensor, "b h d"]:
         batch, count, width = hidden.shape
+        hidden = hidden.to(self.model.fc1.weight.dtype)
         return self.model(hidden.reshape(batch, count // self.action_dim, self.action_dim * width))
 
 
