@@ -230,6 +230,7 @@ class Trainer:
         checkpoints.restore_optimizer(self.optimizer.optimizer, self.parameters, state.optimizer)
         self.progress = Progress(**state.progress)
         self.last_good = state.step
+        self.log.rewind(state.step)
         self.log.note(f"Going on from the checkpoint of step {state.step} of {self.steps} in '{self.folder}'.")
         return state.step
 

@@ -1,0 +1,368 @@
+"""The stage end to end on the toy robot: what it writes, exact resume, the feature cache, and every bad input."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from athena_vla import finetune as stage
+from athena_vla.bundle import Bundle
+from athena_vla.data.dataset import BuildConfig, Dataset, build
+from athena_vla.errors import AthenaError, TrainingError
+from athena_vla.finetune import PRESETS, FinetuneConfig, checkpoint, features, finetune, loop
+from athena_vla.finetune.batches import Order
+from athena_vla.finetune.log import read
+from athena_vla.policy import Policy, require_replay
+from recordings import clean, write
+from small_bundles import write_base, write_finetuned
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, toy) -> Path:
+    """A folder with a base bundle and a dataset of six short episodes of three kinds."""
+    root = tmp_path_factory.mktemp("world")
+    kinds = ("touch", "touch", "touch", "wave", "touch", "wave")
+    write(root / "rec", *(clean(i, length=14, extras={"clock": "recorded", "kind": k}) for i, k in enumerate(kinds)))
+    build(BuildConfig(input=root / "rec", out=root / "set", robot="toy", horizon=4, workers=1, validation=0.2))
+    write_base(root / "base", toy)
+    return root
+
+
+def config(world: Path, out: Path, **changes) -> FinetuneConfig:
+    fields = {
+        "model": str(world / "base"),
+        "data": world / "set",
+        "out": out,
+        "rank": 4,
+        "learning_rate": 1e-2,
+        "warmup_steps": 2,
+        "batch": 4,
+        "accumulation": 1,
+        "max_steps": 6,
+        "evaluate_every": 3,
+        "augment_variants": 1,
+        "log_every": 1,
+        "tensorboard": False,
+        "progress": False,
+    }
+    return FinetuneConfig(**{**fields, **changes})
+
+
+def weights(result_or_path) -> dict[str, torch.Tensor]:
+    path = getattr(result_or_path, "bundle", result_or_path)
+    return load_file(path / "weights" / "adapter.safetensors")
+
+
+def losses(cfg: FinetuneConfig) -> list[float]:
+    return [x["loss"] for x in read(cfg.run_folder / "log.jsonl") if "loss" in x]
+
+
+@pytest.fixture(scope="module")
+def trained(world, tmp_path_factory):
+    cfg = config(world, tmp_path_factory.mktemp("out") / "policy", max_steps=24, evaluate_every=8, tensorboard=True)
+    return cfg, finetune(cfg)
+
+
+def test_a_bundle_comes_out_that_answers_as_it_was_recorded(world, trained):
+    cfg, result = trained
+    bundle = Bundle.open(result.bundle)
+    assert bundle.manifest.stage == "finetuned"
+    assert bundle.manifest.parent_hash == Bundle.open(world / "base").hash
+    assert bundle.manifest.dataset_hash == Dataset.open(world / "set").hash
+    assert bundle.manifest.config == cfg.to_dict()
+    assert bundle.normalizer.to_dict() == Dataset.open(world / "set").normalizer.to_dict()
+    assert require_replay(Policy.of(bundle), bundle)["max_rad"] == 0.0
+
+
+def test_it_learns_and_leaves_its_curves(trained):
+    cfg, result = trained
+    curve = losses(cfg)
+    assert len(curve) == 24
+    assert np.mean(curve[-4:]) < 0.7 * np.mean(curve[:4])
+    assert result.validation["mae_rad"] == pytest.approx(np.mean(list(result.validation["per_joint_rad"].values())))
+    assert set(result.validation["per_joint_rad"]) == {"base", "shoulder", "finger"}
+    assert (cfg.run_folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert any((cfg.run_folder / "tensorboard").iterdir())
+    assert json.loads((cfg.run_folder / "result.json").read_text())["steps"] == 24
+    assert stage.stage.result_of(cfg) == result
+
+
+def test_only_the_last_checkpoints_and_the_best_are_kept_and_none_holds_the_base(trained):
+    cfg, result = trained
+    folder = cfg.run_folder / "checkpoints"
+    assert set(checkpoint.steps(folder)) == {16, 24} | {result.chosen_step}
+    assert set(load_file(folder / "step-000024" / "adapter.safetensors")) == set(weights(result))
+    assert not any("base_layer" in k or "vision" in k for k in weights(result))
+
+
+def test_an_interrupted_run_goes_on_bit_by_bit(world, tmp_path, monkeypatch):
+    whole = config(world, tmp_path / "whole", dropout=0.2, state_noise=0.05, checkpoint_every=2, select="last")
+    finetune(whole)
+    broken = dataclasses.replace(whole, out=tmp_path / "broken")
+    original = loop.Trainer._step
+
+    def dies(self, step):
+        if step == 5:
+            raise KeyboardInterrupt
+        return original(self, step)
+
+    monkeypatch.setattr(loop.Trainer, "_step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(broken)
+    assert not broken.out.exists()
+    assert checkpoint.steps(broken.run_folder / "checkpoints")[-1] == 4
+    monkeypatch.undo()
+    finetune(broken)
+    a, b = weights(whole.out), weights(broken.out)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert losses(whole) == losses(broken)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_resumes_to_the_same_weights(world, tmp_path):
+    whole = config(world, tmp_path / "whole", checkpoint_every=1, select="last", max_steps=12, keep=3)
+    finetune(whole)
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import sys, pathlib\n"
+        "from athena_vla.finetune import FinetuneConfig, finetune\n"
+        f"finetune({dataclasses.replace(whole, out=tmp_path / 'killed')!r})\n".replace("PosixPath", "pathlib.Path")
+    )
+    folder = tmp_path / "killed.run" / "checkpoints"
+    for wanted in (2, 7):
+        process = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "OMP_NUM_THREADS": "1"})
+        while process.poll() is None and (checkpoint.steps(folder) or [0])[-1] < wanted:
+            pass
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    finetune(dataclasses.replace(whole, out=tmp_path / "killed"))
+    a, b = weights(whole.out), weights(tmp_path / "killed")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_cut_checkpoint_is_skipped_with_a_warning_for_the_one_before(world, tmp_path, capsys):
+    cfg = config(world, tmp_path / "policy", checkpoint_every=2, select="last")
+    finetune(cfg)
+    before = weights(cfg.out)
+    last = cfg.run_folder / "checkpoints" / "step-000006" / "optimizer.safetensors"
+    last.write_bytes(last.read_bytes()[:100])
+    finetune(cfg)
+    said = capsys.readouterr().err
+    assert "step-000006" in said
+    assert "skipped" in said
+    assert "Going on from the checkpoint of step 4" in said
+    assert all(torch.equal(before[k], v) for k, v in weights(cfg.out).items())
+
+
+def test_another_run_in_the_folder_is_not_continued(world, tmp_path):
+    cfg = config(world, tmp_path / "policy", max_steps=2)
+    finetune(cfg)
+    with pytest.raises(TrainingError, match=r"another run .*rank: 4 there, 8 now"):
+        finetune(dataclasses.replace(cfg, rank=8))
+    other = tmp_path / "other"
+    build(BuildConfig(input=world / "rec", out=other, robot="toy", horizon=4, workers=1, validation=0.4))
+    with pytest.raises(TrainingError, match="another run .*dataset"):
+        finetune(dataclasses.replace(cfg, data=other))
+    assert finetune(dataclasses.replace(cfg, rank=8, resume="never")).steps == 2
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_cached_features_give_the_same_loss_as_pictures(world, tmp_path, precision):
+    common = {"augment": False, "precision": precision, "max_steps": 3}
+    cached = config(world, tmp_path / "cached", cache_features="always", **common)
+    plain = config(world, tmp_path / "plain", cache_features="never", **common)
+    finetune(cached)
+    finetune(plain)
+    # The cache is stored in half precision: exact for bfloat16 features, 5e-4 relative for float32.
+    assert losses(cached) == pytest.approx(losses(plain), rel=2e-4 if precision == "fp32" else 2e-3)
+
+
+def test_the_feature_cache_is_used_again_and_depends_on_what_it_was_made_from(world, tmp_path, monkeypatch):
+    shutil.copytree(world / "set", tmp_path / "set", ignore=shutil.ignore_patterns(".cache"))
+    cfg = config(world, tmp_path / "policy", data=tmp_path / "set", max_steps=1)
+    finetune(cfg)
+    files = sorted((tmp_path / "set" / ".cache").glob("features-*.npy"))
+    assert len(files) == 1
+    assert np.load(files[0], mmap_mode="r").shape[:2] == (6 * 14, 2)
+
+    def forbidden(*arguments):
+        raise AssertionError("computed again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(features, "_compute", forbidden)
+        finetune(dataclasses.replace(cfg, out=tmp_path / "again"))
+        with pytest.raises(AssertionError, match="computed again"):
+            finetune(dataclasses.replace(cfg, out=tmp_path / "third", seed=1))
+
+
+def test_vision_that_trains_is_never_cached(world, tmp_path):
+    cfg = config(world, tmp_path / "policy", projector=True, max_steps=1)
+    with pytest.raises(TrainingError, match="cannot be cached"):
+        finetune(dataclasses.replace(cfg, cache_features="always"))
+    before = set((world / "set" / ".cache").glob("features-*"))
+    finetune(cfg)
+    assert set((world / "set" / ".cache").glob("features-*")) == before
+    assert any("projector" in k for k in weights(cfg.out))
+
+
+@pytest.mark.parametrize("method", ["full", "heads"])
+def test_other_methods_write_bundles_too(world, tmp_path, method):
+    cfg = config(world, tmp_path / "policy", method=method, max_steps=2)
+    result = finetune(cfg)
+    bundle = Bundle.open(result.bundle)
+    assert require_replay(Policy.of(bundle), bundle)["max_rad"] == 0.0
+
+
+def test_accumulation_equals_a_larger_batch(world, tmp_path):
+    """Two forward passes of two equal one of four, to rounding, where every sample counts alike."""
+    common = {"precision": "fp32", "max_steps": 2, "clip_norm": 0.0, "augment": False, "learning_rate": 1e-3}
+    finetune(config(world, tmp_path / "one", batch=4, **common))
+    finetune(config(world, tmp_path / "two", batch=2, accumulation=2, **common))
+    a, b = losses(config(world, tmp_path / "one")), losses(config(world, tmp_path / "two"))
+    # Chunks at an episode's end have fewer valid rows, so the means differ a little.
+    assert a == pytest.approx(b, rel=0.15)
+
+
+def test_activation_checkpointing_changes_no_gradient(world, tmp_path):
+    common = {"precision": "fp32", "max_steps": 2, "augment": False}
+    finetune(config(world, tmp_path / "plain", **common))
+    finetune(config(world, tmp_path / "less", gradient_checkpointing=True, **common))
+    a, b = weights(tmp_path / "plain"), weights(tmp_path / "less")
+    assert all(torch.allclose(a[k], b[k], atol=1e-6) for k in a)
+
+
+def test_early_stopping_keeps_the_best(world, tmp_path, capsys):
+    cfg = config(world, tmp_path / "policy", learning_rate=0.3, max_steps=30, evaluate_every=1, patience=2)
+    result = finetune(cfg)
+    assert result.steps < 30
+    assert result.chosen_step == result.steps - 2
+    assert "Stopped early" in capsys.readouterr().err
+
+
+def test_order_is_balanced_seeded_and_the_same_for_any_number_of_processes(world):
+    dataset = Dataset.open(world / "set")
+    cfg = FinetuneConfig(batch=4, accumulation=1, seed=5)
+    one = Order(dataset, dataset.train, cfg, 1)
+    two = Order(dataset, dataset.train, dataclasses.replace(cfg, batch=2), 2)
+    for step in range(30):
+        assert one.micro_batch(step, 0, 0) == two.micro_batch(step, 0, 0) + two.micro_batch(step, 0, 1)
+    drawn = [dataset.kinds[i] for step in range(200) for i in one.micro_batch(step, 0, 0)]
+    assert abs(drawn.count("wave") / len(drawn) - 0.5) < 0.03  # a third of the recordings, half of the batches
+    plain = Order(dataset, dataset.train, dataclasses.replace(cfg, balance=False), 1)
+    first = [i for step in range(len(dataset.train) // 4) for i in plain.micro_batch(step, 0, 0)]
+    assert len(set(first)) == len(first)  # an epoch repeats nothing
+    assert set(one.micro_batch(0, 0, 0)) <= set(dataset.train.tolist())
+
+
+@pytest.mark.parametrize(
+    ("schedule", "wanted"), [("constant", [1, 1, 1]), ("cosine", [1, 0.5, 0]), ("linear", [1, 0.5, 0])]
+)
+def test_schedules(schedule, wanted):
+    cfg = FinetuneConfig(schedule=schedule, warmup_steps=10)
+    assert [loop.rate_at(s, 110, cfg) for s in (10, 60, 110)] == pytest.approx(wanted)
+    warm = [loop.rate_at(s, 110, cfg) for s in range(10)]
+    assert warm == sorted(warm)
+    assert 0 < warm[0] < warm[-1] < 1
+
+
+def test_presets_have_exactly_the_users_numbers():
+    linears = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    expected = {
+        "humanoid_default": (64, 16, 0.1, linears | {"lm_head"}, False),
+        "humanoid_efficient": (32, 16, 0.05, {"q_proj", "v_proj", "up_proj", "down_proj"}, False),
+        "humanoid_high_performance": (128, 32, 0.1, linears | {"embed_tokens", "lm_head"}, True),
+    }
+    for name, (rank, alpha, dropout, targets, dora) in expected.items():
+        p = PRESETS[name]
+        assert (p.rank, p.alpha, p.dropout, set(p.targets), p.dora) == (rank, alpha, dropout, targets, dora)
+        assert (p.learning_rate, p.batch, p.accumulation, p.epochs, p.warmup_steps) == (5e-5, 1, 16, 3, 100)
+        assert (p.clip_norm, p.log_every, p.keep, p.select) == (1.0, 10, 2, "best")
+        assert p.gradient_checkpointing
+    assert {"openvla_reference", "rtx4090", "demo"} < set(PRESETS)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"batch": 0}, "--batch must be at least 1"),
+        ({"learning_rate": float("nan")}, "--learning-rate must be a positive number"),
+        ({"patience": -1}, "--patience must not be negative"),
+        ({"schedule": "exponential"}, "Known: constant, cosine, linear"),
+        ({"method": "prefix"}, "Known: lora, full, heads"),
+        ({"vision": True, "cache_features": "always"}, "cannot be cached"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(change, said):
+    with pytest.raises(AthenaError, match=said):
+        FinetuneConfig(**change)
+
+
+def test_inputs_that_cannot_be_trained_on_are_a_sentence_each(world, tmp_path, toy):
+    good = config(world, tmp_path / "policy")
+
+    def refused(said: str, **change) -> None:
+        with pytest.raises(AthenaError, match=said):
+            finetune(dataclasses.replace(good, **change))
+        assert not (tmp_path / "policy").exists()
+
+    refused("is not a built dataset", data=tmp_path)
+    refused("is not a bundle", model=str(tmp_path))
+    refused("There is no LoRA target 'c_attn'", targets=("c_attn",))
+    refused("torch sees no GPU", device="cuda") if not torch.cuda.is_available() else None
+    refused("fp16 cannot be trained on a CPU", precision="fp16", device="cpu")
+    base = Bundle.open(world / "base")
+    write_finetuned(tmp_path / "tuned", base, stage.stage.LoraSettings(rank=2))
+    refused("Merge it first", model=str(tmp_path / "tuned"))
+    build(BuildConfig(input=world / "rec", out=tmp_path / "far", robot="toy", horizon=20, workers=1))
+    refused("horizon of 20 steps is longer than its longest episode", data=tmp_path / "far")
+    build(BuildConfig(input=world / "rec", out=tmp_path / "all", robot="toy", horizon=4, workers=1, validation=0.0))
+    refused("no validation episode", data=tmp_path / "all")
+    result = finetune(dataclasses.replace(good, data=tmp_path / "all", select="last", max_steps=1))
+    assert result.validation == {}
+
+
+def test_a_loss_that_is_no_number_names_the_frames_and_keeps_the_last_checkpoint(world, tmp_path):
+    cfg = config(world, tmp_path / "policy", learning_rate=1e30, clip_norm=0.0, checkpoint_every=1, max_steps=20)
+    with pytest.raises(TrainingError, match=r"loss became (nan|inf) at step \d+.*episode_000\d frame \d+") as caught:
+        finetune(cfg)
+    assert not cfg.out.exists()
+    kept = checkpoint.steps(cfg.run_folder / "checkpoints")
+    assert f"checkpoint of step {kept[-1]} is kept" in str(caught.value)
+
+
+def test_a_full_disk_leaves_earlier_checkpoints_alone(world, tmp_path, monkeypatch):
+    cfg = config(world, tmp_path / "policy", checkpoint_every=2)
+    original = checkpoint.save_file
+
+    def full(tensors, path):
+        if "lora_A" in str(list(tensors)[0]) and len(checkpoint.steps(cfg.run_folder / "checkpoints")) == 1:
+            raise OSError(28, "No space left on device")
+        return original(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(TrainingError, match="No space left on device.*Earlier checkpoints are untouched"):
+        finetune(cfg)
+    folder = cfg.run_folder / "checkpoints"
+    assert [p.name for p in folder.iterdir()] == ["step-000002"]
+    assert checkpoint.load(folder, 2)[0].step == 2
+
+
+def test_another_robot_gets_fresh_heads_of_its_sizes(world, tmp_path, athena):
+    """The base of one robot, the recordings of another: the body stays, the heads are new."""
+    write_base(tmp_path / "athena_base", athena)
+    cfg = config(world, tmp_path / "policy", model=str(tmp_path / "athena_base"), max_steps=2)
+    bundle = Bundle.open(finetune(cfg).bundle)
+    assert bundle.spec.action_dim == 3
+    assert bundle.spec.horizon == 4
+    assert bundle.robot.name == "toy"
+    assert require_replay(Policy.of(bundle), bundle)["max_rad"] == 0.0
