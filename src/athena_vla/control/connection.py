@@ -17,7 +17,7 @@ from websockets.http11 import Request as UpgradeRequest
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
-from athena_vla.control.http import BadRequest, Head, error_text, read_body, read_head, response
+from athena_vla.control.http import READ_AHEAD, BadRequest, Head, error_text, read_body, read_head, response
 from athena_vla.control.service import Service, classify
 from athena_vla.control.wire import from_json, pack, to_json, unpack
 
@@ -167,7 +167,7 @@ class Connection:
             )
             try:
                 remaining = since + allowed - time.monotonic()
-                data = await asyncio.wait_for(self._reader.read(1 << 16), max(remaining, 0.0))
+                data = await asyncio.wait_for(self._reader.read(READ_AHEAD), max(remaining, 0.0))
             except TimeoutError:
                 websocket.fail(1008, "message too slow" if partial_since else "idle")
                 self._service.count("websocket", "timeout")

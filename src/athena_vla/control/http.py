@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 MAX_HEAD = 16 * 1024  # bytes of request line and headers
+READ_AHEAD = 256 * 1024  # bytes that may wait in a connection's buffer; small ones make large images slow
 MAX_HEADERS = 100
 
 
@@ -55,6 +56,8 @@ async def read_head(reader: asyncio.StreamReader, timeout: float) -> Head | None
         raise BadRequest(
             HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"A request head has at most {MAX_HEAD} bytes."
         ) from error
+    if len(raw) > MAX_HEAD:
+        raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"A request head has at most {MAX_HEAD} bytes.")
     return parse_head(raw)
 
 
@@ -103,7 +106,7 @@ async def read_body(
     while missing:
         try:
             # Piece by piece, so that memory is taken for bytes that came and not for bytes that were announced.
-            piece = await asyncio.wait_for(reader.read(min(missing, 1 << 16)), deadline - time.monotonic())
+            piece = await asyncio.wait_for(reader.read(min(missing, READ_AHEAD)), deadline - time.monotonic())
         except TimeoutError as error:
             raise BadRequest(HTTPStatus.REQUEST_TIMEOUT, f"The body did not arrive within {timeout:g} s.") from error
         if not piece:

@@ -17,7 +17,7 @@ from typing import Any
 from athena_vla.control.connection import Connection
 from athena_vla.control.desk import Actor
 from athena_vla.control.dialects import Listener, metadata_of
-from athena_vla.control.http import MAX_HEAD, error_text, response
+from athena_vla.control.http import READ_AHEAD, error_text, response
 from athena_vla.control.service import LOG, ServeConfig, Service
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import ServerError
@@ -55,7 +55,7 @@ class PolicyServer:
                 self._serve,
                 config.host,
                 config.port,
-                limit=MAX_HEAD,
+                limit=READ_AHEAD,
                 ssl=self._tls,
                 ssl_handshake_timeout=config.head_timeout if self._tls else None,
             )
