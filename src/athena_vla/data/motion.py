@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from athena_vla.data.check.cameras import stretches
 from athena_vla.data.episode import Episode, Segment
+from athena_vla.data.spans import stretches
 from athena_vla.embodiment import Embodiment
 
 RANGE = np.pi  # [rad] range of a joint whose limits are not known

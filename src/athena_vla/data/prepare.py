@@ -5,7 +5,6 @@ A pure function of its job, run by any worker in any order; the shard's bytes de
 
 import functools
 import hashlib
-import io
 import json
 import os
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from athena_vla.data.formats import open_recording
 from athena_vla.data.formats.common import StillFrames, decode_image
 from athena_vla.data.formats.lerobot_write import image_column, numbers_column
 from athena_vla.data.formats.statistics import Stats, column_stats, image_stats, sampled_indices
+from athena_vla.data.png import encode_png
 from athena_vla.data.segments import episode_segments, read_annotations
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import AthenaError, DatasetError
@@ -184,12 +184,6 @@ def resize(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8
     """The picture at (height, width), Lanczos with antialiasing, as OpenVLA's data pipeline resizes."""
     picture = PillowImage.fromarray(pixels).resize((size[1], size[0]), PillowImage.Resampling.LANCZOS)
     return np.asarray(picture, dtype=np.uint8)
-
-
-def encode_png(image: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    PillowImage.fromarray(image).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
 
 
 @functools.lru_cache(maxsize=2)

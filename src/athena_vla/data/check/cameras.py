@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from athena_vla.data.check.findings import Finding, finding, some
 from athena_vla.data.episode import Episode, Frames
 from athena_vla.data.formats.luma import luma_grids
+from athena_vla.data.spans import stretches
 from athena_vla.errors import RecordingError
 
 BLACK = 14.0  # brightness out of 255 that even the brightest part of a black picture stays below
@@ -171,10 +172,3 @@ def _moved(travel: NDArray[np.float64], first: int, last: int) -> float:
     """[rad] largest travel of a joint between two frames."""
     part = travel[max(first, 0) : last + 1]
     return float(np.ptp(part, axis=0).max()) if len(part) > 1 else 0.0
-
-
-def stretches(flags: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """[start, stop) of the stretches of True."""
-    padded = np.concatenate([[False], flags, [False]])
-    edges = np.flatnonzero(padded[1:] != padded[:-1])
-    return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]

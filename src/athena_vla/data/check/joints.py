@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from athena_vla.data.align import plain_name
-from athena_vla.data.check.cameras import stretches
 from athena_vla.data.check.findings import Finding, finding, some
 from athena_vla.data.episode import Episode
 from athena_vla.data.formats.common import are_placeholders
+from athena_vla.data.spans import stretches
 from athena_vla.embodiment import Embodiment
 
 ANGLE = 2 * np.pi  # [rad] no joint of a robot turns further than this without being continuous

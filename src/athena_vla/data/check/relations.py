@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from athena_vla.data.check.cameras import stretches
 from athena_vla.data.check.findings import Finding, finding, some
 from athena_vla.data.episode import Episode
+from athena_vla.data.spans import stretches
 
 MOST_LAG = 15  # [frames]
 REPORTED_LAG = 3  # [frames] delays up to this are a controller at work

@@ -4,7 +4,6 @@ Reads both variants (trajectory.npz with `observations`, episode_data.npz with `
 joint names, rate and segments added to metadata.json. Knows nothing of robots: columns without names get placeholders.
 """
 
-import io
 import json
 import os
 import shutil
@@ -254,12 +253,6 @@ def _write_images(folder: Path, stream: Frames) -> None:
             (folder / f"rgb_{index:04d}.{suffix}").write_bytes(data)
         else:
             PillowImage.fromarray(stream[index]).save(folder / f"rgb_{index:04d}.png", compress_level=1)
-
-
-def encode_png(image: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
-    buffer = io.BytesIO()
-    PillowImage.fromarray(image).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
 
 
 def _looks_like_episode(folder: Path) -> bool:

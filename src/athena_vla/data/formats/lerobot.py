@@ -36,6 +36,7 @@ VERSIONS = ("v2.0", "v2.1", "v3.0")
 ACTIONS, STATES = ("action", "actions"), ("observation.state", "state")
 INDICES = {"timestamp", "frame_index", "episode_index", "index", "task_index"}
 IMAGE_PREFIX = "observation.images."
+EXACT_TIME = "athena.timestamp"  # the recorder's own time stamps, where the format's float32 would round them
 FIELD = re.compile(r"\{(\w+)(?::0(\d{1,2})d)?\}")
 
 
@@ -230,9 +231,9 @@ class LeRobot(BaseRecording):
         for name in ("next.success", "success"):
             if success is None and name in columns:
                 success = bool(np.any(columns[name]))
-        clock = "recorded" if "timestamp" in columns else "rate"
-        stamps = columns["timestamp"].astype(np.float64) if "timestamp" in columns else np.arange(length) / self.fps
-        used = INDICES | {actions, states}
+        stamps, clock = self._clock(columns, length)
+        used = INDICES | {actions, states, EXACT_TIME}
+        streams, names = {k: v for k, v in columns.items() if k not in used}, side.get("streams") or {}
         return Episode(
             id=str(index),
             fps=self.fps,
@@ -240,7 +241,7 @@ class LeRobot(BaseRecording):
             actions=action_values,
             state_names=self._named("state", states, state_values.shape[1]),
             states=state_values,
-            timestamps=stamps.reshape(-1),
+            timestamps=stamps,
             cameras=images,
             instructions=instructions,
             success=success,
@@ -250,10 +251,26 @@ class LeRobot(BaseRecording):
                 "clock": clock,
                 "missing": missing,
                 "declared_length": self.rows[index].get("length"),
-                "streams": {k: v for k, v in columns.items() if k not in used},
+                "streams": {
+                    names.get(k, {}).get("name", k): v.reshape(length, *names[k]["shape"]) if k in names else v
+                    for k, v in streams.items()
+                },
+                **({"task_of_frame": texts} if len(set(texts := self._task_of_frame(columns))) > 1 else {}),
                 **({"kind": side["kind"]} if side.get("kind") else {}),
                 **({"recorded_id": side["id"]} if side.get("id") else {}),
             },
+        )
+
+    def _clock(self, columns: Mapping[str, NDArray[Any]], length: int) -> tuple[NDArray[np.float64], str]:
+        if EXACT_TIME in columns:
+            return columns[EXACT_TIME].reshape(-1).astype(np.float64), "recorded"
+        if "timestamp" in columns:
+            return columns["timestamp"].reshape(-1).astype(np.float64), "recorded"
+        return np.arange(length) / self.fps, "rate"
+
+    def _task_of_frame(self, columns: Mapping[str, NDArray[Any]]) -> list[str]:
+        return (
+            [self.tasks.get(int(i), "") for i in columns["task_index"].reshape(-1)] if "task_index" in columns else []
         )
 
     def _named(self, kind: str, column: str | None, width: int) -> tuple[str, ...]:
@@ -271,7 +288,7 @@ class LeRobot(BaseRecording):
             if name not in columns:
                 continue
             spans = [(a, b, self.tasks.get(int(value), "")) for a, b, value in runs(columns[name].reshape(-1))]
-            texts += [text for _, _, text in spans]
+            texts += [text for _, _, text in spans] if not name.endswith(".segment") else []
             if len(spans) > 1:
                 segments += [Segment(a, b, "task", text, "human", 1.0) for a, b, text in spans if text]
         if "language_persistent" in table.column_names and length:
@@ -279,7 +296,7 @@ class LeRobot(BaseRecording):
         # The episode's own list also holds validity labels, so it only speaks where frames do not.
         texts = text_list(texts) or text_list(self.rows[index].get("tasks"))
         side = self.sidecar.get(index, {}).get("instructions")
-        return tuple(text_list([*texts, *(side or ())])), tuple(segments)
+        return tuple(text_list(texts if side is None else side)), tuple(segments)
 
     def _table(self, path: Path, index: int) -> Any:
         refuse_lfs(path)
@@ -309,9 +326,10 @@ class LeRobot(BaseRecording):
         return {}
 
     def _sidecar(self) -> dict[int, dict[str, Any]]:
-        path = self.path / "meta" / "athena.json"
-        if not path.is_file():
+        names = [n for n in ("athena.json", "athena_recording.json") if (self.path / "meta" / n).is_file()]
+        if not names:
             return {}
+        path = self.path / "meta" / names[0]
         episodes = read_json_object(path).get("episodes", [])
         return dict(enumerate(episodes)) if all(isinstance(e, dict) for e in episodes) else {}
 

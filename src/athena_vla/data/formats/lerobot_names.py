@@ -34,8 +34,8 @@ def _flatten(names: Any) -> list[str]:
 
 
 def _from_slices(modality: Any, column: str, width: int) -> list[str] | None:
-    if not isinstance(modality, Mapping):
-        return None
+    if not isinstance(modality, Mapping) or len(modality) < 2:
+        return None  # one slice for everything names nothing
     names: list[str | None] = [None] * width
     for key, part in modality.items():
         if not isinstance(part, Mapping) or str(part.get("original_key") or column) != column:

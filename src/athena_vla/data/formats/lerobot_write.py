@@ -23,6 +23,18 @@ CHUNK_FILES = 1000
 DATA_FILE_BYTES = 100 * 2**20
 EPISODES_PER_GROUP = 200
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+# A persistent language column: the same list of utterances in every row of an episode.
+LANGUAGE_TYPE = pa.list_(
+    pa.struct(
+        [
+            ("role", pa.string()),
+            ("content", pa.string()),
+            ("style", pa.string()),
+            ("timestamp", pa.float32()),
+            ("camera", pa.string()),
+        ]
+    )
+)
 DEFAULT_FEATURES: dict[str, dict[str, Any]] = {
     "timestamp": {"dtype": "float32", "shape": [1], "names": None},
     "frame_index": {"dtype": "int64", "shape": [1], "names": None},
@@ -63,6 +75,8 @@ def arrow_type(feature: Mapping[str, Any]) -> pa.DataType:
         return IMAGE_TYPE
     if dtype == "string":
         return pa.string()
+    if dtype == "language":
+        return LANGUAGE_TYPE
     kind = pa.bool_() if dtype == "bool" else pa.type_for_alias(dtype)
     for size in reversed(shape) if shape != (1,) else ():
         kind = pa.list_(kind, size)
@@ -73,6 +87,10 @@ def _huggingface_feature(feature: Mapping[str, Any]) -> dict[str, Any]:
     dtype, shape = feature["dtype"], tuple(feature["shape"])
     if dtype == "image":
         return {"_type": "Image"}
+    if dtype == "language":
+        text = {"dtype": "string", "_type": "Value"}
+        entry = dict.fromkeys(("role", "content", "style", "camera"), text)
+        return {"feature": {**entry, "timestamp": {"dtype": "float32", "_type": "Value"}}, "_type": "List"}
     value: dict[str, Any] = {"dtype": dtype, "_type": "Value"}
     for size in reversed(shape) if shape != (1,) else ():
         value = {"feature": value, "length": size, "_type": "List"}
@@ -133,7 +151,7 @@ class LeRobotV3Writer:
         """Append one episode: `columns` of all features but the indices; `videos` (key -> file, [s]) are moved in."""
         episode = self.episodes
         for task in (*tasks, *(task_of_frame or ())):
-            self.tasks.setdefault(task, len(self.tasks))
+            self.tasks.setdefault(task, max(self.tasks.values(), default=-1) + 1)
         per_frame = task_of_frame if task_of_frame is not None else [tasks[0]] * length
         indices = {
             "episode_index": np.full(length, episode, np.int64),

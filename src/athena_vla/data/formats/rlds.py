@@ -63,7 +63,7 @@ class Leaf:
 
     kind: str  # number | image | text
     shape: tuple[int, ...]
-    names: tuple[str, ...] = ()
+    dtype: str = ""  # of tensors stored as bytes
 
 
 class RLDS(BaseRecording):
@@ -192,7 +192,9 @@ class RLDS(BaseRecording):
                     words = [v.decode("utf-8", "replace").strip() for v in value]
                     texts += words
                     spans += [(i, w) for i, w in enumerate(words) if i == 0 or words[i - 1] != w]
-            elif not isinstance(value, list):
+            elif isinstance(value, list):
+                columns[name] = _from_bytes(value, leaf, length, f"'{name}' of episode {episode_id}")
+            else:
                 columns[name] = self._shaped(value, leaf, length, f"'{name}' of episode {episode_id}")
         action = columns.pop("action", None)
         state_key = next((f"observation/{k}" for k in STATES if f"observation/{k}" in columns), None)
@@ -228,8 +230,19 @@ class RLDS(BaseRecording):
             success=optional_bool(side.get("success")),
             segments=segments,
             source=f"{NAME}:{self.path}#{episode_id}",
-            extras={"clock": clock, "streams": columns, **({"kind": side["kind"]} if side.get("kind") else {})},
+            extras={
+                "clock": clock,
+                "streams": self._streams(columns, side),
+                **({"kind": side["kind"]} if side.get("kind") else {}),
+            },
         )
+
+    def _streams(self, columns: Mapping[str, NDArray[Any]], side: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+        names = side.get("streams", {})
+        plain = {k.removeprefix("observation/"): v for k, v in columns.items()}
+        if not names:
+            return plain
+        return {names[k]["name"]: v for k, v in plain.items() if k in names}
 
     def _shaped(self, value: NDArray[Any], leaf: Leaf, length: int, what: str) -> NDArray[Any]:
         size = int(np.prod(leaf.shape)) if leaf.shape else 1
@@ -238,6 +251,13 @@ class RLDS(BaseRecording):
                 return value.reshape(length, -1)
             raise RecordingError(f"{what} has {len(value)} values for {length} steps of shape {list(leaf.shape)}.")
         return value.reshape(length, *leaf.shape)
+
+
+def _from_bytes(value: list[bytes], leaf: Leaf, length: int, what: str) -> NDArray[Any]:
+    """A tensor whose steps are stored as raw bytes, which keeps types that a float_list would round."""
+    if not leaf.dtype or len(value) != length:
+        raise RecordingError(f"{what} holds bytes where numbers are declared.")
+    return np.frombuffer(b"".join(value), np.dtype(leaf.dtype).newbyteorder("<")).reshape(length, *leaf.shape)
 
 
 @dataclass(frozen=True)
@@ -279,4 +299,6 @@ def _walk(node: Mapping[str, Any], name: str, found: dict[str, Leaf]) -> None:
     elif "tensor" in node:
         dimensions = node["tensor"].get("shape", {}).get("dimensions", [])
         dtype = str(node["tensor"].get("dtype", ""))
-        found[name] = Leaf("text" if dtype == "string" else "number", tuple(int(d) for d in dimensions))
+        as_bytes = str(node["tensor"].get("encoding", "none")).lower() == "bytes"
+        kind = "text" if dtype == "string" else "number"
+        found[name] = Leaf(kind, tuple(int(d) for d in dimensions), dtype if as_bytes else "")

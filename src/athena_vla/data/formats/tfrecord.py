@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from athena_vla.errors import RecordingError
 
 POLYNOMIAL = 0x82F63B78  # CRC-32C, reflected
-LANES = 1024  # long messages are checked in this many parallel lanes
+LANE_BYTES = 2048  # long messages are checked in lanes of this size, all lanes at once
 Value = list[bytes] | NDArray[np.float32] | NDArray[np.int64]
 
 
@@ -31,17 +31,18 @@ def crc32c(data: bytes | memoryview) -> int:
     """CRC-32C of the bytes; a long message is cut into lanes that advance together, then joined by GF(2) algebra."""
     table = _table()
     buffer = np.frombuffer(data, np.uint8)
-    width = len(buffer) // LANES
     crc = 0xFFFFFFFF
-    if width >= 16:
-        lanes = buffer[: width * LANES].reshape(LANES, width)
-        states = np.zeros(LANES, np.uint32)
-        for column in range(width):
-            states = table[(states ^ lanes[:, column]) & 0xFF] ^ (states >> np.uint32(8))
-        shift = _zeros_operator(width)
+    count = len(buffer) // LANE_BYTES
+    if count >= 8:
+        # One row per byte position, so that each step reads neighbouring memory.
+        rows = np.ascontiguousarray(buffer[: count * LANE_BYTES].reshape(count, LANE_BYTES).T)
+        states = np.zeros(count, np.uint32)
+        for row in rows:
+            states = table[(states ^ row) & 0xFF] ^ (states >> np.uint32(8))
+        shift = _zeros_operator(LANE_BYTES)
         for state in states.tolist():
             crc = _apply(shift, crc) ^ state
-        buffer = buffer[width * LANES :]
+        buffer = buffer[count * LANE_BYTES :]
     small = table.tolist()
     for byte in buffer.tolist():
         crc = small[(crc ^ byte) & 0xFF] ^ (crc >> 8)

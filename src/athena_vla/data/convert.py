@@ -1,0 +1,218 @@
+"""Any recording -> another format, numbers bit for bit; what the format cannot hold goes into a sidecar we read back.
+
+Episodes stream through one at a time; a broken one is named and left out; nothing is at the target until it is whole.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from athena_vla.data.episode import BrokenEpisode, Episode
+from athena_vla.data.fixes import FIXES, apply_fixes
+from athena_vla.data.formats import open_recording
+from athena_vla.data.formats.common import read_names
+from athena_vla.data.formats.isaac_folder import write_episode
+from athena_vla.data.formats.lerobot import LeRobot
+from athena_vla.data.formats.lerobot_rows import episode_rows, features_of, sidecar_entry
+from athena_vla.data.formats.lerobot_v2_write import LeRobotV21Writer
+from athena_vla.data.formats.lerobot_write import LeRobotV3Writer
+from athena_vla.data.formats.rlds_write import RLDSWriter
+from athena_vla.data.segments import read_annotations
+from athena_vla.errors import AthenaError, RecordingError, UnknownName
+
+Target = Literal["lerobot_v3", "lerobot_v21", "rlds", "isaac_folder"]
+NO_TEXT = "no instruction recorded"  # LeRobot wants a task for every frame; the sidecar keeps that there was none
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """What is converted, and into what."""
+
+    input: Path
+    """The recording, in any known format."""
+    out: Path
+    """Where the result is written; must not exist."""
+    to: Target = "lerobot_v3"
+    """Format of the result."""
+    format: str | None = None
+    """Format of the recording; found by content where not given."""
+    joints: Path | None = None
+    """JSON list or text file with the names of the action columns."""
+    fps: float | None = None
+    """Rate of the recording where it does not say it [Hz]."""
+    annotations: Path | None = None
+    """Sidecar of `athena data annotate` whose segments are written along."""
+    video: bool = False
+    """Encode single pictures as h264 video (crf 18); without it they are kept losslessly."""
+    language_columns: bool = False
+    """Write segments as a LeRobot `language_persistent` column (needs lerobot 0.6 to read)."""
+    fix: tuple[str, ...] = ()
+    """Explicit repairs, recorded in the sidecar: trim-idle, drop-failed, drop-duplicates, drop-first-frame."""
+    strict: bool = False
+    """One broken episode fails the conversion instead of being named and left out."""
+
+
+@dataclass(frozen=True)
+class ConvertResult:
+    """What was written, and what was left out and why."""
+
+    path: Path
+    format: str
+    episodes: int
+    frames: int
+    broken: Mapping[str, str]
+    fixed: Mapping[str, Sequence[str]]
+    notes: tuple[str, ...]
+
+
+def convert(config: ConvertConfig, progress: Callable[[int, int, str], None] | None = None) -> ConvertResult:
+    """Convert a recording. Raises `RecordingError`; leaves nothing at `out` unless it is whole."""
+    for name in config.fix:
+        if name not in FIXES:
+            raise UnknownName("fix", name, FIXES)
+    if config.out.exists():
+        raise RecordingError(f"'{config.out}' exists already. Remove it or choose another place.")
+    recording = open_recording(config.input, format=config.format, joints=read_names(config.joints), fps=config.fps)
+    segments = read_annotations(config.annotations) if config.annotations else {}
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{config.out.name}-", dir=config.out.parent))
+    sink = _SINKS[config.to](work / "set", config)
+    broken: dict[str, str] = {}
+    fixed: dict[str, list[str]] = {}
+    seen: set[str] = set()
+    frames = episodes = 0
+    ids = recording.ids()
+    tasks = recording.tasks if isinstance(recording, LeRobot) else {}
+    try:
+        for number, item in enumerate(recording.episodes()):
+            if progress:
+                progress(number + 1, len(ids), item.id)
+            if isinstance(item, BrokenEpisode):
+                broken[item.id] = item.reason
+                continue
+            try:
+                episode = replace(item, segments=segments[item.id]) if item.id in segments else item
+                changed, said = apply_fixes(episode, config.fix, seen)
+                if said:
+                    fixed[item.id] = said
+                if changed is None:
+                    continue
+                sink.add(changed, tasks)
+            except AthenaError as error:
+                broken[item.id] = str(error)
+                continue
+            episodes, frames = episodes + 1, frames + len(changed)
+        if broken and config.strict:
+            first = next(iter(broken.items()))
+            raise RecordingError(f"{len(broken)} of {len(ids)} episodes are broken (--strict): {first[0]}: {first[1]}")
+        if not episodes:
+            reason = next(iter(broken.values()), "no episode is left after the fixes" if fixed else "there are none")
+            raise RecordingError(f"Nothing of '{config.input}' can be converted: {reason}")
+        sink.finish(fixed)
+        (work / "set").rename(config.out)
+    except BaseException:
+        sink.abandon()
+        raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return ConvertResult(config.out, config.to, episodes, frames, broken, fixed, tuple(sink.notes))
+
+
+class _LeRobotSink:
+    """Both LeRobot versions: the first episode decides the features."""
+
+    def __init__(self, folder: Path, config: ConvertConfig) -> None:
+        self.folder = folder
+        self.config = config
+        self.writer: LeRobotV3Writer | LeRobotV21Writer | None = None
+        self.features: dict[str, dict[str, Any]] = {}
+        self.entries: list[dict[str, Any]] = []
+        self.notes: list[str] = []
+
+    def add(self, episode: Episode, tasks: Mapping[int, str]) -> None:
+        if not episode.instructions:
+            self.notes[:] = [*self.notes, f"episode {episode.id} has no instruction"]
+        if self.writer is None:
+            self.features = features_of(episode, video=self.config.video, language=self.config.language_columns)
+            kind = LeRobotV3Writer if self.config.to == "lerobot_v3" else LeRobotV21Writer
+            robot = str(episode.extras.get("robot", ""))
+            self.writer = kind(self.folder, self.features, episode.fps, robot)
+            self.features = self.writer.features
+            # Columns of task indices (GR00T) stay true only if every task keeps its number.
+            self.writer.tasks.update({text: index for index, text in sorted(tasks.items())})
+        columns, stats, videos = episode_rows(episode, self.features, self.folder / ".videos")
+        texts = list(episode.instructions) or [NO_TEXT]
+        per_frame = episode.extras.get("task_of_frame")
+        if isinstance(self.writer, LeRobotV21Writer):
+            spans = [(s.start, s.stop, s.text) for s in episode.segments if s.text]
+            self.writer.add(columns, len(episode), texts, stats, videos, per_frame, spans)
+        else:
+            self.writer.add(columns, len(episode), texts, stats, videos, per_frame)
+        self.entries.append(sidecar_entry(episode))
+
+    def finish(self, fixed: Mapping[str, Sequence[str]]) -> None:
+        assert self.writer is not None
+        self.writer.finish()
+        shutil.rmtree(self.folder / ".videos", ignore_errors=True)
+        content = {"version": 1, "source": str(self.config.input.name), "fixes": fixed, "episodes": self.entries}
+        (self.folder / "meta" / "athena_recording.json").write_text(json.dumps(content, indent=1))
+
+    def abandon(self) -> None:
+        if self.writer is not None:
+            self.writer.abandon()
+
+
+class _RLDSSink:
+    def __init__(self, folder: Path, config: ConvertConfig) -> None:
+        self.folder = folder / "1.0.0"
+        self.name = "".join(c if c.isalnum() else "_" for c in config.out.name.lower()).strip("_") or "dataset"
+        self.writer: RLDSWriter | None = None
+        self.notes: list[str] = ["stock OpenVLA trains on end-effector actions only; this set holds joint targets"]
+
+    def add(self, episode: Episode, tasks: Mapping[int, str]) -> None:
+        if self.writer is None:
+            self.writer = RLDSWriter(self.folder, episode, self.name)
+        first = self.writer.first
+        if episode.joint_names != first.joint_names or list(episode.cameras) != list(first.cameras):
+            raise RecordingError(f"Episode {episode.id} has other joints or cameras than episode {first.id}.")
+        self.writer.add(episode)
+
+    def finish(self, fixed: Mapping[str, Sequence[str]]) -> None:
+        assert self.writer is not None
+        self.writer.finish()
+
+    def abandon(self) -> None:
+        if self.writer is not None:
+            self.writer.abandon()
+
+
+class _FolderSink:
+    def __init__(self, folder: Path, config: ConvertConfig) -> None:
+        self.folder = folder
+        self.count = 0
+        self.notes: list[str] = []
+
+    def add(self, episode: Episode, tasks: Mapping[int, str]) -> None:
+        name = str(episode.extras.get("recorded_id", episode.id))
+        name = name if not name.isdigit() and Path(name).name == name else f"episode_{int(name):06d}"
+        write_episode(self.folder, replace(episode, id=name))
+        self.count += 1
+
+    def finish(self, fixed: Mapping[str, Sequence[str]]) -> None:
+        if fixed:
+            (self.folder / "fixes.json").write_text(json.dumps(fixed, indent=1))
+
+    def abandon(self) -> None:
+        return
+
+
+_SINKS: dict[str, Callable[[Path, ConvertConfig], Any]] = {
+    "lerobot_v3": _LeRobotSink,
+    "lerobot_v21": _LeRobotSink,
+    "rlds": _RLDSSink,
+    "isaac_folder": _FolderSink,
+}
