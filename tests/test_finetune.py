@@ -345,7 +345,7 @@ def test_a_full_disk_leaves_earlier_checkpoints_alone(world, tmp_path, monkeypat
     original = checkpoint.save_file
 
     def full(tensors, path):
-        if "lora_A" in str(list(tensors)[0]) and len(checkpoint.steps(cfg.run_folder / "checkpoints")) == 1:
+        if "lora_A" in str(next(iter(tensors))) and len(checkpoint.steps(cfg.run_folder / "checkpoints")) == 1:
             raise OSError(28, "No space left on device")
         return original(tensors, path)
 

@@ -83,6 +83,28 @@ def test_merged_weight_equals_the_formula(toy):
     torch.testing.assert_close(model.get_submodule(path).weight, base + 12 / 4 * b @ a, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("settings", [LoraSettings(rank=4, alpha=6), LoraSettings(rank=4, dora=True)])
+def test_the_fused_forward_gives_the_same_answers_and_gradients(toy, settings):
+    model = small_model(toy)
+    lora.attach(model, settings)
+    disturb(model)
+    inputs = model.example_inputs()
+    target, valid = torch.zeros(1, 4, 3), torch.ones(1, 4, dtype=torch.bool)
+
+    def gradients() -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        model.loss(inputs, target, valid).backward()
+        return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    before, wanted = answer(model), gradients()
+    lora.fuse_forward(model, on=True)
+    torch.testing.assert_close(answer(model), before, atol=1e-5, rtol=0)
+    for name, gradient in gradients().items():
+        torch.testing.assert_close(gradient, wanted[name], atol=1e-5, rtol=1e-4)
+    lora.fuse_forward(model, on=False)
+    assert torch.equal(answer(model), before)
+
+
 def test_only_named_layers_get_adapters_by_full_path(toy):
     model = small_model(toy, tokens=True)
     lora.attach(model, LoraSettings(rank=2, targets=("q_proj", "lm_head", "embed_tokens")))

@@ -84,6 +84,7 @@ class Trainer:
         first = self._resume(identity)
         self.wrapped.train()
         lora.trust_autocast(self.model, on=self.accelerator.mixed_precision != "no")
+        lora.fuse_forward(self.model, on=self.accelerator.device.type == "cpu")
         started = time.monotonic()
         for step in self.log.track(range(first, self.steps), first, self.steps):
             self._set_rates(step)

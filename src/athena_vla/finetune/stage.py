@@ -212,6 +212,7 @@ def _write(
     result: FinetuneResult,
 ) -> None:
     lora.trust_autocast(model, on=False)
+    lora.fuse_forward(model, on=False)
     model.cpu().float().eval()
     policy = Policy.of_model(model, dataset.robot, dataset.normalizer)
     pool = dataset.validation if len(dataset.validation) else dataset.train

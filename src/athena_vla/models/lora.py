@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from athena_vla.errors import BundleError, MissingDependency, ModelError, UnknownName
@@ -115,6 +116,41 @@ def trust_autocast(model: nn.Module, *, on: bool) -> None:
     for module in model.modules():
         if _is_wrapped(module):
             module.cast_input_dtype_enabled = not on
+
+
+def fuse_forward(model: nn.Module, *, on: bool) -> None:
+    """Compute adapted layers as one product with `W + scale * B A` instead of three products.
+
+    The same numbers to rounding, and faster where layers are small and memory traffic dominates, as on CPUs. Only for
+    plain LoRA on float linear layers without dropout; the others keep peft's forward.
+    """
+    for module in model.modules():
+        if not (_is_wrapped(module) and type(module).__name__ == "Linear"):
+            continue
+        if not on:
+            module.__dict__.pop("forward", None)
+        elif not cast(Mapping[str, object], module.lora_variant) and not _has_dropout(module):
+            module.forward = _FusedForward(module)
+
+
+class _FusedForward:
+    """A forward of one wrapped layer; a class and not a closure, so that models can still be copied."""
+
+    def __init__(self, module: nn.Module) -> None:
+        base = cast(nn.Linear, module.base_layer)
+        self.weight, self.bias = base.weight, base.bias
+        self.a = cast(nn.Linear, cast(nn.ModuleDict, module.lora_A)[_ADAPTER])
+        self.b = cast(nn.Linear, cast(nn.ModuleDict, module.lora_B)[_ADAPTER])
+        self.scale = float(cast(Mapping[str, float], module.scaling)[_ADAPTER])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):  # the sum is in float32; only the product is narrow
+            weight = torch.addmm(self.weight, self.b.weight, self.a.weight, alpha=self.scale)
+        return F.linear(x, weight, self.bias)
+
+
+def _has_dropout(module: nn.Module) -> bool:
+    return not isinstance(cast(nn.ModuleDict, module.lora_dropout)[_ADAPTER], nn.Identity)
 
 
 def count(model: nn.Module) -> Trainables:
