@@ -5,7 +5,9 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from athena_vla.bundle import MODEL_FILE, Bundle, save_tensors, writing
 from athena_vla.data.dataset import Dataset
@@ -52,7 +54,7 @@ class EvaluateConfig:
     """Validation samples for open loop."""
     seed: int = 0
     """Decides scenes and resampling."""
-    loop: Loop = Loop()
+    loop: Annotated[Loop, tyro.conf.arg(prefix_name=False)] = Loop()
     """The simulator."""
 
 
@@ -80,7 +82,7 @@ class CompareConfig:
     """Validation samples for open loop."""
     seed: int = 0
     """Decides scenes and resampling."""
-    loop: Loop = Loop()
+    loop: Annotated[Loop, tyro.conf.arg(prefix_name=False)] = Loop()
     """The simulator."""
 
 
@@ -131,7 +133,7 @@ def _run(
         )
     if setup is None and dataset is None:
         raise EvaluationError(
-            f"There is nothing to evaluate on: robot '{robot.name}' has no simulator here (or --loop.episodes 0), and "
+            f"There is nothing to evaluate on: robot '{robot.name}' has no simulator here (or --episodes 0), and "
             "no --data was given. Give a dataset built from its recordings."
         )
     result = compare_all(

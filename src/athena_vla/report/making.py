@@ -5,6 +5,7 @@ from typing import Any
 
 from athena_vla.report.charts import Bar, bars, lanes, lines, smooth
 from athena_vla.report.markup import card, columns, duration, facts, percent, section, table, tag, text, tile
+from athena_vla.report.names import label
 from athena_vla.report.source import Section, Source
 
 STEP_NAMES = {
@@ -57,15 +58,20 @@ def _hero(source: Source) -> str:
         what = f"{recorded['episodes']} demonstrations were recorded, checked and built into a dataset"
     else:
         rows = numbers["open_loop"]["actors"]
-        best = min((r["mae_rad"] for n, r in rows.items() if n not in ("tuned", "untuned") and "." not in n), default=0)
-        gain = 1 - rows["tuned"]["mae_rad"] / rows["untuned"]["mae_rad"]
-        title = f"{percent(gain)} less error than the untuned model on recordings it never saw"
-        if gain <= 0:
+        models = {"tuned", "untuned"}
+        knowing_nothing = {n: r["mae_rad"] for n, r in rows.items() if n not in models and "." not in n}
+        rival = min(knowing_nothing, key=lambda n: knowing_nothing[n])
+        best, mine = knowing_nothing[rival], rows["tuned"]["mae_rad"]
+        if mine < best:
+            title = f"{percent(1 - mine / best)} less error than {label(rival)}, the best of what knows nothing"
+        elif mine < rows["untuned"]["mae_rad"]:
+            title = f"Better than untuned, but {label(rival)} is still closer to these recordings"
+        else:
             title = "No better than the untuned model yet, on recordings it never saw"
         tiles = [
             tile(f"{rows['tuned']['mae_rad']:.3f}", "mean error of the tuned policy", unit="rad", kind="main"),
             tile(f"{rows['untuned']['mae_rad']:.3f}", "of the untuned model", unit="rad"),
-            tile(f"{best:.3f}", "of the best baseline that knows no model", unit="rad"),
+            tile(f"{best:.3f}", f"of {label(rival)}, the best of what knows nothing", unit="rad"),
         ]
         built = source.result("prepare")["build"]
         what = f"{built['episodes']} recorded episodes were checked and built into a dataset"

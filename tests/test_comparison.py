@@ -1,0 +1,165 @@
+"""`athena evaluate` and `athena compare` on random weights: all rows, honest words, JSON, and errors; no training."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("mujoco", reason="closed-loop evaluation needs the simulator (extra sim)")
+
+from athena_vla import bundle as bundles
+from athena_vla.data.build import BuildConfig, build
+from athena_vla.data.dataset import Dataset
+from athena_vla.data.normalize import Normalizer
+from athena_vla.embodiment import Embodiment, Observation
+from athena_vla.errors import EvaluationError, UnknownName
+from athena_vla.evaluate import CompareConfig, EvaluateConfig, Loop, compare, evaluate
+from athena_vla.evaluate.commands import bind_untuned
+from athena_vla.evaluate.comparison import Comparison, ablation_specs, baseline_specs
+from athena_vla.models import openvla_chunk
+from athena_vla.policy import Policy, record_golden
+from athena_vla.sim.record import RecordConfig, record
+
+SHORT = Loop(episodes=7, duration=0.4, workers=1)
+
+
+def random_bundle(path: Path, robot: Embodiment, seed: int, stage: bundles.Stage = "base") -> Path:
+    """Untrained weights of the smallest size."""
+    torch.manual_seed(seed)
+    spec = openvla_chunk.tiny_spec(
+        action_dim=robot.action_dim, state_dim=robot.state_dim, horizon=4, patch=24, tower_width=16, tower_blocks=2,
+        tower_heads=2, width=32, layers=1, heads=2, kv_heads=2,
+    )  # fmt: skip
+    model = openvla_chunk.OpenVLAChunk.from_spec(spec, {}).eval()
+    generator = np.random.default_rng(seed)
+    chunks = robot.default[robot.action_index] + generator.normal(0, 0.2, (60, 4, robot.action_dim))
+    normalizer = Normalizer.fit(robot, chunks, robot.default + generator.normal(0, 0.2, (60, robot.state_dim)))
+    images = {c: generator.integers(0, 255, (96, 96, 3), dtype=np.uint8) for c in robot.camera_names}
+    golden = record_golden(
+        Policy.of_model(model, robot, normalizer), [Observation(images, robot.default.copy(), "bow")]
+    )
+    manifest = bundles.Manifest(
+        stage=stage, family=model.family, spec=spec.to_dict(), robot=robot.to_dict(), normalizer=normalizer.to_dict()
+    )
+    with bundles.writing(path, manifest, golden, model.tokenizer_files()) as folder:
+        bundles.save_tensors(model.state_dict(), folder / bundles.MODEL_FILE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    record(RecordConfig(out=folder / "raw", episodes=7, workers=1, image_size=32, failures=0.0, quiet=True))
+    config = BuildConfig(
+        input=folder / "raw", out=folder / "built", robot="athena", horizon=4, validation=0.3, stride=4, workers=1
+    )
+    build(config)
+    return folder / "built"
+
+
+@pytest.fixture(scope="module")
+def pair(athena: Embodiment, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("bundles")
+    return random_bundle(folder / "a", athena, 0), random_bundle(folder / "b", athena, 1, "merged")
+
+
+@pytest.fixture(scope="module")
+def compared(
+    dataset: Path, pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Comparison, Path]:
+    out = tmp_path_factory.mktemp("out")
+    result = compare(CompareConfig(a=pair[0], b=pair[1], data=dataset, out=out, samples=12, loop=SHORT))
+    return result, out
+
+
+def test_all_rows_are_there(compared: tuple[Comparison, Path]) -> None:
+    result, _ = compared
+    policies = {"untuned", "tuned"}
+    rows = policies | {"hold", "mean_action", "nearest_neighbour", "replay"}
+    ablated = {f"{p}.{a}" for p in policies for a in ("black_image", "other_instruction")}
+    assert set(result.closed) == rows | ablated
+    assert result.reference == "tuned"
+    assert set(result.paired) == (rows | ablated) - {"tuned"}
+    assert result.open is not None
+    assert set(result.open.actors) >= rows | {"tuned.black_image"}
+    assert result.closed["tuned"].success.n == 7
+    assert result.closed["tuned.black_image"].success.n == 4
+    assert all(s.violations == 0 for s in result.closed.values())
+
+
+def test_it_says_what_untuned_means(compared: tuple[Comparison, Path]) -> None:
+    assert any("before any fine-tuning" in n and "'athena'" in n for n in compared[0].notes)
+
+
+def test_the_text_names_every_row_and_the_json_is_the_result(compared: tuple[Comparison, Path]) -> None:
+    result, out = compared
+    text = str(result)
+    assert all(name in text for name in result.closed)
+    assert "McNemar" in text
+    raw = json.loads((out / "comparison.json").read_text())
+    assert raw["closed_loop"]["tuned"]["success"] == result.closed["tuned"].success.to_dict()
+    assert raw["open_loop"]["actors"]["hold"]["mae"]["value"] == result.open.actors["hold"].mae.value  # type: ignore[union-attr]
+    assert set(raw["paired"]["hold"]) >= {"exact_p", "mid_p", "difference"}
+
+
+def test_a_second_run_reuses_its_episodes_and_says_so(
+    dataset: Path, pair: tuple[Path, Path], compared: tuple[Comparison, Path]
+) -> None:
+    first, out = compared
+    again = compare(CompareConfig(a=pair[0], b=pair[1], data=dataset, out=out, samples=12, loop=SHORT))
+    assert again.reused["tuned"] == 7
+    assert again.closed == first.closed
+    assert again.open == first.open
+
+
+def test_without_a_dataset_only_hold_still_is_a_baseline(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    loop = dataclasses.replace(SHORT, episodes=2)
+    result = evaluate(EvaluateConfig(bundle=pair[0], out=tmp_path, ablations=False, loop=loop))
+    assert set(result.closed) == {"policy", "hold"}
+    assert result.open is None
+    assert any("made from its training split" in n for n in result.notes)
+
+
+def test_recordings_alone_are_enough(dataset: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    loop = dataclasses.replace(SHORT, episodes=0)
+    result = evaluate(EvaluateConfig(bundle=pair[0], data=dataset, out=tmp_path, samples=6, loop=loop))
+    assert result.closed == {}
+    assert result.open is not None
+    assert any("No closed loop" in n for n in result.notes)
+
+
+def test_a_base_of_another_robot_is_bound_and_labelled(dataset: Path, toy: Embodiment, tmp_path: Path) -> None:
+    other = random_bundle(tmp_path / "toy", toy, 0)
+    opened = Dataset.open(dataset)
+    bound = bundles.Bundle.open(bind_untuned(bundles.Bundle.open(other), opened, tmp_path / "bound"))
+    assert bound.robot.hash == opened.robot.hash
+    assert bound.normalizer.to_dict() == opened.normalizer.to_dict()
+    assert "3 action dimensions" in bound.manifest.stage_info["rebound"]
+    # What does not depend on the robot is the base's own.
+    theirs, mine = bundles.Bundle.open(other).model().state_dict(), bound.model().state_dict()
+    same = [k for k in theirs if k in mine and theirs[k].shape == mine[k].shape]
+    assert sum(torch.equal(theirs[k], mine[k]) for k in same) > 0.8 * len(theirs)
+    loop = dataclasses.replace(SHORT, episodes=0)
+    tuned = random_bundle(tmp_path / "tuned", opened.robot, 1, "merged")
+    result = compare(CompareConfig(a=other, b=tuned, data=dataset, out=tmp_path / "c", samples=4, loop=loop))
+    assert any("re-bound" in n and "no chance" in n for n in result.notes)
+
+
+def test_what_does_not_fit_is_refused(dataset: Path, toy: Embodiment, tmp_path: Path) -> None:
+    other = random_bundle(tmp_path / "toy", toy, 0, "merged")
+    with pytest.raises(EvaluationError, match="drives 'toy'.*'athena'"):
+        evaluate(EvaluateConfig(bundle=other, data=dataset, out=tmp_path, loop=SHORT))
+    with pytest.raises(EvaluationError, match="nothing to evaluate on"):
+        evaluate(EvaluateConfig(bundle=other, out=tmp_path, loop=SHORT))
+    with pytest.raises(UnknownName, match="nearest_neighbour"):
+        baseline_specs(tmp_path, ["nearest"])
+
+
+def test_ablations_keep_everything_else() -> None:
+    (spec,) = baseline_specs(Path("x"), ["replay"])
+    black, deaf = ablation_specs(spec)
+    assert (black.kind, black.source, black.ablation) == ("replay", "x", "black_image")
+    assert (deaf.name, deaf.ablation) == ("replay.other_instruction", "other_instruction")
