@@ -167,7 +167,7 @@ def test_a_wrong_graph_is_not_written(base, tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(
         operators.OPERATORS,
         torch.ops.aten.silu.default,
-        lambda t, n, x: operators._out(t, n, t.writer.op("Sigmoid", t.name(x))),
+        lambda t, n, x: operators.tensors.made(t, n, t.writer.op("Sigmoid", t.name(x))),
     )
     with pytest.raises(ExportError, match="'language' differs from torch"):
         export(ExportConfig(input=base.path, out=tmp_path / "x"))

@@ -44,26 +44,28 @@ def test_published_prefill_lies_in_the_interval(device, seconds) -> None:
     assert fast <= seconds <= slow, f"{seconds} s, predicted {fast:.3f} to {slow:.3f}"
 
 
-def test_published_whole_action_of_the_released_model_on_agx_orin() -> None:
+@pytest.fixture(scope="module")
+def released() -> costs.Cost:
+    """One action of openvla-7b: seven tokens."""
+    return costs.count(sizes.weightless("openvla", sizes.full_size("openvla", action_dim=7, state_dim=0)))
+
+
+def test_published_whole_action_of_the_released_model_on_agx_orin(released) -> None:
     """NVIDIA's container: 7 tokens of openvla-7b at 4 bits in 336 ms on AGX Orin."""
-    model = sizes.weightless("openvla", sizes.full_size("openvla", action_dim=7, state_dim=7))
-    counted = costs.count(model)
-    assert not predict(counted, NX, "fp16").fits, "15 GB of weights do not fit beside the system into 15.3 GB"
-    fast, slow = predict(counted, AGX, "int4").action_seconds
+    assert not predict(released, NX, "fp16").fits, "15 GB of weights do not fit beside the system into 15.3 GB"
+    fast, slow = predict(released, AGX, "int4").action_seconds
     assert fast <= 0.336 * 1.1, "the published figure has no interval; ten percent is allowed"
     assert slow >= 0.336
 
 
-def test_full_size_counts_are_the_known_ones() -> None:
-    model = sizes.weightless("openvla", sizes.full_size("openvla", action_dim=7, state_dim=0))
-    cost = costs.count(model)
-    calls = {c.graph: c for c in cost.calls}
+def test_full_size_counts_are_the_known_ones(released) -> None:
+    calls = {c.graph: c for c in released.calls}
     linear = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
     assert linear == 6_476_005_376
     assert calls["step"].packed_weights == linear + 32064 * 4096
     assert calls["vision"].flops / 1e12 == pytest.approx(0.405, rel=0.02)
-    assert sum(c.times for c in cost.calls if c.graph == "step") == 6, "the first token comes from the prefill"
-    assert cost.parameters == pytest.approx(7.5e9, rel=0.02)
+    assert sum(c.times for c in released.calls if c.graph == "step") == 6, "the first token comes from the prefill"
+    assert released.parameters == pytest.approx(7.5e9, rel=0.02)
 
 
 def test_flops_of_a_small_model_by_hand(toy) -> None:
@@ -99,14 +101,13 @@ def test_seven_billion_on_the_orin_nx_is_predicted_and_labelled(one_pass) -> Non
     assert result.to_dict()["prediction"]["stages"][1]["graph"] == "language"
 
 
-def test_autoregressive_actions_are_bound_by_bandwidth(one_pass) -> None:
-    slow = plan(PlanConfig(family="openvla", horizon=1)).prediction
+def test_autoregressive_actions_are_bound_by_bandwidth(released, one_pass) -> None:
+    slow = predict(released, NX, "int4")
     assert slow.tokens_per_second is not None
     low, high = slow.tokens_per_second
     assert 20 < low < high < 30
     assert next(s for s in slow.stages if s.graph == "step").bound == "bandwidth"
-    fast = one_pass.prediction
-    assert fast.actions_per_second[0] > 20 * slow.actions_per_second[1]
+    assert one_pass.prediction.actions_per_second[0] > 10 * slow.actions_per_second[1]
 
 
 def test_a_bundle_is_planned_by_its_own_sizes(tmp_path, toy) -> None:

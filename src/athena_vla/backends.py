@@ -125,7 +125,9 @@ class OpenVino:
         request.infer({k: _array(inputs[k], kind) for k, kind in kinds.items() if k in inputs})
         # Copied: the request's memory is overwritten by its next run.
         ports = request.get_compiled_model().outputs
-        return {port.any_name: torch.from_numpy(np.array(request.get_tensor(port).data)) for port in ports}
+        arrays = [(port.names, np.array(request.get_tensor(port).data)) for port in ports]
+        # A port may carry the names of several equal values of the graph; the host loop knows one of them.
+        return {name: torch.from_numpy(array) for names, array in arrays for name in names}
 
     def load(self, name: str) -> tuple[Any, dict[str, np.dtype[Any]]]:
         """Compile a graph now, rather than at its first call. Raises `ExportError`."""

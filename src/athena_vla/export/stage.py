@@ -26,6 +26,7 @@ from athena_vla.policy import Policy, replay
 
 LARGE = 1_000_000_000  # [bytes] of weights from which int8 activations pay on a CPU
 DATA = "model.data"
+GROUP = 128  # inputs that share a scale where a runtime rounds activations
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,8 @@ def export(config: ExportConfig) -> ExportResult:
         "opset": OPSET,
         "weights": _weights_summary(source, store),
         # Q/DQ layers are fused to 4-bit kernels at load; without this entry the fusion rounds activations to int8.
+        # OpenVINO rounds activations of 4- and 8-bit layers too, unless told not to.
+        "openvino": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP if how.accuracy == 4 else 0},
         "session": {"session.qdq_matmulnbits_accuracy_level": how.accuracy},
     }
     manifest = dataclasses.replace(
