@@ -146,9 +146,9 @@ def attention(source: Source) -> Section:
             Bar(
                 label(n).removeprefix("tuned, "),
                 table_["actors"][n]["change"]["value"],
-                f"{table_['actors'][n]['change']['value']:.3f} rad",
-                table_["actors"][n]["change"]["low"],
-                table_["actors"][n]["change"]["high"],
+                f"{significant(1000 * table_['actors'][n]['change']['value'])} mrad",
+                table_["actors"][n]["change"]["low"] if table_["episodes"] > 1 else None,
+                table_["actors"][n]["change"]["high"] if table_["episodes"] > 1 else None,
             )
             for n in names[1:]
             if table_["actors"].get(n, {}).get("change")
@@ -178,22 +178,24 @@ def open_loop(source: Source) -> Section:
     actors = result["actors"]
     plain = [n for n in actors if "." not in n]
     order = sorted(plain, key=lambda n: actors[n]["mae"]["value"])
+    several = result["episodes"] > 1  # one episode says nothing about the spread between episodes
     rows = [
         Bar(
             label(n),
             actors[n]["mae"]["value"],
             f"{actors[n]['mae']['value']:.4f}",
-            actors[n]["mae"]["low"],
-            actors[n]["mae"]["high"],
+            actors[n]["mae"]["low"] if several else None,
+            actors[n]["mae"]["high"] if several else None,
             kind="accent" if n == "tuned" else "",
         )
         for n in order
     ]
+    spread = "95% bootstrap intervals over episodes, not frames." if several else "A single episode gives no interval."
     total = card(
         "Mean absolute error, rad",
         bars(rows),
-        note=f"{result['samples']} samples from {result['episodes']} held-out episodes; 95% bootstrap intervals over "
-        "episodes, not frames. Open loop ranks policies only roughly: judge by the closed loop.",
+        note=f"{result['samples']} samples of held-out episodes ({result['episodes']}). {spread} Open loop ranks "
+        "policies only roughly: judge by the closed loop.",
     )
     ahead = {label(n): [((i + 1) * result["dt"], e) for i, e in enumerate(actors[n]["per_horizon"])] for n in order[:6]}
     horizon = card("Error over the chunk", lines(ahead, x_label="seconds ahead", y_label="rad"))
