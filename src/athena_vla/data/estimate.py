@@ -95,9 +95,7 @@ def estimate(config: AlignConfig) -> AlignReport:
         notes.append(f"pictures follow the joints by {known[0]} frames: --camera-offset {known[0]}")
     action_lag = round(float(np.median(joint_lags))) if joint_lags else None
     if action_lag is not None and action_lag > 1:
-        notes.append(
-            f"states follow actions by {action_lag} frames: that is the controller, and it is kept: the robot has it too"
-        )
+        notes.append(f"states follow actions by {action_lag} frames: that is the controller, kept as it is")
     return AlignReport(
         declared_fps=declared,
         real_fps=real,

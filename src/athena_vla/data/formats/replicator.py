@@ -80,7 +80,7 @@ class Replicator(BaseRecording):
         first = min(min(f) for f in streams.values())
         last = max(max(f) for f in streams.values())
         length = last - first + 1
-        if length > 100 * sum(len(f) for f in streams.values()) + 1000:
+        if length > 100 * sum(len(f) for f in streams.values()) + 100_000:
             raise RecordingError(f"Frame numbers of '{self.path}' run from {first} to {last} with hardly a picture.")
         cameras = {
             name: ImageFiles(tuple(files.get(first + i) for i in range(length)), f"camera '{name}' of '{self.path}'")

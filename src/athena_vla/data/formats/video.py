@@ -131,7 +131,8 @@ def copy_video(source: VideoFrames, path: Path) -> bool:
         if not packets or not packets[0].is_keyframe or packets[0].pts != first:
             return False
         with av.open(str(path), "w", format="mp4") as writer:
-            target = writer.add_stream_from_template(stream)
+            # opaque: the parameters are copied, no encoder of that name (libdav1d) is looked for.
+            target = writer.add_stream_from_template(stream, opaque=True)
             offset = first
             for packet in packets:
                 packet.pts -= offset

@@ -1,0 +1,135 @@
+"""Damaged recordings: never a traceback, a hang or gigabytes; good episodes survive bad ones."""
+
+import contextlib
+import json
+import shutil
+import struct
+import zipfile
+
+import numpy as np
+import pytest
+
+from athena_vla.data.check import CheckConfig, check
+from athena_vla.data.episode import BrokenEpisode, Episode
+from athena_vla.data.formats import open_recording
+from athena_vla.errors import AthenaError
+from recordings import clean, write
+
+SOURCES = {
+    "isaac_folder": None,
+    "lerobot": "g1_locomanip_arena_v21_novideo",
+    "lerobot_v3": "gr1_native_v30",
+    "hdf5": "isaaclab_arena_layout_camera/derived_gr1_camera.hdf5",
+    "rlds": "rlds_bridge_octo_debug",
+    "motion": "humanoid_amp_npz/amp_humanoid_run.npz",
+}
+
+
+def drain(path) -> None:
+    """Do with a recording all that reading can do; only our own errors may come out."""
+    with contextlib.suppress(AthenaError):
+        recording = open_recording(path)
+        with contextlib.suppress(AthenaError):
+            recording.info()
+        for item in recording.episodes():
+            assert isinstance(item, Episode | BrokenEpisode)
+            for stream in item.cameras.values() if isinstance(item, Episode) else ():
+                for frame in (0, len(stream) - 1):
+                    with contextlib.suppress(AthenaError):
+                        stream[frame]
+
+
+@pytest.fixture(params=SOURCES)
+def copy(request, tmp_path):
+    name = SOURCES[request.param]
+    target = tmp_path / "copy"
+    if name is None:
+        return write(target, clean(0, length=20), clean(1, length=20))
+    source = request.getfixturevalue("shared") / "data" / name
+    if source.is_file():
+        target = target.with_suffix(source.suffix)
+        shutil.copy(source, target)
+    else:
+        shutil.copytree(source, target)
+    return target
+
+
+def files_of(path) -> list:
+    return [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file() and f.stat().st_size)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_truncated_and_flipped_files(copy, seed):
+    rng = np.random.default_rng(seed)
+    for file in rng.permutation(np.array(files_of(copy), object))[:3]:
+        data = bytearray(file.read_bytes())
+        if seed % 2:
+            data = data[: int(rng.integers(0, len(data)))]
+        else:
+            for place in rng.integers(0, len(data), 12):
+                data[place] = int(rng.integers(0, 256))
+        file.write_bytes(bytes(data))
+    drain(copy)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_metadata_with_other_types_keys_and_sizes(copy, seed):
+    rng = np.random.default_rng(seed)
+    poison = [None, -1, 10**12, "", "../../etc/passwd", [], {}, [[1]], True, "x" * 10_000, float("nan")]
+    if copy.is_file():
+        pytest.skip("one binary file: nothing but bytes to spoil")
+    for file in [f for f in files_of(copy) if f.suffix in (".json", ".jsonl")]:
+        lines = file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]
+        spoiled = []
+        for line in lines:
+            raw = json.loads(line)
+            for key in list(raw):
+                if rng.random() < 0.3:
+                    raw[key] = poison[int(rng.integers(len(poison)))]
+                elif rng.random() < 0.1:
+                    raw[f"{key}_renamed"] = raw.pop(key)
+            spoiled.append(json.dumps(raw))
+        file.write_text("\n".join(spoiled))
+    drain(copy)
+
+
+def npy(shape: tuple[int, ...], descr: str = "<f4", body: bytes = b"\0\0\0\0") -> bytes:
+    header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    header += b" " * (63 - (len(header) + 10) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + body
+
+
+@pytest.mark.parametrize("content", [npy((10**12, 23)), npy((3, 23), "|O"), npy((10**12,), "|O"), b"", b"\x93NUMPY"])
+def test_npz_headers_that_lie_and_pickles_cost_nothing(tmp_path, content):
+    root = write(tmp_path / "in", clean(0), clean(1))
+    with zipfile.ZipFile(root / "episode_0000/trajectory.npz", "w") as archive:
+        archive.writestr("actions.npy", content)
+    episodes = list(open_recording(root).episodes())
+    assert isinstance(episodes[0], BrokenEpisode)
+    assert isinstance(episodes[1], Episode)
+
+
+def test_a_zip_bomb_is_not_unpacked(tmp_path):
+    root = write(tmp_path / "in", clean(0))
+    with zipfile.ZipFile(root / "episode_0000/trajectory.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("actions.npy", npy((8 * 10**5, 23), body=bytes(4 * 23 * 8 * 10**5)))
+    broken = next(open_recording(root).episodes())
+    assert isinstance(broken, BrokenEpisode)
+    assert "nearly nothing" in broken.reason
+
+
+def test_a_record_that_announces_a_terabyte(shared, tmp_path):
+    shutil.copytree(shared / "data/rlds_bridge_octo_debug", tmp_path / "set")
+    file = next((tmp_path / "set").rglob("*.tfrecord*"))
+    file.write_bytes(struct.pack("<QI", 10**12, 0) + file.read_bytes()[:500])
+    drain(tmp_path / "set")
+
+
+def test_swapped_shapes_are_named(tmp_path):
+    root = write(tmp_path / "in", clean(0), clean(1))
+    path = root / "episode_0000/trajectory.npz"
+    arrays = dict(np.load(path))
+    np.savez(path, **{**arrays, "actions": arrays["actions"].T, "observations": arrays["observations"][:7]})
+    report = check(CheckConfig(input=root))
+    assert ("episode.unreadable", "episode_0000") in {(f.code, f.episode) for f in report.findings}
+    assert report.episodes == 1
