@@ -1,0 +1,148 @@
+"""A deployment as an MCAP bag that ROS 2 tools can play, and back: joint states, images, trajectories, the instruction.
+
+Knows the messages of `ros2` and the MCAP libraries from PyPI (imported on demand); needs no ROS.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from athena_vla.control.ros2 import JointMap, image, image_message, seconds
+from athena_vla.control.trace import Trace
+from athena_vla.embodiment import ActionChunk, Array, Observation
+from athena_vla.errors import MissingDependency, RecordingError
+
+STAMP = "int32 sec\nuint32 nanosec"
+PARTS = {
+    "std_msgs/Header": "builtin_interfaces/Time stamp\nstring frame_id",
+    "builtin_interfaces/Time": STAMP,
+    "builtin_interfaces/Duration": STAMP,
+    "trajectory_msgs/JointTrajectoryPoint": (
+        "float64[] positions\nfloat64[] velocities\nfloat64[] accelerations\nfloat64[] effort\n"
+        "builtin_interfaces/Duration time_from_start"
+    ),
+}
+TYPES = {  # the definitions of ROS 2's common_interfaces, without comments
+    "sensor_msgs/msg/JointState": (
+        "std_msgs/Header header\nstring[] name\nfloat64[] position\nfloat64[] velocity\nfloat64[] effort",
+        ("std_msgs/Header", "builtin_interfaces/Time"),
+    ),
+    "sensor_msgs/msg/Image": (
+        "std_msgs/Header header\nuint32 height\nuint32 width\nstring encoding\nuint8 is_bigendian\nuint32 step\n"
+        "uint8[] data",
+        ("std_msgs/Header", "builtin_interfaces/Time"),
+    ),
+    "trajectory_msgs/msg/JointTrajectory": (
+        "std_msgs/Header header\nstring[] joint_names\ntrajectory_msgs/JointTrajectoryPoint[] points",
+        tuple(PARTS),
+    ),
+    "std_msgs/msg/String": ("string data", ()),
+}
+
+
+@dataclass(frozen=True)
+class Topics:
+    """Where things are in the graph."""
+
+    state: str = "/joint_states"
+    image: str = "/camera/{camera}/image_raw"
+    command: str = "/joint_trajectory_controller/joint_trajectory"
+    chunk: str = "/athena/chunk"
+    task: str = "/athena/task"
+
+
+def write_bag(path: str | Path, trace: Trace, joints: JointMap, topics: Topics | None = None) -> Path:
+    """The executed episode as MCAP; images only where the trace kept them. Written under another name, then renamed."""
+    writer_type, _, _ = _library()
+    topics, target = topics or Topics(), Path(path)
+    temporary = target.with_name(target.name + ".part")
+    control = joints.robot.joint_names
+    period = 1.0 / joints.robot.command_hz
+    with temporary.open("wb") as file:
+        writer = writer_type(file)
+        schemas = {name: writer.register_msgdef(name, _definition(name)) for name in TYPES}
+
+        def put(topic: str, kind: str, message: Mapping[str, Any], time: float) -> None:
+            writer.write_message(topic, schemas[kind], message, round(time * 1e9), round(time * 1e9))
+
+        start = float(trace.times[0]) if len(trace.times) else 0.0
+        put(topics.task, "std_msgs/msg/String", {"data": trace.instruction}, start)
+        for time, state in zip(trace.state_times, trace.states, strict=True):
+            put(topics.state, "sensor_msgs/msg/JointState", joints.joint_state(state, time), time)
+        for seen in trace.frames:
+            for camera, pixels in seen.images.items():
+                where = topics.image.format(camera=camera)
+                put(where, "sensor_msgs/msg/Image", image_message(pixels, seen.time, camera), seen.time)
+        for chunk in trace.chunks:
+            message = joints.chunk_trajectory(chunk)
+            put(topics.chunk, "trajectory_msgs/msg/JointTrajectory", message, chunk.time)
+        for time, row in zip(trace.times, trace.commands, strict=True):
+            message = joints.trajectory(control, row[None], period, time)
+            put(topics.command, "trajectory_msgs/msg/JointTrajectory", message, time)
+        writer.finish()
+    return temporary.replace(target)
+
+
+@dataclass(frozen=True)
+class Bag:
+    """What a bag of a deployment holds, in the robot's own terms and in time order."""
+
+    instruction: str
+    observations: tuple[Observation, ...]  # with the images whose stamp equals the state's
+    chunks: tuple[ActionChunk, ...]
+    command_times: tuple[float, ...]  # [s]
+    commands: tuple[Array, ...]  # each [D] rad
+
+
+def read_bag(path: str | Path, joints: JointMap, topics: Topics | None = None) -> Bag:
+    """Inverse of `write_bag`; other topics are passed over. Raises `RecordingError` for a file that is no bag."""
+    topics = topics or Topics()
+    cameras = {topics.image.format(camera=c): c for c in joints.robot.camera_names}
+    instruction, images = "", {}
+    states: list[tuple[float, Array]] = []
+    chunks, times, commands = [], [], []
+    for topic, message in _messages(Path(path)):
+        if topic == topics.task:
+            instruction = message.data
+        elif topic == topics.state:
+            states.append((seconds(message.header.stamp), joints.state(message)))
+        elif topic in cameras:
+            images.setdefault(seconds(message.header.stamp), {})[cameras[topic]] = image(message)
+        elif topic == topics.chunk:
+            chunks.append(joints.chunk(message))
+        elif topic == topics.command:
+            times.append(seconds(message.header.stamp))
+            commands.append(joints.chunk(message).positions[0])
+    seen = tuple(Observation(images.get(t, {}), state, instruction, t) for t, state in states)
+    return Bag(instruction, seen, tuple(chunks), tuple(times), tuple(commands))
+
+
+def _messages(path: Path) -> Iterator[tuple[str, Any]]:
+    _, make_reader, decoder = _library()
+    if not path.is_file():
+        raise RecordingError(f"There is no bag at '{path}'.")
+    from mcap.exceptions import McapError
+
+    try:
+        with path.open("rb") as file:
+            for _, channel, _, message in make_reader(file, decoder_factories=[decoder()]).iter_decoded_messages():
+                yield channel.topic, message
+    except (McapError, ValueError, EOFError) as error:
+        raise RecordingError(f"'{path}' is not a readable MCAP bag: {error}.") from error
+
+
+def _definition(name: str) -> str:
+    text, needs = TYPES[name]
+    rule = "=" * 80
+    return "\n".join([text, *(f"{rule}\nMSG: {part}\n{PARTS[part]}" for part in needs)])
+
+
+def _library() -> tuple[Any, Any, Any]:
+    try:
+        from mcap.reader import make_reader
+        from mcap_ros2.decoder import DecoderFactory
+        from mcap_ros2.writer import Writer
+    except ImportError as error:
+        raise MissingDependency("mcap-ros2-support", "ros2", "to write and read bags") from error
+    return Writer, make_reader, DecoderFactory

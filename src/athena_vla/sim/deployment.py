@@ -1,0 +1,39 @@
+"""A deployment as a recording: the trace of an episode on a robot becomes an `Episode` like any other.
+
+Knows traces and episodes; the format it is written in is the caller's choice.
+"""
+
+import numpy as np
+
+from athena_vla.control.trace import Trace
+from athena_vla.data.episode import Episode
+from athena_vla.embodiment import Embodiment
+from athena_vla.errors import RecordingError
+
+
+def trace_to_episode(trace: Trace, robot: Embodiment, *, id: str, success: bool | None = None) -> Episode:
+    """What was seen at each control step, and the command that had been executed when the step was over.
+
+    Actions are what the motors got, after the safety filter, for every joint. Needs a trace with `record_images`.
+    """
+    if not trace.frames:
+        raise RecordingError(f"Episode {id}: the trace has no images; run it with RuntimeConfig(record_images=True).")
+    stamps = np.array([o.time for o in trace.frames])
+    # The last command that was given before the next control step began.
+    last = np.searchsorted(trace.times, stamps + 1.0 / robot.control_hz - 1e-6) - 1
+    whole = (last >= 0) & (trace.times[last] >= stamps - 1e-6)
+    frames = [o for o, keep in zip(trace.frames, whole, strict=True) if keep]
+    return Episode(
+        id=id,
+        fps=robot.control_hz,
+        joint_names=trace.joint_names,
+        actions=trace.commands[last[whole]],
+        state_names=trace.joint_names,
+        states=np.array([o.state for o in frames]),
+        timestamps=stamps[whole],
+        cameras={c: [o.images[c] for o in frames] for c in robot.camera_names},
+        instructions=(trace.instruction,),
+        success=success,
+        source=f"deployment of {trace.robot}",
+        extras={"interventions": dict(trace.interventions), "deadline_misses": trace.deadline_misses},
+    )

@@ -1,0 +1,153 @@
+"""ROS 2 messages, by name and both ways, and deployments as MCAP bags; on message-shaped data, without ROS."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from athena_vla.control.bag import read_bag, write_bag
+from athena_vla.control.ros2 import JointMap, duration, image, image_message, seconds
+from athena_vla.control.runtime import RuntimeConfig, run_episode
+from athena_vla.control.safety import SafetyFilter
+from athena_vla.embodiment import ActionChunk, Embodiment
+from athena_vla.errors import InvalidEmbodiment, InvalidObservation, RecordingError, UnknownName
+
+
+def shaped(value: Any) -> Any:
+    """A dictionary as the message it stands for: fields as attributes."""
+    if isinstance(value, dict):
+        return SimpleNamespace(**{k: shaped(v) for k, v in value.items()})
+    return [shaped(v) for v in value] if isinstance(value, list) else value
+
+
+def test_joints_are_found_by_name_in_any_order(toy: Embodiment) -> None:
+    joints = JointMap(toy, {"base": "j0"})
+    message = shaped({"name": ["finger", "other", "j0", "shoulder"], "position": [3.0, 9.0, 1.0, 2.0]})
+    np.testing.assert_array_equal(joints.state(message), [1.0, 2.0, 3.0])
+    state = np.array([0.1, 0.2, 0.3])
+    np.testing.assert_array_equal(joints.state(shaped(joints.joint_state(state, 1.5))), state)
+
+
+@pytest.mark.parametrize(
+    ("names", "positions", "fault"),
+    [
+        (["base", "shoulder"], [0.0, 0.0], "finger"),
+        (["base", "base", "shoulder", "finger"], [0.0] * 4, "twice"),
+        (["base", "shoulder", "finger"], [0.0, 0.0], "2 positions"),
+        (["base", "shoulder", "finger"], [0.0, float("nan"), 0.0], "not numbers"),
+    ],
+)
+def test_a_joint_state_that_does_not_fit_is_refused(toy: Embodiment, names: Any, positions: Any, fault: str) -> None:
+    with pytest.raises(InvalidObservation, match=fault):
+        JointMap(toy).state(shaped({"name": names, "position": positions}))
+
+
+def test_maps_are_checked_at_construction(toy: Embodiment) -> None:
+    with pytest.raises(UnknownName):
+        JointMap(toy, {"thumb": "x"})
+    with pytest.raises(InvalidEmbodiment, match="share"):
+        JointMap(toy, {"base": "finger"})
+
+
+@pytest.mark.parametrize("padding", [0, 5])
+@pytest.mark.parametrize("encoding", ["rgb8", "bgr8", "rgba8", "bgra8", "mono8"])
+def test_images_in_every_encoding(encoding: str, padding: int) -> None:
+    rgb = np.random.default_rng(0).integers(0, 256, (4, 6, 3)).astype(np.uint8)
+    if encoding == "mono8":
+        rgb = np.repeat(rgb[..., :1], 3, axis=2)
+        raw = rgb[..., :1]
+    else:
+        raw = rgb[..., ::-1] if encoding.startswith("bgr") else rgb
+        if encoding.endswith("a8"):
+            raw = np.concatenate([raw, np.full((4, 6, 1), 7, np.uint8)], axis=2)
+    rows = np.pad(raw.reshape(4, -1), ((0, 0), (0, padding)))
+    message = {"encoding": encoding, "height": 4, "width": 6, "step": rows.shape[1], "data": rows.tobytes()}
+    np.testing.assert_array_equal(image(shaped(message)), rgb)
+    np.testing.assert_array_equal(image(shaped(image_message(rgb, 1.0))), rgb)
+
+
+@pytest.mark.parametrize("change", [{"encoding": "16UC1"}, {"step": 3}, {"data": b"12"}, {"height": 0}])
+def test_images_that_cannot_be_are_refused(change: dict[str, Any]) -> None:
+    message = image_message(np.zeros((4, 6, 3), np.uint8), 0.0) | change
+    with pytest.raises(InvalidObservation, match="Image"):
+        image(shaped(message))
+
+
+@pytest.mark.parametrize("time", [0.0, 1.25, 1e9 + 0.123456789, 0.9999999999, -0.25])
+def test_times_go_both_ways(time: float) -> None:
+    stamp = duration(time)
+    assert 0 <= stamp["nanosec"] < 10**9
+    assert abs(seconds(shaped(stamp)) - time) < 2e-7
+    with pytest.raises(InvalidObservation):
+        duration(float("nan"))
+
+
+def test_a_chunk_is_a_trajectory_and_back(toy: Embodiment) -> None:
+    joints = JointMap(toy, {"shoulder": "j1"})
+    chunk = ActionChunk(np.random.default_rng(0).normal(size=(5, 2)), ("finger", "shoulder"), 0.1, 2.5)
+    message = joints.chunk_trajectory(chunk)
+    assert message["joint_names"] == ["finger", "j1"]
+    assert message["points"][4]["time_from_start"] == {"sec": 0, "nanosec": 500_000_000}
+    back = joints.chunk(shaped(message))
+    np.testing.assert_array_equal(back.positions, chunk.positions)
+    assert (back.joint_names, back.time) == (chunk.joint_names, chunk.time)
+    assert abs(back.dt - chunk.dt) < 1e-12
+    for change in ({"joint_names": ["thumb", "j1"]}, {"points": []}, {"points": message["points"][::-1]}):
+        with pytest.raises(InvalidObservation, match="JointTrajectory"):
+            joints.chunk(shaped(message | change))
+
+
+def test_a_deployment_becomes_a_bag_and_comes_back(toy: Embodiment, tmp_path) -> None:
+    pytest.importorskip("mcap_ros2", reason="mcap-ros2-support is not installed")
+    from test_runtime import Puppet, Wave
+
+    config = RuntimeConfig(record_images=True, replan_every=4)
+    trace = run_episode(Puppet(toy), Wave(toy), SafetyFilter(toy), duration=1.0, config=config)
+    joints = JointMap(toy, {"base": "arm_base"})
+    bag = read_bag(write_bag(tmp_path / "run.mcap", trace, joints), joints)
+    assert bag.instruction == trace.instruction
+    np.testing.assert_array_equal(np.array(bag.commands), trace.commands)
+    np.testing.assert_allclose(bag.command_times, trace.times, atol=1e-9)
+    np.testing.assert_array_equal(np.array([o.state for o in bag.observations]), trace.states)
+    assert len(bag.chunks) == len(trace.chunks)
+    for ours, theirs in zip(trace.chunks, bag.chunks, strict=True):
+        np.testing.assert_array_equal(ours.positions, theirs.positions)
+    for ours, theirs in zip(trace.frames, bag.observations, strict=True):
+        np.testing.assert_array_equal(ours.images["front"], theirs.images["front"])
+    assert not list(tmp_path.glob("*.part"))
+    (tmp_path / "broken.mcap").write_bytes(b"not a bag at all")
+    for name in ("broken.mcap", "absent.mcap"):
+        with pytest.raises(RecordingError, match="bag"):
+            read_bag(tmp_path / name, joints)
+
+
+def test_the_node_says_what_is_missing() -> None:
+    """The node itself was never run: here is no ROS. Importing it needs none, running it says so."""
+    pytest.importorskip("msgpack")
+    code = "from athena_vla.control import ros2_node; ros2_node.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "MissingDependency" in done.stderr or "rclpy" in done.stderr
+
+
+def test_a_deployment_becomes_a_recording_in_the_folder_layout(toy: Embodiment, tmp_path) -> None:
+    from athena_vla.data.formats import open_recording
+    from athena_vla.data.formats.isaac_folder import write_episode
+    from athena_vla.sim.deployment import trace_to_episode
+    from test_runtime import Puppet, Wave
+
+    config = RuntimeConfig(record_images=True, replan_every=4)
+    trace = run_episode(Puppet(toy), Wave(toy), SafetyFilter(toy), duration=1.0, config=config)
+    episode = trace_to_episode(trace, toy, id="run_0", success=True)
+    np.testing.assert_array_equal(episode.actions, trace.commands[9::10])
+    write_episode(tmp_path, episode)
+    back = open_recording(tmp_path).read("run_0")
+    np.testing.assert_array_equal(back.actions, episode.actions)
+    np.testing.assert_array_equal(back.states, episode.states)
+    assert back.instructions[0] == trace.instruction
+    assert back.success is True
+    no_images = run_episode(Puppet(toy), Wave(toy), SafetyFilter(toy), duration=0.5)
+    with pytest.raises(RecordingError, match="record_images"):
+        trace_to_episode(no_images, toy, id="x")
