@@ -238,6 +238,28 @@ def test_processors_and_tokenizers_that_do_not_fit(broken: Path) -> None:
         checkpoint.load(broken)
 
 
+def test_oft_parts_that_cannot_be_used(broken: Path) -> None:
+    head = broken / "action_head--10_checkpoint.pt"
+    head.write_bytes(b"no weights")
+    with pytest.raises(ModelError, match="cannot be read as weights"):
+        conformance.load(broken, platform="libero")
+    torch.save({"module.noise_predictor.mlp_resnet.fc1.weight": torch.zeros(2)}, head)
+    with pytest.raises(ModelError, match="not an L1 action head"):
+        conformance.load(broken, platform="libero")
+    torch.save({"module.model.fc1.weight": torch.zeros(2, 2), "module.model.fc2.weight": torch.zeros(7, 2)}, head)
+    with pytest.raises(ModelError, match="does not fit: missing model.layer_norm1"):
+        conformance.load(broken, platform="libero")
+    head.rename(broken / "action_head--20_checkpoint.pt")
+    (broken / "action_head--latest_checkpoint.pt").write_bytes(b"")
+    with pytest.raises(ModelError, match="steps 20, latest"):
+        conformance.load(broken, platform="libero")
+    for path in broken.glob("action_head*"):
+        path.unlink()
+    (broken / "vision_backbone--10_checkpoint.pt").write_bytes(b"")
+    with pytest.raises(ModelError, match="FiLM"):
+        conformance.load(broken)
+
+
 def test_hub_ids_load_from_the_cache_and_say_so_where_it_is_empty(
     released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,10 +61,10 @@ def find(folder: Path) -> OftFiles:
 
     def one(part: str) -> Path | None:
         pattern = re.compile(rf"{part}--(\w+)_checkpoint\.(pt|safetensors)")
-        found = {m.group(1): {} for p in folder.iterdir() if (m := pattern.fullmatch(p.name))}
+        found: dict[str, dict[str, Path]] = {}
         for path in folder.iterdir():
             if match := pattern.fullmatch(path.name):
-                found[match.group(1)][match.group(2)] = path
+                found.setdefault(match.group(1), {})[match.group(2)] = path
         if len(found) > 1:
             raise ModelError(
                 f"'{folder}' holds several {part} files (steps {', '.join(sorted(found))}); keep the one to be used."
@@ -73,6 +73,12 @@ def find(folder: Path) -> OftFiles:
         kinds = next(iter(found.values()), {})
         return kinds.get("safetensors") or kinds.get("pt")
 
+    film = one("vision_backbone")
+    if film is not None:
+        raise ModelError(
+            f"'{film}' holds a FiLM vision backbone, which is not supported; without it the model would answer "
+            "wrongly. Use a checkpoint that was trained without FiLM."
+        )
     return OftFiles(one("action_head"), one("proprio_projector"))
 
 
