@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from athena_vla.errors import TrainingError
+from athena_vla.finetune.sharding import like
 
 _PREFIX = "step-"
 BEST = "best"
@@ -127,8 +128,7 @@ def restore_optimizer(
             raise TrainingError(f"The checkpoint's optimiser has '{name}', which does not train in this run.")
         parameter = parameters[name]
         # Step counters stay on the CPU; moments live where the weights do.
-        place = "cpu" if tensor.ndim == 0 else parameter.device
-        optimizer.state[parameter][key] = tensor.to(place).clone()
+        optimizer.state[parameter][key] = tensor.clone() if tensor.ndim == 0 else like(tensor.clone(), parameter)
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

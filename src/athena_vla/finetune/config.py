@@ -158,6 +158,11 @@ class FinetuneConfig:
         if self.vision and self.cache_features == "always":
             raise TrainingError("Features of vision towers that train cannot be cached; drop one of the two options.")
 
+        if self.sharding == "fsdp2" and self.quantization != "none":
+            raise TrainingError(
+                "4-bit weights are not sharded here: a 7B decoder in 4 bits takes 4 GB per card. Use --sharding ddp."
+            )
+
     @property
     def run_folder(self) -> Path:
         """Logs, curves, checkpoints."""

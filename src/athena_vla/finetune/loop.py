@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from athena_vla.data.dataset import Dataset
 from athena_vla.errors import TrainingError
 from athena_vla.finetune import checkpoint as checkpoints
+from athena_vla.finetune import sharding
 from athena_vla.finetune.batches import Batch, Loader, Order
 from athena_vla.finetune.checkpoint import Checkpoint
 from athena_vla.finetune.config import FinetuneConfig
@@ -45,7 +45,7 @@ class LossOf(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, inputs: Tensors, target: Float[Tensor, "b h d"], valid: Bool[Tensor, "b h"]) -> Float[Tensor, ""]:
+    def forward(self, inputs: Tensors, target: Tensor, valid: Tensor) -> Tensor:
         return self.model.loss(inputs, target, valid)
 
 
@@ -69,10 +69,16 @@ class Trainer:
         self.checkpoint_every = config.checkpoint_every or self.evaluate_every
         self.folder = config.run_folder / "checkpoints"
         self.progress = Progress()
+        self.sharded = config.sharding == "fsdp2" and accelerator.num_processes > 1
+        self.root: nn.Module = LossOf(model)
+        if self.sharded:
+            sharding.shard(self.root)  # replaces parameters, so it comes before the optimiser
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         optimizer = make_optimizer(model, self.parameters, config)
-        # The optimiser is prepared with the model: sharding replaces parameters, and both must see the new ones.
-        self.wrapped, self.optimizer = accelerator.prepare(LossOf(model), optimizer)
+        if self.sharded:
+            self.wrapped, self.optimizer = self.root, accelerator.prepare_optimizer(optimizer)
+        else:
+            self.wrapped, self.optimizer = accelerator.prepare(self.root, optimizer)
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.last_good = 0
 
@@ -84,7 +90,7 @@ class Trainer:
         first = self._resume(identity)
         self.wrapped.train()
         lora.trust_autocast(self.model, on=self.accelerator.mixed_precision != "no")
-        lora.fuse_forward(self.model, on=self.accelerator.device.type == "cpu")
+        lora.fuse_forward(self.model, on=self.accelerator.device.type == "cpu" and not self.sharded)
         started = time.monotonic()
         for step in self.log.track(range(first, self.steps), first, self.steps):
             self._set_rates(step)
@@ -110,7 +116,14 @@ class Trainer:
     def restore(self, step: int) -> None:
         """Put the weights of that step's checkpoint into the model."""
         found, _ = checkpoints.load(self.folder, step)
-        lora.load(self.model, found.weights)
+        self._load_weights(found.weights)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Everything that trains, whole; with sharding every process has to call it."""
+        return sharding.whole(lora.state(self.model))
+
+    def _load_weights(self, tensors: dict[str, Tensor]) -> None:
+        lora.load(self.model, {k: sharding.like(t, self.parameters[k]) for k, t in tensors.items()})
 
     def evaluate(self) -> dict[str, Any]:
         """Loss and mean absolute error per joint [rad] on the validation split, without augmentation."""
@@ -122,11 +135,12 @@ class Trainer:
         losses, weights = [], []
         errors = np.zeros(self.dataset.robot.action_dim)
         rows = 0
-        run = run_torch(self.model)
+        with sharding.gathered(self.root):
+            run = run_torch(self.model)
         try:
             for batch in self.loader.plain_batches([int(i) for i in chosen], max(8, self.config.batch)):
                 inputs, target, valid = self._place(batch)
-                with torch.inference_mode(), self.accelerator.autocast():
+                with sharding.gathered(self.root), torch.no_grad(), self.accelerator.autocast():
                     losses.append(float(self.model.loss(inputs, target, valid)))
                     unit = self.model.decode(run, inputs, {}).float().cpu().numpy()
                 weights.append(int(batch.valid.sum()))
@@ -154,16 +168,18 @@ class Trainer:
             # Dropout draws from torch's generator: its state follows from the step, so nothing has to be stored.
             torch.manual_seed(_mix(self.config.seed, step, part, rank))
             last = part == self.config.accumulation - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                loss = self.wrapped(*self._place(batch)) / self.config.accumulation
+            sharding.synchronise(self.root, on=last)
+            with contextlib.nullcontext() if last or self.sharded else self.accelerator.no_sync(self.wrapped):
+                with self.accelerator.autocast():
+                    loss = self.wrapped(*self._place(batch)) / self.config.accumulation
                 self._require_finite(loss, batch, step)
                 self.accelerator.backward(loss)
             total += float(loss.detach())
         if self.config.clip_norm > 0:
-            norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.config.clip_norm)
-            norm = float(norm) if norm is not None else math.nan
+            self.accelerator.unscale_gradients()
+            norm = sharding.number(nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip_norm))
         else:
-            norm = float("nan")
+            norm = math.nan
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return total, norm
@@ -204,20 +220,12 @@ class Trainer:
 
     def _save(self, done: int, identity: dict[str, Any]) -> None:
         self.last_good = done
+        names = {id(p): n for n, p in self.parameters.items()}
+        state = sharding.whole(checkpoints.optimizer_tensors(self.optimizer.optimizer, names))
+        content = Checkpoint(done, self.weights(), state, dataclasses.asdict(self.progress))
         if not self.accelerator.is_main_process:
             return
-        names = {id(p): n for n, p in self.parameters.items()}
-        inner = self.optimizer.optimizer
-        checkpoints.save(
-            self.folder,
-            Checkpoint(
-                done,
-                lora.state(self.model),
-                checkpoints.optimizer_tensors(inner, names),
-                dataclasses.asdict(self.progress),
-            ),
-            identity,
-        )
+        checkpoints.save(self.folder, content, identity)
         best = self.progress.best_step if self.config.select == "best" else None
         checkpoints.prune(self.folder, self.config.keep, best)
 
@@ -227,7 +235,7 @@ class Trainer:
             return 0
         state, theirs = found
         checkpoints.require_same(theirs, identity, self.folder)
-        lora.load(self.model, state.weights)
+        self._load_weights(state.weights)
         checkpoints.restore_optimizer(self.optimizer.optimizer, self.parameters, state.optimizer)
         self.progress = Progress(**state.progress)
         self.last_good = state.step

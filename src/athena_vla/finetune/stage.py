@@ -18,21 +18,23 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from athena_vla import bundle as bundles
-from athena_vla.bundle import Bundle, Manifest
+from athena_vla.bundle import Bundle, Golden, Manifest
 from athena_vla.data.dataset import Dataset
 from athena_vla.errors import TrainingError
 from athena_vla.finetune import checkpoint as checkpoints
-from athena_vla.finetune import features, launch
+from athena_vla.finetune import features, launch, sharding
 from athena_vla.finetune.batches import Loader
 from athena_vla.finetune.config import FinetuneConfig
 from athena_vla.finetune.log import RunLog
 from athena_vla.finetune.loop import Trainer
 from athena_vla.models import lora
 from athena_vla.models.architecture import Architecture
+from athena_vla.models.gates import check_sensitivity
 from athena_vla.models.lora import LoraSettings
 from athena_vla.policy import Policy, record_golden
 
 GOLDEN_EXAMPLES = 4
+_LARGE = 1_000_000_000  # parameters; larger models answer where and as they were trained
 
 
 @dataclass(frozen=True)
@@ -132,9 +134,17 @@ def _finetune(config: FinetuneConfig, accelerator: Accelerator) -> FinetuneResul
         validation={k: v for k, v in measured.items() if k != "step"},
         notes=notes,
     )
-    if accelerator.is_main_process:
-        _write(model, dataset, base, config, settings, trainer, result)
-        (config.run_folder / "result.json").write_text(launch.to_json(result))
+    tensors = trainer.weights()
+    if accelerator.is_main_process or trainer.sharded:  # a sharded model answers only when all processes ask it
+        golden, gates = _answers(trainer, dataset)
+        if accelerator.is_main_process:
+            blind = [g for g, outcome in gates.items() if not outcome["passed"]]
+            if blind:
+                result = dataclasses.replace(
+                    result, notes=(*notes, f"Its actions do not depend on: {', '.join(blind)}. Train longer.")
+                )
+            _write(model, tensors, golden, gates, dataset, base, config, settings, trainer, result)
+            (config.run_folder / "result.json").write_text(launch.to_json(result))
     log.close()
     accelerator.wait_for_everyone()
     return result
@@ -202,8 +212,31 @@ def _start_again(config: FinetuneConfig, accelerator: Accelerator, log: RunLog) 
     accelerator.wait_for_everyone()
 
 
+def _answers(trainer: Trainer, dataset: Dataset) -> tuple[Golden, dict[str, Any]]:
+    """What the trained model answers to a few frames, and whether it sees and listens at all."""
+    model = trainer.model
+    lora.trust_autocast(model, on=False)
+    lora.fuse_forward(model, on=False)
+    model.eval()
+    small = sum(p.numel() for p in model.parameters()) < _LARGE
+    if not trainer.sharded and small:
+        model.cpu().float()
+    narrow = contextlib.nullcontext() if small else trainer.accelerator.autocast()
+    pool = dataset.validation if len(dataset.validation) else dataset.train
+    places = np.unique(np.linspace(0, len(pool) - 1, GOLDEN_EXAMPLES).round().astype(int))
+    observations = [dataset[int(i)].observation for i in pool[places]]
+    with sharding.gathered(trainer.root), narrow:
+        policy = Policy.of_model(model, dataset.robot, dataset.normalizer)
+        golden = record_golden(policy, observations)
+        sensitivity = check_sensitivity(policy.act, observations, proprio=model.reads_state)
+    return golden, sensitivity.to_dict()
+
+
 def _write(
     model: Architecture,
+    tensors: dict[str, torch.Tensor],
+    golden: Golden,
+    gates: dict[str, Any],
     dataset: Dataset,
     base: Bundle,
     config: FinetuneConfig,
@@ -211,13 +244,6 @@ def _write(
     trainer: Trainer,
     result: FinetuneResult,
 ) -> None:
-    lora.trust_autocast(model, on=False)
-    lora.fuse_forward(model, on=False)
-    model.cpu().float().eval()
-    policy = Policy.of_model(model, dataset.robot, dataset.normalizer)
-    pool = dataset.validation if len(dataset.validation) else dataset.train
-    places = np.linspace(0, len(pool) - 1, GOLDEN_EXAMPLES).round().astype(int)
-    golden = record_golden(policy, [dataset[int(i)].observation for i in pool[np.unique(places)]])
     manifest = Manifest(
         stage="finetuned",
         family=model.family,
@@ -229,6 +255,7 @@ def _write(
         parent_path=config.model if config.model.startswith(bundles.BUILTIN) else str(Path(config.model).resolve()),
         adapter=dataclasses.asdict(settings) | {"targets": list(settings.targets)},
         config=config.to_dict(),
+        gates=gates,
         stage_info={
             "steps": result.steps,
             "chosen_step": result.chosen_step,
@@ -242,7 +269,7 @@ def _write(
         },
     )
     with bundles.writing(config.out, manifest, golden, model.tokenizer_files()) as folder:
-        bundles.save_tensors(lora.state(model), folder / bundles.ADAPTER_FILE)
+        bundles.save_tensors(tensors, folder / bundles.ADAPTER_FILE)
 
 
 def _reporter(log: RunLog) -> Any:

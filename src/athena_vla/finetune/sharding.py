@@ -1,0 +1,58 @@
+"""FSDP2: parameters of repeated blocks split over the processes, gathered block by block. Knows no family.
+
+Used with `--sharding fsdp2` under torchrun (GPUs) or `--processes` (CPU, for tests).
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def shard(root: nn.Module) -> None:
+    """Shard every block of every list of blocks, then what is left, in place; optimisers come after this."""
+    for module in list(root.modules()):
+        if isinstance(module, nn.ModuleList) and len(module) > 1:
+            for block in module:
+                # Layers that nothing computes are left to the root: nothing would ever gather them.
+                fully_shard(block)
+    fully_shard(root)
+
+
+def synchronise(root: nn.Module, *, on: bool) -> None:
+    """Whether the next backward pass reduces gradients over the processes."""
+    if isinstance(root, FSDPModule):
+        root.set_requires_gradient_sync(on)
+
+
+@contextlib.contextmanager
+def gathered(root: nn.Module) -> Iterator[None]:
+    """Inside, the parameters that belong to no block are whole, so that parts of the model can be called alone."""
+    if not isinstance(root, FSDPModule):
+        yield
+        return
+    root.unshard()
+    try:
+        yield
+    finally:
+        root.reshard()
+
+
+def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The full tensors; every process has to call it."""
+    return {k: t.full_tensor() if isinstance(t, DTensor) else t for k, t in tensors.items()}
+
+
+def like(tensor: Tensor, place: Tensor) -> Tensor:
+    """`tensor` laid out as `place` is."""
+    if not isinstance(place, DTensor):
+        return tensor.to(place.device)
+    return distribute_tensor(tensor.to(place.device), place.device_mesh, place.placements)
+
+
+def number(value: Tensor) -> float:
+    """A scalar, reduced over the processes if need be."""
+    value = value.detach()
+    return float(value.full_tensor() if isinstance(value, DTensor) else value)
