@@ -1,6 +1,18 @@
-"""A bundle's graphs as ONNX, for the CPU here or for TensorRT on a device."""
+"""A bundle's graphs as ONNX, for the CPU here or for TensorRT on a device; and the gates a deployed bundle must pass."""
 
 from athena_vla.export.deployment import deployment_config, verdict, write_deployment_config
+from athena_vla.export.gates import GateConfig, GateLimits, GateReport, check
 from athena_vla.export.stage import ExportConfig, ExportResult, export
 
-__all__ = ["ExportConfig", "ExportResult", "deployment_config", "export", "verdict", "write_deployment_config"]
+__all__ = [
+    "ExportConfig",
+    "ExportResult",
+    "GateConfig",
+    "GateLimits",
+    "GateReport",
+    "check",
+    "deployment_config",
+    "export",
+    "verdict",
+    "write_deployment_config",
+]

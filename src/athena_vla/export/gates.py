@@ -1,0 +1,192 @@
+"""Gates of a quantised or exported bundle against the float model; the outcome is written into the bundle.
+
+Agreement of answers, error per joint, smoothness, and whether it still looks and listens. Closed-loop results come from
+outside: this room does not know how they are made.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from athena_vla import bundle as bundles
+from athena_vla.backends import Name
+from athena_vla.bundle import Bundle
+from athena_vla.data.dataset import Dataset
+from athena_vla.embodiment import Observation
+from athena_vla.errors import BundleError, DatasetError
+from athena_vla.models.architecture import Tensors
+from athena_vla.models.gates import check_sensitivity
+from athena_vla.models.vla import VisionLanguageModel
+from athena_vla.policy import Policy
+from athena_vla.quantize.choose import action_error
+
+BINS = 256
+ONE_BIN = 1.5  # differences below this many bin widths are at most one bin apart
+
+
+@dataclass(frozen=True)
+class GateLimits:
+    """What a bundle may lose. Bins are 1/255 of a joint's range of motion in the data."""
+
+    kl_nats: float = 0.05
+    """Mean divergence of the distribution over the action bins; families that answer in tokens."""
+    greedy_agreement: float = 0.80
+    """Share of tokens that are the same when both read the float model's tokens so far."""
+    bin_agreement: float = 0.80
+    """Share of joint targets at most one bin away, each running freely."""
+    p95_rad: float = 0.05
+    """95th percentile of the joint error."""
+    max_rad: float = 0.35
+    """Largest joint error."""
+    roughness_ratio: float = 1.25
+    """Second differences along a chunk, against the float model's."""
+    closed_loop_p: float = 0.05
+    """The paired closed-loop comparison must not find the bundle worse at this level."""
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """Settings of the gates."""
+
+    bundle: Path
+    """Quantised or exported bundle; the outcome is written into its manifest."""
+    reference: Path | None = None
+    """Float bundle; None follows the parents to the first with float weights."""
+    data: Path | None = None
+    """Built dataset whose validation frames are used; None: the golden frames."""
+    frames: int = 64
+    """Held-out frames."""
+    backend: Name = "auto"
+    """What runs the bundle."""
+    closed_loop: Path | None = None
+    """JSON of a paired comparison with `first_worse_p`, the first being this bundle."""
+    limits: GateLimits = field(default_factory=GateLimits)
+    """Thresholds."""
+    seed: int = 0
+    """Of the choice of frames."""
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """All gates with value, limit and outcome."""
+
+    path: Path
+    gates: dict[str, dict[str, Any]]
+    error: dict[str, Any]  # [rad], mean, p95, max in all and per joint
+
+    @property
+    def passed(self) -> bool:
+        return all(g["passed"] for g in self.gates.values())
+
+    @property
+    def exit_status(self) -> int:
+        return 0 if self.passed else 4
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"path": str(self.path), "gates": self.gates, "error": self.error, "passed": self.passed}
+
+    def __str__(self) -> str:
+        rows = [f"  {'ok    ' if g['passed'] else 'FAILED'} {n}: {g['value']}" for n, g in self.gates.items()]
+        return "\n".join([f"gates of {self.path}: {'passed' if self.passed else 'FAILED: it is not served'}", *rows])
+
+
+def check(config: GateConfig) -> GateReport:
+    """Run all gates and write the outcome into the bundle. Raises `BundleError`, `DatasetError`."""
+    bundle = Bundle.open(config.bundle)
+    source = Bundle.open(config.reference) if config.reference else float_ancestor(bundle)
+    reference, candidate = Policy.of(source, "torch"), Policy.of(bundle, config.backend)
+    frames = held_out(config, bundle)
+    limits = config.limits
+    gates = agreement(reference, candidate, frames, limits)
+    expected, answered = reference.chunks(frames), candidate.chunks(frames)
+    error = action_error(answered, expected, bundle.robot.action_joints)
+    bins = np.abs(answered - expected) / bundle.normalizer.bin_width()
+    gates |= {
+        "bin_agreement": _at_least(float((bins <= ONE_BIN).mean()), limits.bin_agreement),
+        "error_p95_rad": _at_most(error["p95_rad"], limits.p95_rad),
+        "error_max_rad": _at_most(error["max_rad"], limits.max_rad),
+        "roughness_ratio": _at_most(error["roughness_ratio"], limits.roughness_ratio),
+    }
+    reads_state = isinstance(candidate.model, VisionLanguageModel) and candidate.model.reads_state
+    for name, gate in check_sensitivity(candidate.act, frames, proprio=reads_state).to_dict().items():
+        gates[f"sensitivity_{name}"] = {"value": gate["change"], "limit": gate["threshold"], "passed": gate["passed"]}
+    if config.closed_loop is not None:
+        p = float(_closed_loop(config.closed_loop)["first_worse_p"])
+        gates["closed_loop_worse_p"] = {"value": p, "limit": limits.closed_loop_p, "passed": p >= limits.closed_loop_p}
+    bundles.seal(bundle.path, dataclasses.replace(bundle.manifest, gates=gates))
+    return GateReport(config.bundle, gates, error)
+
+
+def agreement(
+    reference: Policy, candidate: Policy, frames: Sequence[Observation], limits: GateLimits
+) -> dict[str, dict[str, Any]]:
+    """Token by token, the candidate reading what the reference wrote; nothing for families without tokens."""
+    model = reference.model
+    assert isinstance(model, VisionLanguageModel)
+    last = model.body_spec.text.vocabulary
+    divergences: list[float] = []
+    same: list[float] = []
+
+    def run(name: str, inputs: Tensors) -> Tensors:
+        mine = reference.run(name, {k: v.clone() for k, v in inputs.items()})
+        if "logits" in mine:
+            theirs = candidate.run(name, inputs)["logits"].float()[:, last - BINS : last]
+            logits = mine["logits"].float()[:, last - BINS : last]
+            p, q = torch.log_softmax(logits, dim=1), torch.log_softmax(theirs, dim=1)
+            divergences.extend((p.exp() * (p - q)).sum(dim=1).tolist())
+            same.extend((logits.argmax(dim=1) == theirs.argmax(dim=1)).float().tolist())
+        return mine
+
+    forced = dataclasses.replace(reference, run=run)
+    for frame in frames:
+        forced.act(frame)
+    if not same:
+        return {}
+    return {
+        "kl_nats": _at_most(float(np.mean(divergences)), limits.kl_nats),
+        "greedy_agreement_teacher_forced": _at_least(float(np.mean(same)), limits.greedy_agreement),
+    }
+
+
+def float_ancestor(bundle: Bundle) -> Bundle:
+    """The nearest parent with float weights. Raises `BundleError` where the chain is broken."""
+    while bundle.manifest.stage in ("quantized", "exported"):
+        bundle = bundle.parent()
+    return bundle
+
+
+def held_out(config: GateConfig, bundle: Bundle) -> list[Observation]:
+    """Validation frames of the dataset, or the golden ones."""
+    if config.data is None:
+        return list(bundle.golden.observations)
+    data = Dataset.open(config.data)
+    if data.robot.hash != bundle.robot.hash:
+        raise DatasetError(f"'{config.data}' was recorded on '{data.robot.name}', not on '{bundle.robot.name}'.")
+    indices = data.validation if len(data.validation) else data.train
+    picked = np.random.default_rng(config.seed).permutation(np.asarray(indices))[: config.frames]
+    return [data[int(i)].observation for i in sorted(picked)]
+
+
+def _closed_loop(path: Path) -> Mapping[str, Any]:
+    try:
+        result = json.loads(path.read_text())
+        float(result["first_worse_p"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(
+            f"'{path}' is not a paired comparison ({error}); `athena compare` writes one with 'first_worse_p'."
+        ) from error
+    return result
+
+
+def _at_most(value: Any, limit: float) -> dict[str, Any]:
+    return {"value": float(value), "limit": limit, "passed": bool(value <= limit)}
+
+
+def _at_least(value: Any, limit: float) -> dict[str, Any]:
+    return {"value": float(value), "limit": limit, "passed": bool(value >= limit)}
