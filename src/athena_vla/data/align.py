@@ -1,239 +1,183 @@
-"""From a recorded episode to the robot's own terms: columns by name, one clock at control_hz, cameras by name.
+"""`athena data align`: what the recording's clocks and streams say about rate and delays, and what it would set."""
 
-Every choice that was made is returned as data, so that it is stored with the set. Nothing is guessed: columns without
-names take the order the user asserted by naming the robot, and the record says so.
-"""
-
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from athena_vla.data.episode import Episode, Frames, Segment
-from athena_vla.data.formats.common import are_placeholders
-from athena_vla.embodiment import Embodiment
-from athena_vla.errors import DatasetError
+from athena_vla.data.check.cameras import joint_travel
+from athena_vla.data.check.relations import paired, relation
+from athena_vla.data.episode import BrokenEpisode, Episode, Frames
+from athena_vla.data.formats import open_recording
+from athena_vla.data.formats.common import read_names
+from athena_vla.data.formats.luma import luma_grids
+from athena_vla.data.motion import limbs
+from athena_vla.errors import RecordingError
 
-POSITION_LIKENESS = 0.15  # [rad] median distance between next state and target below which columns are joint positions
+MOST_SHIFT = 8  # [frames] camera offsets that are searched
+SEEN = 0.5  # correlation of picture change and joint speed from which an offset may be believed
+CLEARER = 0.1  # by how much the best offset must beat no offset
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignConfig:
+    """Which recording is measured."""
+
+    input: Path
+    """The recording, in any known format."""
+    episodes: int = 10
+    """How many episodes are measured."""
+    format: str | None = None
+    """Format of the recording; found by content where not given."""
+    joints: Path | None = None
+    """JSON list or text file with the names of the action columns."""
+    fps: float | None = None
+    """Rate of the recording where it does not say it [Hz]."""
 
 
 @dataclass(frozen=True)
-class Alignment:
-    """How streams are brought onto one clock; stored in the set."""
+class AlignReport:
+    """Measured medians over the episodes; None where a stream is not recorded or says nothing."""
 
-    camera_offset: int = 0  # [frames] picture t is taken from recorded picture t + offset
-    drop_head: int = 0  # [frames] removed at the start
-    drop_tail: int = 0  # [frames] removed at the end
-    joint_map: Mapping[str, str] = field(default_factory=dict)  # robot joint -> recorded column
-    camera_map: Mapping[str, str] = field(default_factory=dict)  # robot camera -> recorded camera
-    fps: float | None = None  # [Hz] asserted rate of the recording
+    declared_fps: float
+    real_fps: float | None
+    action_lag: int | None  # [frames] states follow actions by
+    action_lag_per_joint: dict[str, int]
+    camera_lag: dict[str, int | None]  # [frames] pictures follow joints by
+    settings: dict[str, Any]
+    notes: tuple[str, ...] = field(default=())
+
+    def __str__(self) -> str:
+        real = "no time stamps" if self.real_fps is None else f"{self.real_fps:.2f} Hz by its time stamps"
+        lines = [f"rate: {self.declared_fps:g} Hz declared, {real}"]
+        if self.action_lag is not None:
+            lines.append(f"states follow actions by {self.action_lag} frames")
+        for name, lag in self.camera_lag.items():
+            seen = "the pictures do not say" if lag is None else f"{lag} frames"
+            lines.append(f"camera {name} against the joints: {seen}")
+        lines += [f"note: {n}" for n in self.notes]
+        lines.append("would set: " + ", ".join(f"{k} {v}" for k, v in self.settings.items()))
+        return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class AlignedEpisode:
-    """An episode in the robot's joints at the robot's control rate; `picture[k]` is the recorded frame of step k."""
-
-    episode: Episode
-    actions: NDArray[np.float32]  # [K, D] [rad]
-    states: NDArray[np.float32]  # [K, S] [rad]
-    picture: NDArray[np.intp]  # [K]
-    cameras: Mapping[str, Frames]  # robot camera -> recorded stream
-    segments: tuple[Segment, ...]
-    record: dict[str, Any]
-
-
-def align(episode: Episode, robot: Embodiment, choice: Alignment) -> AlignedEpisode:
-    """Raises `DatasetError` where joints or cameras of the robot cannot be found in the recording."""
+def align(config: AlignConfig) -> AlignReport:
+    """Measure a recording; nothing is changed. Raises `RecordingError` where nothing can be read."""
+    recording = open_recording(config.input, format=config.format, joints=read_names(config.joints), fps=config.fps)
+    rates: list[float] = []
+    declared = 0.0
+    lags: dict[str, list[int]] = {}
+    joint_lags: list[int] = []
+    shifts: dict[str, list[tuple[int, float, float]]] = {}
     notes: list[str] = []
-    actions = _actions(episode, robot, choice, notes)
-    states = _states(episode, robot, choice, actions, notes)
-    cameras = _cameras(episode, robot, choice, notes)
-    fps = choice.fps or episode.fps
-    if episode.extras.get("clock") == "frame index" and choice.fps is None:
-        fps = robot.control_hz
-        notes.append(f"no clock recorded: one frame is taken as one control step of {robot.control_hz:g} Hz")
-    length = len(episode)
-    first, last = choice.drop_head, length - choice.drop_tail
-    for name, stream in cameras.items():
-        # A picture must exist for every kept step; a stream shorter by its tail shortens the episode, with a note.
-        available = len(stream) - choice.camera_offset
-        if available < last:
-            notes.append(f"camera {name} has {len(stream)} pictures for {length} steps: the tail is dropped")
-            last = available
-        first = max(first, -choice.camera_offset)
-    if last - first < 1:
-        raise DatasetError(f"Episode {episode.id}: nothing is left after dropping head and tail ({length} frames).")
-    picked, leading, rule = _resample(last - first, fps, robot.control_hz)
-    if rule != "identity":
-        actions = _at(actions[first:last], leading)
-        states = _at(states[first:last], picked)
-    else:
-        actions, states = actions[first:last], states[first:last]
-    held = np.floor(picked + 1e-6).astype(np.intp)
-    segments = _segments(episode.segments, held + first)
-    bad = [name for name, a in (("actions", actions), ("states", states)) if not np.isfinite(a).all()]
-    if bad:
-        raise DatasetError(f"Episode {episode.id}: {' and '.join(bad)} hold values that are not finite.")
-    record = {
-        "leads": "state",
-        "camera_offset": choice.camera_offset,
-        "first": int(first),
-        "stop": int(last),
-        "recorded_fps": float(fps),
-        "control_hz": robot.control_hz,
-        "resampling": rule,
-        "clock": str(episode.extras.get("clock", "recorded")),
-        "notes": notes,
-    }
-    return AlignedEpisode(
-        episode,
-        actions.astype(np.float32),
-        states.astype(np.float32),
-        held + first + choice.camera_offset,
-        cameras,
-        segments,
-        record,
+    measured = 0
+    for item in recording.episodes():
+        if isinstance(item, BrokenEpisode):
+            notes.append(f"{item.id} cannot be read: {item.reason}")
+            continue
+        declared = item.fps
+        if item.extras.get("clock") == "recorded" and len(item) > 2:
+            steps = np.diff(item.timestamps)
+            rates.append(float(1.0 / np.median(steps[steps > 0])) if (steps > 0).any() else 0.0)
+        for name, lag in joint_delays(item).items():
+            lags.setdefault(name, []).append(lag)
+        pair = paired(item)
+        found = relation(*pair) if pair else None
+        if pair is not None and found is not None:
+            joint_lags.append(best_lag(item, *pair))
+        for name, stream in item.cameras.items():
+            shift = camera_shift(item, stream)
+            if shift is not None:
+                shifts.setdefault(name, []).append(shift)
+        measured += 1
+        if measured >= config.episodes:
+            break
+    if not measured:
+        raise RecordingError(f"'{config.input}' has no readable episode: {notes[0] if notes else 'it holds none'}")
+    camera_lag = {n: _agreed(s) for n, s in shifts.items()}
+    real = float(np.median(rates)) if rates else None
+    settings: dict[str, Any] = {"leads": "state", "camera_offset": 0, "drop_head": 0, "drop_tail": 0}
+    if real is not None and declared and abs(real / declared - 1) > 0.03:
+        settings["fps"] = round(real, 3)
+        notes.append(f"the time stamps run at {real:.2f} Hz, declared are {declared:g}: --fps {real:.2f}")
+    known = [lag for lag in camera_lag.values() if lag is not None]
+    if known and len(set(known)) == 1 and known[0] != 0:
+        settings["camera_offset"] = known[0]
+        notes.append(f"pictures follow the joints by {known[0]} frames: --camera-offset {known[0]}")
+    action_lag = round(float(np.median(joint_lags))) if joint_lags else None
+    if action_lag is not None and action_lag > 1:
+        notes.append(f"states follow actions by {action_lag} frames: that is the controller, kept as it is")
+    return AlignReport(
+        declared_fps=declared,
+        real_fps=real,
+        action_lag=action_lag,
+        action_lag_per_joint={n: round(float(np.median(v))) for n, v in lags.items()},
+        camera_lag=camera_lag,
+        settings=settings,
+        notes=tuple(notes),
     )
 
 
-def _resample(length: int, fps: float, control_hz: float) -> tuple[NDArray[np.float64], NDArray[np.float64], str]:
-    """(recorded position of each step's state, of each step's action, the rule).
+def best_lag(episode: Episode, actions: NDArray[np.float64], states: NDArray[np.float64]) -> int:
+    """[frames] delay at which the moving joints together are nearest to their targets [rad], hands left out.
 
-    An action column holds the target commanded from its row's time on. The chunk row of step k is what the robot should
-    have reached one control period later, so it takes the last command of that period; states and pictures take the
-    row at the step itself.
+    A hand that closes on something never gets where it is told, so its delay is that of the grip, not of the clock.
     """
-    ratio = fps / control_hz
-    if abs(ratio - 1.0) < 1e-6:
-        steps = np.arange(length, dtype=np.float64)
-        return steps, steps, "identity"
-    count = max(1, int(np.floor((length - 1) / ratio + 1e-9)) + 1)
-    steps = np.arange(count) * ratio
-    leading = np.minimum(steps + max(ratio - 1.0, 0.0), length - 1)
-    if ratio > 1.0:
-        return np.floor(steps + 1e-6), np.floor(leading + 1e-6), "sample-and-hold, last command of the period"
-    return steps, leading, "linear interpolation of numbers, pictures held"
+    hands = set(limbs(episode.joint_names).of("hand"))
+    moving = [c for c in range(actions.shape[1]) if np.ptp(actions[:, c]) > 0.1 and np.ptp(states[:, c]) > 0.1]
+    chosen = [c for c in moving if c not in hands] or moving or list(range(actions.shape[1]))
+    a, s = actions[:, chosen], states[:, chosen]
+    return int(np.argmin([np.abs(s[k:] - a[: len(a) - k]).mean() for k in range(min(16, len(a) // 4) + 1)]))
 
 
-def _at(rows: NDArray[Any], positions: NDArray[np.float64]) -> NDArray[Any]:
-    low = np.floor(positions + 1e-9).astype(np.intp)
-    high = np.minimum(low + 1, len(rows) - 1)
-    weight = (positions - low)[:, None]
-    if not weight.any():
-        return rows[low]
-    return rows[low] * (1 - weight) + rows[high] * weight
+def joint_delays(episode: Episode) -> dict[str, int]:
+    """[frames] per moving joint."""
+    pair = paired(episode)
+    if pair is None:
+        return {}
+    actions, states = pair
+    found: dict[str, int] = {}
+    for column, name in enumerate(episode.joint_names[: actions.shape[1]]):
+        a, s = actions[:, column], states[:, column]
+        if np.ptp(a) > 0.05 and np.ptp(s) > 0.05:
+            errors = [np.abs(s[k:] - a[: len(a) - k]).mean() for k in range(min(16, len(a) // 4) + 1)]
+            found[name] = int(np.argmin(errors))
+    return found
 
 
-def _segments(segments: tuple[Segment, ...], kept: NDArray[np.intp]) -> tuple[Segment, ...]:
-    moved = []
-    for s in segments:
-        start, stop = int(np.searchsorted(kept, s.start)), int(np.searchsorted(kept, s.stop))
-        if stop > start:
-            moved.append(replace(s, start=start, stop=stop))
-    return tuple(moved)
+def camera_shift(episode: Episode, stream: Frames) -> tuple[int, float, float] | None:
+    """(frames the pictures follow the joints by, correlation there, correlation without) from change against speed."""
+    travel = joint_travel(episode)
+    if travel is None or len(episode) < 4 * MOST_SHIFT:
+        return None
+    grids: list[NDArray[np.uint8]] = []
+    for _, look in luma_grids(stream):
+        if isinstance(look, RecordingError):
+            return None
+        grids.append(look.grid)
+    count = min(len(grids), len(travel))
+    pixels = np.stack(grids[:count]).astype(np.int16)
+    change = np.abs(np.diff(pixels, axis=0)).reshape(count - 1, -1).mean(axis=1)
+    speed = np.linalg.norm(np.diff(travel[:count], axis=0), axis=1)
+    if change.std() < 1e-6 or speed.std() < 1e-9:
+        return None
+    edge = slice(MOST_SHIFT, count - 1 - MOST_SHIFT)
+    scores = {}
+    for shift in range(-MOST_SHIFT, MOST_SHIFT + 1):
+        moved = change[edge.start + shift : edge.stop + shift]
+        scores[shift] = float(np.corrcoef(moved, speed[edge])[0, 1])
+    best = max(scores, key=lambda k: (scores[k], -abs(k)))
+    return best, scores[best], scores[0]
 
 
-def plain_name(name: str) -> str:
-    """A joint name without the suffix and case that only differ by convention: `left_knee_joint` is `left_knee`."""
-    return name.lower().removesuffix("_joint")
-
-
-def _find(names: tuple[str, ...], wanted: tuple[str, ...], mapping: Mapping[str, str]) -> list[int | None]:
-    exact = {n: i for i, n in enumerate(names)}
-    loose = {plain_name(n): i for i, n in enumerate(names)}
-    loose = loose if len(loose) == len(names) else {}
-    return [exact.get(mapping.get(w, w), loose.get(plain_name(mapping.get(w, w)))) for w in wanted]
-
-
-def _actions(episode: Episode, robot: Embodiment, choice: Alignment, notes: list[str]) -> NDArray[Any]:
-    width = episode.actions.shape[1]
-    found = _find(episode.joint_names, robot.action_joints, choice.joint_map)
-    if None not in found:
-        return episode.actions[:, [i for i in found if i is not None]]
-    if are_placeholders(episode.joint_names):
-        if width == len(robot.joints):
-            notes.append(f"action columns are unnamed: taken as the {width} joints of '{robot.name}' in its order")
-            return episode.actions[:, robot.action_index]
-        if width == robot.action_dim:
-            notes.append(f"action columns are unnamed: taken as the {width} action joints of '{robot.name}'")
-            return episode.actions
-        raise DatasetError(
-            f"Episode {episode.id} ({episode.source}) has {width} unnamed action columns, robot '{robot.name}' has "
-            f"{len(robot.joints)} joints ({robot.action_dim} with actions). Name the columns with --joints FILE, or "
-            "choose the robot that was recorded."
-        )
-    missing = [w for w, i in zip(robot.action_joints, found, strict=True) if i is None]
-    raise DatasetError(
-        f"Episode {episode.id} ({episode.source}) has no action column for joints {missing} of '{robot.name}'. "
-        f"Its columns are {list(episode.joint_names)}. Say which is which with --joint-map FILE."
-    )
-
-
-def _states(
-    episode: Episode, robot: Embodiment, choice: Alignment, actions: NDArray[Any], notes: list[str]
-) -> NDArray[Any]:
-    width = episode.states.shape[1]
-    found = _find(episode.state_names, robot.joint_names, choice.joint_map)
-    if width and None not in found:
-        return episode.states[:, [i for i in found if i is not None]]
-    is_unnamed = are_placeholders(episode.state_names)
-    if is_unnamed and width >= len(robot.joints) and episode.states.any():
-        positions = episode.states[:, : len(robot.joints)]
-        distance = (
-            float(np.median(np.abs(positions[1:, robot.action_index] - actions[:-1]))) if len(actions) > 1 else 0.0
-        )
-        if width == len(robot.joints) or distance < POSITION_LIKENESS:
-            notes.append(
-                f"state columns are unnamed: the first {len(robot.joints)} of {width} are taken as joint positions "
-                f"(median distance to the previous target {distance:.4f} rad)"
-            )
-            return positions
-        raise DatasetError(
-            f"Episode {episode.id} ({episode.source}) has {width} unnamed state columns, and the first "
-            f"{len(robot.joints)} do not follow the targets (median distance {distance:.3f} rad). Name them with "
-            "state_names in metadata.json."
-        )
-    if width and episode.states.any() and not is_unnamed:
-        missing = [w for w, i in zip(robot.joint_names, found, strict=True) if i is None]
-        if set(missing) & set(robot.action_joints):
-            raise DatasetError(
-                f"Episode {episode.id} ({episode.source}) has no state column for joints {missing} of '{robot.name}'. "
-                f"Its columns are {list(episode.state_names)}. Say which is which with --joint-map FILE."
-            )
-        notes.append(f"no state recorded for the locked joints {missing}: they stand at their default")
-        states = np.tile(robot.default, (len(actions), 1))
-        for column, place in enumerate(found):
-            if place is not None:
-                states[:, column] = episode.states[:, place]
-        return states
-    if width and episode.states.any() and is_unnamed:
-        raise DatasetError(
-            f"Episode {episode.id} ({episode.source}) has {width} unnamed state columns, robot '{robot.name}' has "
-            f"{len(robot.joints)} joints. Name them with state_names in metadata.json."
-        )
-    notes.append(
-        "no joint positions recorded: the previous target stands for the state, resting pose where there is none"
-    )
-    states = np.tile(robot.default, (len(actions), 1))
-    states[:, robot.action_index] = np.concatenate([actions[:1], actions[:-1]])
-    return states
-
-
-def _cameras(episode: Episode, robot: Embodiment, choice: Alignment, notes: list[str]) -> dict[str, Frames]:
-    recorded = dict(episode.cameras)
-    chosen: dict[str, Frames] = {}
-    for name in robot.camera_names:
-        wanted = choice.camera_map.get(name, name)
-        if wanted not in recorded and len(recorded) == 1 and len(robot.cameras) == 1 and name not in choice.camera_map:
-            only = next(iter(recorded))
-            notes.append(f"the only recorded camera '{only}' is taken as '{name}'")
-            wanted = only
-        if wanted not in recorded:
-            raise DatasetError(
-                f"Episode {episode.id} ({episode.source}) has no camera '{wanted}' for '{name}' of '{robot.name}'; it "
-                f"has {sorted(recorded) or 'none'}. Say which with --cameras {name}=RECORDED."
-            )
-        chosen[name] = recorded[wanted]
-    return chosen
+def _agreed(shifts: list[tuple[int, float, float]]) -> int | None:
+    """The offset most episodes agree on; 0 where no offset is as good; None where the pictures do not say."""
+    sure = [s for s in shifts if s[1] > SEEN]
+    if not sure:
+        return None
+    offset = round(float(np.median([s[0] for s in sure])))
+    together = [s for s in sure if abs(s[0] - offset) <= 1]
+    if len(together) < max(2, 0.7 * len(sure)):
+        return None
+    return offset if float(np.median([s[1] - s[2] for s in together])) > CLEARER else 0

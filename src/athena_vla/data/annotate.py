@@ -55,6 +55,13 @@ class AnnotateResult:
     broken: dict[str, str]
     without: tuple[str, ...]  # episodes for which no source says anything
 
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{k} {v:.0%}" for k, v in self.kinds.items())
+        lines = [f"{self.segments} segments in {self.episodes} episodes ({kinds or 'none'}), written to {self.path}"]
+        lines += [f"nothing to say about {i}" for i in self.without[:10]]
+        lines += [f"left out {i}: {reason}" for i, reason in self.broken.items()]
+        return "\n".join(lines)
+
 
 def annotate(config: AnnotateConfig, progress: Callable[[int, int, str], None] | None = None) -> AnnotateResult:
     """Segment every episode and write the sidecar. Raises `DatasetError` or `RecordingError`."""

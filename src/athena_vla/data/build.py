@@ -10,14 +10,15 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow.parquet as pq
 
 from athena_vla import embodiment
-from athena_vla.data.align import Alignment
+from athena_vla.data.alignment import Alignment
+from athena_vla.data.card import dataset_card
 from athena_vla.data.formats import open_recording
 from athena_vla.data.formats.common import read_json, read_names
 from athena_vla.data.formats.lerobot_write import LeRobotV3Writer, image_feature, numbers_feature
@@ -102,7 +103,17 @@ class BuildResult:
     failed: Mapping[str, str]
     notes: tuple[str, ...]
     reused: int = 0  # episodes taken from an interrupted build
-    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.path}: {self.episodes} episodes, {self.frames} frames, {self.samples} samples "
+            f"({self.samples / max(self.episodes, 1):.1f} per episode), hash {self.hash[:16]}",
+            f"train {len(self.train_episodes)}, validation {len(self.validation_episodes)} episodes",
+        ]
+        lines += [f"{self.reused} episodes taken over from an interrupted build"] if self.reused else []
+        lines += [f"failed {i}: {reason}" for i, reason in list(self.failed.items())[:10]]
+        lines += [f"broken {i}: {reason}" for i, reason in self.broken.items()]
+        return "\n".join([*lines, *(f"note: {n}" for n in self.notes)])
 
 
 def build(config: BuildConfig, progress: Progress | None = None) -> BuildResult:
@@ -349,6 +360,7 @@ def _sidecar(
         "units": {j.name: j.unit for j in robot.joints},
         "pictures": "stored singly, lossless copies where the recording has single pictures, else PNG",
         "sizes": good[0]["sizes"],
+        "licences": _licences(config.input),
         "episodes": episodes,
         "broken": dict(broken),
         "failed": dict(failed),
@@ -371,6 +383,15 @@ def _write(folder: Path, robot: Embodiment, good: Sequence[Mapping[str, Any]], w
         writer.add({n: table[n] for n in table.column_names}, f["length"], f["instructions"], read_stats(work, f["id"]))
     writer.finish()
     (folder / "meta" / SIDECAR).write_text(json.dumps(content, indent=1))
+    (folder / "README.md").write_text(dataset_card(content, robot))
+
+
+def _licences(path: Path) -> list[str]:
+    """First lines of licence files beside the recording; nothing is assumed where there are none."""
+    folder = path if path.is_dir() else path.parent
+    found = sorted(f for f in folder.iterdir() if f.is_file() and f.name.upper().startswith(("LICENSE", "LICENCE")))
+    heads = [next((x.strip() for x in f.read_text(errors="replace").splitlines() if x.strip()), "") for f in found]
+    return [f"{f.name}: {head[:120]}" for f, head in zip(found, heads, strict=True)]
 
 
 def _first(reasons: Mapping[str, str]) -> str:

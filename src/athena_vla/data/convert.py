@@ -68,6 +68,12 @@ class ConvertResult:
     fixed: Mapping[str, Sequence[str]]
     notes: tuple[str, ...]
 
+    def __str__(self) -> str:
+        lines = [f"{self.path}: {self.episodes} episodes, {self.frames} frames as {self.format}"]
+        lines += [f"fixed {i}: {'; '.join(what)}" for i, what in self.fixed.items()]
+        lines += [f"left out {i}: {reason}" for i, reason in self.broken.items()]
+        return "\n".join([*lines, *(f"note: {n}" for n in dict.fromkeys(self.notes))])
+
 
 def convert(config: ConvertConfig, progress: Callable[[int, int, str], None] | None = None) -> ConvertResult:
     """Convert a recording. Raises `RecordingError`; leaves nothing at `out` unless it is whole."""

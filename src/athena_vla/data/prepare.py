@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
-from athena_vla.data.align import AlignedEpisode, Alignment, align
+from athena_vla.data.alignment import AlignedEpisode, Alignment, align
 from athena_vla.data.episode import Recording, Segment
 from athena_vla.data.formats import open_recording
 from athena_vla.data.formats.common import StillFrames, decode_image

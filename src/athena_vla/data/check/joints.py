@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from athena_vla.data.align import plain_name
+from athena_vla.data.alignment import plain_name
 from athena_vla.data.check.findings import Finding, finding, some
 from athena_vla.data.episode import Episode
 from athena_vla.data.formats.common import are_placeholders

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
-from athena_vla.data.align import plain_name
+from athena_vla.data.alignment import plain_name
 from athena_vla.data.check.findings import Finding
 from athena_vla.data.episode import Episode, Frames, Recording, Segment
 from athena_vla.data.segments import episode_segments

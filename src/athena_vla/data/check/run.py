@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from athena_vla import embodiment
-from athena_vla.data.align import Alignment, align
+from athena_vla.data.alignment import Alignment, align
 from athena_vla.data.check.cameras import check_missing, scan_camera
 from athena_vla.data.check.clocks import check_clock
 from athena_vla.data.check.findings import Finding, finding
@@ -85,6 +85,18 @@ class CheckReport:
             return 2
         bad = {"error", "warning"} if self.strict else {"error"}
         return int(any(f.severity in bad for f in self.findings))
+
+    def __str__(self) -> str:
+        lines = []
+        for f in self.findings:
+            where = f"{f.episode or 'all'}" + (f" [{f.frames[0]}:{f.frames[1]}]" if f.frames else "")
+            lines.append(f"{f.severity:<8}{f.code:<22}{where}: {f.message}\n{'':<8}{f.why} {f.fix}")
+        counts = {s: sum(f.severity == s for f in self.findings) for s in ("error", "warning", "info")}
+        lines.append(
+            f"{self.episodes} episodes, {self.frames} frames: {counts['error']} errors, {counts['warning']} warnings, "
+            f"{counts['info']} notes" + (f"; page: {self.page}" if self.page else "")
+        )
+        return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -1,0 +1,239 @@
+"""From a recorded episode to the robot's own terms: columns by name, one clock at control_hz, cameras by name.
+
+Every choice that was made is returned as data, so that it is stored with the set. Nothing is guessed: columns without
+names take the order the user asserted by naming the robot, and the record says so.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from athena_vla.data.episode import Episode, Frames, Segment
+from athena_vla.data.formats.common import are_placeholders
+from athena_vla.embodiment import Embodiment
+from athena_vla.errors import DatasetError
+
+POSITION_LIKENESS = 0.15  # [rad] median distance between next state and target below which columns are joint positions
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How streams are brought onto one clock; stored in the set."""
+
+    camera_offset: int = 0  # [frames] picture t is taken from recorded picture t + offset
+    drop_head: int = 0  # [frames] removed at the start
+    drop_tail: int = 0  # [frames] removed at the end
+    joint_map: Mapping[str, str] = field(default_factory=dict)  # robot joint -> recorded column
+    camera_map: Mapping[str, str] = field(default_factory=dict)  # robot camera -> recorded camera
+    fps: float | None = None  # [Hz] asserted rate of the recording
+
+
+@dataclass(frozen=True)
+class AlignedEpisode:
+    """An episode in the robot's joints at the robot's control rate; `picture[k]` is the recorded frame of step k."""
+
+    episode: Episode
+    actions: NDArray[np.float32]  # [K, D] [rad]
+    states: NDArray[np.float32]  # [K, S] [rad]
+    picture: NDArray[np.intp]  # [K]
+    cameras: Mapping[str, Frames]  # robot camera -> recorded stream
+    segments: tuple[Segment, ...]
+    record: dict[str, Any]
+
+
+def align(episode: Episode, robot: Embodiment, choice: Alignment) -> AlignedEpisode:
+    """Raises `DatasetError` where joints or cameras of the robot cannot be found in the recording."""
+    notes: list[str] = []
+    actions = _actions(episode, robot, choice, notes)
+    states = _states(episode, robot, choice, actions, notes)
+    cameras = _cameras(episode, robot, choice, notes)
+    fps = choice.fps or episode.fps
+    if episode.extras.get("clock") == "frame index" and choice.fps is None:
+        fps = robot.control_hz
+        notes.append(f"no clock recorded: one frame is taken as one control step of {robot.control_hz:g} Hz")
+    length = len(episode)
+    first, last = choice.drop_head, length - choice.drop_tail
+    for name, stream in cameras.items():
+        # A picture must exist for every kept step; a stream shorter by its tail shortens the episode, with a note.
+        available = len(stream) - choice.camera_offset
+        if available < last:
+            notes.append(f"camera {name} has {len(stream)} pictures for {length} steps: the tail is dropped")
+            last = available
+        first = max(first, -choice.camera_offset)
+    if last - first < 1:
+        raise DatasetError(f"Episode {episode.id}: nothing is left after dropping head and tail ({length} frames).")
+    picked, leading, rule = _resample(last - first, fps, robot.control_hz)
+    if rule != "identity":
+        actions = _at(actions[first:last], leading)
+        states = _at(states[first:last], picked)
+    else:
+        actions, states = actions[first:last], states[first:last]
+    held = np.floor(picked + 1e-6).astype(np.intp)
+    segments = _segments(episode.segments, held + first)
+    bad = [name for name, a in (("actions", actions), ("states", states)) if not np.isfinite(a).all()]
+    if bad:
+        raise DatasetError(f"Episode {episode.id}: {' and '.join(bad)} hold values that are not finite.")
+    record = {
+        "leads": "state",
+        "camera_offset": choice.camera_offset,
+        "first": int(first),
+        "stop": int(last),
+        "recorded_fps": float(fps),
+        "control_hz": robot.control_hz,
+        "resampling": rule,
+        "clock": str(episode.extras.get("clock", "recorded")),
+        "notes": notes,
+    }
+    return AlignedEpisode(
+        episode,
+        actions.astype(np.float32),
+        states.astype(np.float32),
+        held + first + choice.camera_offset,
+        cameras,
+        segments,
+        record,
+    )
+
+
+def _resample(length: int, fps: float, control_hz: float) -> tuple[NDArray[np.float64], NDArray[np.float64], str]:
+    """(recorded position of each step's state, of each step's action, the rule).
+
+    An action column holds the target commanded from its row's time on. The chunk row of step k is what the robot should
+    have reached one control period later, so it takes the last command of that period; states and pictures take the
+    row at the step itself.
+    """
+    ratio = fps / control_hz
+    if abs(ratio - 1.0) < 1e-6:
+        steps = np.arange(length, dtype=np.float64)
+        return steps, steps, "identity"
+    count = max(1, int(np.floor((length - 1) / ratio + 1e-9)) + 1)
+    steps = np.arange(count) * ratio
+    leading = np.minimum(steps + max(ratio - 1.0, 0.0), length - 1)
+    if ratio > 1.0:
+        return np.floor(steps + 1e-6), np.floor(leading + 1e-6), "sample-and-hold, last command of the period"
+    return steps, leading, "linear interpolation of numbers, pictures held"
+
+
+def _at(rows: NDArray[Any], positions: NDArray[np.float64]) -> NDArray[Any]:
+    low = np.floor(positions + 1e-9).astype(np.intp)
+    high = np.minimum(low + 1, len(rows) - 1)
+    weight = (positions - low)[:, None]
+    if not weight.any():
+        return rows[low]
+    return rows[low] * (1 - weight) + rows[high] * weight
+
+
+def _segments(segments: tuple[Segment, ...], kept: NDArray[np.intp]) -> tuple[Segment, ...]:
+    moved = []
+    for s in segments:
+        start, stop = int(np.searchsorted(kept, s.start)), int(np.searchsorted(kept, s.stop))
+        if stop > start:
+            moved.append(replace(s, start=start, stop=stop))
+    return tuple(moved)
+
+
+def plain_name(name: str) -> str:
+    """A joint name without the suffix and case that only differ by convention: `left_knee_joint` is `left_knee`."""
+    return name.lower().removesuffix("_joint")
+
+
+def _find(names: tuple[str, ...], wanted: tuple[str, ...], mapping: Mapping[str, str]) -> list[int | None]:
+    exact = {n: i for i, n in enumerate(names)}
+    loose = {plain_name(n): i for i, n in enumerate(names)}
+    loose = loose if len(loose) == len(names) else {}
+    return [exact.get(mapping.get(w, w), loose.get(plain_name(mapping.get(w, w)))) for w in wanted]
+
+
+def _actions(episode: Episode, robot: Embodiment, choice: Alignment, notes: list[str]) -> NDArray[Any]:
+    width = episode.actions.shape[1]
+    found = _find(episode.joint_names, robot.action_joints, choice.joint_map)
+    if None not in found:
+        return episode.actions[:, [i for i in found if i is not None]]
+    if are_placeholders(episode.joint_names):
+        if width == len(robot.joints):
+            notes.append(f"action columns are unnamed: taken as the {width} joints of '{robot.name}' in its order")
+            return episode.actions[:, robot.action_index]
+        if width == robot.action_dim:
+            notes.append(f"action columns are unnamed: taken as the {width} action joints of '{robot.name}'")
+            return episode.actions
+        raise DatasetError(
+            f"Episode {episode.id} ({episode.source}) has {width} unnamed action columns, robot '{robot.name}' has "
+            f"{len(robot.joints)} joints ({robot.action_dim} with actions). Name the columns with --joints FILE, or "
+            "choose the robot that was recorded."
+        )
+    missing = [w for w, i in zip(robot.action_joints, found, strict=True) if i is None]
+    raise DatasetError(
+        f"Episode {episode.id} ({episode.source}) has no action column for joints {missing} of '{robot.name}'. "
+        f"Its columns are {list(episode.joint_names)}. Say which is which with --joint-map FILE."
+    )
+
+
+def _states(
+    episode: Episode, robot: Embodiment, choice: Alignment, actions: NDArray[Any], notes: list[str]
+) -> NDArray[Any]:
+    width = episode.states.shape[1]
+    found = _find(episode.state_names, robot.joint_names, choice.joint_map)
+    if width and None not in found:
+        return episode.states[:, [i for i in found if i is not None]]
+    is_unnamed = are_placeholders(episode.state_names)
+    if is_unnamed and width >= len(robot.joints) and episode.states.any():
+        positions = episode.states[:, : len(robot.joints)]
+        distance = (
+            float(np.median(np.abs(positions[1:, robot.action_index] - actions[:-1]))) if len(actions) > 1 else 0.0
+        )
+        if width == len(robot.joints) or distance < POSITION_LIKENESS:
+            notes.append(
+                f"state columns are unnamed: the first {len(robot.joints)} of {width} are taken as joint positions "
+                f"(median distance to the previous target {distance:.4f} rad)"
+            )
+            return positions
+        raise DatasetError(
+            f"Episode {episode.id} ({episode.source}) has {width} unnamed state columns, and the first "
+            f"{len(robot.joints)} do not follow the targets (median distance {distance:.3f} rad). Name them with "
+            "state_names in metadata.json."
+        )
+    if width and episode.states.any() and not is_unnamed:
+        missing = [w for w, i in zip(robot.joint_names, found, strict=True) if i is None]
+        if set(missing) & set(robot.action_joints):
+            raise DatasetError(
+                f"Episode {episode.id} ({episode.source}) has no state column for joints {missing} of '{robot.name}'. "
+                f"Its columns are {list(episode.state_names)}. Say which is which with --joint-map FILE."
+            )
+        notes.append(f"no state recorded for the locked joints {missing}: they stand at their default")
+        states = np.tile(robot.default, (len(actions), 1))
+        for column, place in enumerate(found):
+            if place is not None:
+                states[:, column] = episode.states[:, place]
+        return states
+    if width and episode.states.any() and is_unnamed:
+        raise DatasetError(
+            f"Episode {episode.id} ({episode.source}) has {width} unnamed state columns, robot '{robot.name}' has "
+            f"{len(robot.joints)} joints. Name them with state_names in metadata.json."
+        )
+    notes.append(
+        "no joint positions recorded: the previous target stands for the state, resting pose where there is none"
+    )
+    states = np.tile(robot.default, (len(actions), 1))
+    states[:, robot.action_index] = np.concatenate([actions[:1], actions[:-1]])
+    return states
+
+
+def _cameras(episode: Episode, robot: Embodiment, choice: Alignment, notes: list[str]) -> dict[str, Frames]:
+    recorded = dict(episode.cameras)
+    chosen: dict[str, Frames] = {}
+    for name in robot.camera_names:
+        wanted = choice.camera_map.get(name, name)
+        if wanted not in recorded and len(recorded) == 1 and len(robot.cameras) == 1 and name not in choice.camera_map:
+            only = next(iter(recorded))
+            notes.append(f"the only recorded camera '{only}' is taken as '{name}'")
+            wanted = only
+        if wanted not in recorded:
+            raise DatasetError(
+                f"Episode {episode.id} ({episode.source}) has no camera '{wanted}' for '{name}' of '{robot.name}'; it "
+                f"has {sorted(recorded) or 'none'}. Say which with --cameras {name}=RECORDED."
+            )
+        chosen[name] = recorded[wanted]
+    return chosen

@@ -1,0 +1,68 @@
+"""The dataset card: what a set holds, in the words and the front matter the Hugging Face hub reads."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from athena_vla.embodiment import Embodiment
+
+
+def dataset_card(content: Mapping[str, Any], robot: Embodiment) -> str:
+    """README.md of a built set, from its sidecar."""
+    episodes = content["episodes"]
+    frames = sum(e["length"] for e in episodes)
+    said = [e["success"] for e in episodes if e["success"] is not None]
+    success = f"{sum(said)} of {len(said)} marked as successes" if said else "not recorded"
+    tasks: dict[str, int] = {}
+    kinds: dict[str, int] = {}
+    for e in episodes:
+        for text in e["instructions"]:
+            tasks[text] = tasks.get(text, 0) + 1
+        for s in e["segments"]:
+            kinds[s["kind"]] = kinds.get(s["kind"], 0) + s["stop"] - s["start"]
+    held_out = sum(e["split"] == "validation" for e in episodes)
+    statistics = content["normalizer"]
+    rows = [
+        f"| {name} | {robot.joint(name).unit} | {robot.joint(name).mode} | {low:.4f} | {high:.4f} | {mode} |"
+        for name, low, high, mode in zip(
+            statistics["joint_names"],
+            statistics["action_low"],
+            statistics["action_high"],
+            statistics["modes"],
+            strict=True,
+        )
+    ]
+    shares = ", ".join(f"{k} {n / frames:.0%}" for k, n in sorted(kinds.items()))
+    lines = [
+        "---",
+        "tags: [LeRobot, robotics, athena-vla]",
+        "configs:",
+        "- config_name: default",
+        "  data_files: data/*/*.parquet",
+        "---",
+        "",
+        f"# {robot.name}: {len(episodes)} episodes, {frames / robot.control_hz / 3600:.2f} hours",
+        "",
+        f"- Content hash: `{content['hash']}`",
+        f"- {frames} frames at {robot.control_hz:g} Hz; chunks of {content['horizon']}, stride {content['stride']}",
+        f"- {len(episodes) - held_out} episodes to train, {held_out} held out by episode, seed {content['seed']}",
+        f"- Success: {success}; left out: {len(content['failed'])} failed, {len(content['broken'])} broken",
+        f"- Cameras: {', '.join(f'{n} {w}x{h}' for n, (h, w) in content['sizes'].items())}; {content['pictures']}",
+        f"- Licences found beside the recording: {'; '.join(content['licences']) or 'none stated'}",
+        f"- Segments (share of frames): {shares or 'none'}",
+        "",
+        "## Instructions",
+        "",
+        *(f"- {text} ({count})" for text, count in sorted(tasks.items(), key=lambda p: (-p[1], p[0]))[:50]),
+        "",
+        "## Actions",
+        "",
+        "| joint | unit | mode | low | high | statistics |",
+        "|---|---|---|---|---|---|",
+        *rows,
+        "",
+        "## Notes",
+        "",
+        *(f"- {note}" for note in content["notes"] or ["none"]),
+        "",
+    ]
+    return "\n".join(lines)

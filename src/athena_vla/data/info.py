@@ -1,0 +1,58 @@
+"""`athena data info`: what a recording is, from its content."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from athena_vla.data.episode import RecordingInfo
+from athena_vla.data.formats import info_json, open_recording
+from athena_vla.data.formats.common import read_names
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoConfig:
+    """Which recording is described."""
+
+    input: Path
+    """The recording: a folder or a file in any known format."""
+    format: str | None = None
+    """Format of the recording; found by content where not given."""
+    joints: Path | None = None
+    """JSON list or text file with the names of the action columns."""
+    fps: float | None = None
+    """Rate of the recording where it does not say it [Hz]."""
+
+
+@dataclass(frozen=True)
+class InfoResult:
+    """What was found."""
+
+    path: Path
+    info: RecordingInfo
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"path": str(self.path), **info_json(self.info)}
+
+    def __str__(self) -> str:
+        info = self.info
+        cameras = ", ".join(f"{n} {w}x{h}" for n, (h, w) in info.cameras.items()) or "none"
+        more = " …" if len(info.joint_names) > 6 else ""
+        lines = [
+            f"{self.path}: {info.format} {info.version}".rstrip(),
+            f"  robot      {info.robot or 'not named'}",
+            f"  episodes   {info.episodes}, {info.frames} frames, {info.duration:.1f} s",
+            f"  rate       {f'{info.fps:g} Hz' if info.fps else 'not recorded'}",
+            f"  actions    {len(info.joint_names)}: {', '.join(info.joint_names[:6])}{more}",
+            f"  states     {len(info.state_names)}",
+            f"  cameras    {cameras}",
+            f"  success    {'not recorded' if info.successes is None else f'{info.successes} of {info.episodes}'}",
+            *(f"  task       {task}" for task in info.tasks[:10]),
+            *(f"  note       {note}" for note in info.notes),
+        ]
+        return "\n".join(lines)
+
+
+def info(config: InfoConfig) -> InfoResult:
+    """Describe a recording. Raises `RecordingError`."""
+    recording = open_recording(config.input, format=config.format, joints=read_names(config.joints), fps=config.fps)
+    return InfoResult(config.input, recording.info())
