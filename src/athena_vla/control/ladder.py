@@ -38,6 +38,15 @@ class Ladder:
         if not (self.hold_s >= 0 and self.safe_after_s >= self.hold_s):
             raise SafetyError(f"The ladder's times must satisfy 0 <= {self.hold_s} <= {self.safe_after_s} s.")
 
+    def pose_within(self, lower: Array, upper: Array) -> Array | None:
+        """The safe pose of a robot with these limits. Raises `SafetyError` where it does not fit them."""
+        if self.safe_pose is None:
+            return None
+        pose = np.array(self.safe_pose, dtype=np.float64)
+        if pose.shape != lower.shape or not ((pose >= lower) & (pose <= upper)).all():
+            raise SafetyError(f"The ladder's safe pose must be {len(lower)} joint positions inside the limits.")
+        return pose
+
     def rung(self, fault: str, elapsed: float) -> Level:
         """Where on the ladder a fault that has lasted `elapsed` [s] puts the robot."""
         if fault in STOP_AT_ONCE:

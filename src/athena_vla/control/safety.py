@@ -74,7 +74,7 @@ class SafetyFilter:
         self._stale_after = stale_after
         self._tracking = np.inf if max_tracking_error is None else float(max_tracking_error)
         self._guards = tuple(guards)
-        self._safe_pose = self._checked_pose(self.ladder.safe_pose)
+        self._safe_pose = self.ladder.pose_within(lower, upper)
         self._joints = len(lower)
         self._met = (self._jerk.tolerance if self._jerk else self._set.tolerance) * self._dt  # [rad]
         self._ledger = Interventions(embodiment.joint_names, KINDS, log)
@@ -341,15 +341,6 @@ class SafetyFilter:
             return np.array(values, dtype=np.float64)  # a copy: the caller may reuse its buffer
         except (TypeError, ValueError) as error:
             raise SafetyError(f"{what} for '{self.embodiment.name}' must be numbers: {error}.") from error
-
-    def _checked_pose(self, pose: Sequence[float] | None) -> Array | None:
-        if pose is None:
-            return None
-        array = np.asarray(pose, dtype=np.float64)
-        _refuse_unless(array.shape == self._lower.shape, f"needs a safe pose of {len(self._lower)} joints")
-        inside = bool(((array >= self._lower) & (array <= self._upper)).all())
-        _refuse_unless(inside, "needs a safe pose inside the position limits")
-        return array
 
 
 def _refuse_unless(condition: bool | np.bool_, problem: str) -> None:
