@@ -284,7 +284,7 @@ def test_the_page_is_whole_and_loads_nothing(page: Path) -> None:
     assert "<script" not in html
     assert "@import" not in html
     anchors = {a["id"] for _, a in tags if a.get("id")}
-    assert {a["href"][1:] for t, a in tags if t == "a" and a.get("href")} <= anchors
+    assert {(a["href"] or "")[1:] for t, a in tags if t == "a" and a.get("href")} <= anchors
     assert all(a.get("alt") for t, a in tags if t == "img")
     for word in ("nan", "None", "inf%"):
         assert not re.search(rf">[^<]*\b{word}\b", html), word
