@@ -136,8 +136,10 @@ def merge(config: MergeConfig) -> MergeResult:
             if name in adapter.full:
                 writer.add(name, adapter.full[name])
                 continue
-            stored = store.read(name)
-            weight = _through_nf4(stored, settings.double_quantization) if name in nf4 else stored
+            weight = store.read(name)
+            assert isinstance(weight, Tensor), "bases are not quantised"
+            if name in nf4:
+                weight = _through_nf4(weight, settings.double_quantization)
             if name in adapter.factors:
                 weight = adapter.merged(name, as_float(weight)).to(weight.dtype)
             writer.add(name, weight)

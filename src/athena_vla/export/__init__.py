@@ -1,4 +1,4 @@
-"""A bundle's graphs as ONNX, for the CPU here or for TensorRT on a device; and the gates a deployed bundle must pass."""
+"""A bundle's graphs as ONNX, for the CPU here or for TensorRT on a device; and the gates a bundle must pass."""
 
 from athena_vla.export.deployment import deployment_config, verdict, write_deployment_config
 from athena_vla.export.gates import GateConfig, GateLimits, GateReport, check

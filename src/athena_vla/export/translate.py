@@ -174,6 +174,7 @@ def translate(
                 inputs.append(helper.make_tensor_value_info(node.name, ELEMENT[meta.dtype], axes))
                 ports["inputs"][node.name] = {"dtype": str(meta.dtype).removeprefix("torch."), "shape": axes}
             elif spec.kind == InputKind.CONSTANT_TENSOR:
+                assert spec.target is not None
                 env[node] = program.constants[spec.target]
             else:
                 assert spec.target is not None

@@ -116,7 +116,9 @@ class GraphWriter:
         return self.known[key]
 
     def _external(self, name: str, key: str, element: int, shape: Sequence[int], content: NDArray[Any]) -> None:
-        offset, length = self.data.place(key, memoryview(content).cast("B") if content.size else b"")
+        offset, length = self.data.place(
+            key, np.ascontiguousarray(content).tobytes() if content.nbytes < ALIGNMENT else content.data.cast("B")
+        )
         tensor = TensorProto(name=name, data_type=element, dims=list(shape), data_location=TensorProto.EXTERNAL)
         for field, text in (("location", self.data.path.name), ("offset", offset), ("length", length)):
             tensor.external_data.add(key=field, value=str(text))
