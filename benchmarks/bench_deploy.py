@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def one(options: argparse.Namespace, folder: Path, precision: str) -> dict[str, Any]:
-    source, entry = options.bundle, {}
+    source, entry = Path(options.bundle), {}
     if precision != "float":
         start = time.perf_counter()
         made = quantize(QuantizeConfig(input=source, out=folder / precision, bits=8 if precision == "int8" else 4))

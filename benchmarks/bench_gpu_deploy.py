@@ -1,6 +1,6 @@
 """The full-size one-pass policy on a CUDA GPU: bf16 with CUDA graphs, and the bandwidth share of single-token decoding.
 
-    python benchmarks/bench_gpu_deploy.py            # from a bare checkout; needs torch with CUDA, writes gpu_deploy.json
+    python benchmarks/bench_gpu_deploy.py       # from a bare checkout; needs torch with CUDA; gpu_deploy.json
 
 Random weights are made on the card: only times mean anything. Targets on an H200-class card: a chunk of 16 steps in at
 most 20 ms; decoding at half of the measured bandwidth or more. Written, and not yet run on a GPU by us.

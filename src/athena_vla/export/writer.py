@@ -116,9 +116,10 @@ class GraphWriter:
         return self.known[key]
 
     def _external(self, name: str, key: str, element: int, shape: Sequence[int], content: NDArray[Any]) -> None:
-        offset, length = self.data.place(
-            key, np.ascontiguousarray(content).tobytes() if content.nbytes < ALIGNMENT else content.data.cast("B")
-        )
+        # Small pieces may be zero-dimensional, which has no bytes view.
+        whole = np.ascontiguousarray(content)
+        raw = whole.tobytes() if whole.nbytes < ALIGNMENT else whole.data.cast("B")
+        offset, length = self.data.place(key, raw)
         tensor = TensorProto(name=name, data_type=element, dims=list(shape), data_location=TensorProto.EXTERNAL)
         for field, text in (("location", self.data.path.name), ("offset", offset), ("length", length)):
             tensor.external_data.add(key=field, value=str(text))

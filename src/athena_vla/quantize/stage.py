@@ -22,7 +22,7 @@ from athena_vla.models.packed import Packed
 from athena_vla.models.store import StoreWriter, TensorStore
 from athena_vla.policy import Policy, replay
 from athena_vla.quantize import choose, codes
-from athena_vla.quantize.calibrate import quantize_in_order, streamed, used_in
+from athena_vla.quantize.calibrate import linears, quantize_in_order, streamed, used_in
 from athena_vla.quantize.choose import Layer
 
 Method = Literal["gptq", "clip", "nearest"]
@@ -192,9 +192,7 @@ def _choose_codes(
     writer: StoreWriter,
 ) -> tuple[list[Layer], dict[str, Any]]:
     """Decide bits, quantise in order into the writer."""
-    shapes = {
-        f"{n}.weight": tuple(m.weight.shape) for n, m in policy.model.named_modules() if hasattr(m, "in_features")
-    }
+    shapes = {name: tuple(layer.weight.shape) for name, layer in linears(policy.model).items()}
     heads = tuple(f"{h}." for h in policy.model.head_modules())
     order = {
         name: graph
