@@ -1,0 +1,240 @@
+"""Several presets or ranks on the same data and seeds: what quality costs, with intervals, as a table and a plot.
+
+Chains the stages that exist (fine-tune, closed loop) and compares; knows nothing of how either works.
+"""
+
+import dataclasses
+import json
+import resource
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from athena_vla.bundle import Bundle
+from athena_vla.errors import TrainingError, UnknownName
+from athena_vla.evaluate.actors import ActorSpec
+from athena_vla.evaluate.closedloop import ClosedLoopConfig, closed_loop
+from athena_vla.evaluate.statistics import Proportion, wilson
+from athena_vla.finetune import PRESETS, FinetuneConfig, finetune
+
+PRESET_FIELDS = ("preset", "rank", "seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """Compare fine-tuning configurations on the same base, data, seeds and evaluation scenes."""
+
+    out: Path = Path("runs/sweep")
+    """Folder of all runs, the table (sweep.json, sweep.md) and the plot (sweep.png)."""
+    data: Path = Path("dataset")
+    """A built dataset."""
+    model: str = "builtin:base"
+    """The base of all runs."""
+    presets: tuple[str, ...] = ("demo",)
+    """Presets to compare, by name."""
+    variants: tuple[str, ...] = ()
+    """Changes to each preset, such as rank=8 or rank=8,dora=true; every one makes a row."""
+    seeds: tuple[int, ...] = (0,)
+    """Every row is trained once per seed."""
+    max_steps: int = 0
+    """Optimiser steps of every run; 0 = what the preset says."""
+    episodes: int = 0
+    """Closed-loop episodes per run in the simulator; 0 = open loop only."""
+    workers: int = 1
+    """Processes of the closed loop."""
+
+
+@dataclass(frozen=True)
+class SweepRow:
+    """One configuration, all seeds together."""
+
+    name: str
+    trainable: int
+    steps: int
+    seconds: float  # of training, mean over seeds
+    samples_per_second: float
+    peak_memory_gb: float  # [GB] of this process (or the GPU) when the row ended; never falls within one sweep
+    validation_loss: tuple[float, ...]  # per seed
+    mae_rad: tuple[float, ...]  # [rad] per seed
+    success: Proportion | None  # closed loop, episodes of all seeds together
+
+    def cells(self) -> tuple[str, ...]:
+        success = "-"
+        if self.success is not None:
+            s = self.success
+            success = f"{100 * s.success:.0f}% ({100 * s.low:.0f}-{100 * s.high:.0f}), n = {s.n}"
+        return (
+            self.name,
+            f"{self.trainable:,}",
+            f"{self.steps}",
+            f"{self.seconds:.0f}",
+            f"{self.samples_per_second:.0f}",
+            f"{self.peak_memory_gb:.2f}",
+            _spread(self.validation_loss, 4),
+            _spread(self.mae_rad, 4),
+            success,
+        )
+
+
+HEADER = (
+    *("row", "trainable", "steps", "seconds", "samples/s", "peak GB"),
+    *("validation loss", "error [rad]", "success (95% Wilson)"),
+)
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """The table; `str` prints it."""
+
+    rows: tuple[SweepRow, ...]
+    out: Path
+
+    def __str__(self) -> str:
+        lines = [HEADER, *(r.cells() for r in self.rows)]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
+        text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+        return "\n".join([*text, f"table and plot: {self.out}"])
+
+
+def sweep(config: SweepConfig) -> SweepResult:
+    """Train every row and seed, evaluate, write table and plot; finished runs are reused and named.
+
+    Raises `TrainingError`, `UnknownName`.
+    """
+    wanted = rows_of(config)
+    config.out.mkdir(parents=True, exist_ok=True)
+    rows = [_row(name, base, config) for name, base in wanted.items()]
+    result = SweepResult(tuple(rows), config.out)
+    _write(result)
+    return result
+
+
+def rows_of(config: SweepConfig) -> dict[str, FinetuneConfig]:
+    """Row name -> its configuration. Raises `UnknownName` for a preset or field, `TrainingError` for a bad value."""
+    if not config.presets or not config.seeds:
+        raise TrainingError("A sweep needs at least one preset and one seed.")
+    rows: dict[str, FinetuneConfig] = {}
+    for preset in config.presets:
+        if preset not in PRESETS:
+            raise UnknownName("preset", preset, PRESETS)
+        for variant in config.variants or ("",):
+            changes = parse_variant(variant)
+            base = dataclasses.replace(PRESETS[preset], data=config.data, model=config.model, **changes)
+            if config.max_steps:
+                steps = config.max_steps
+                base = dataclasses.replace(base, max_steps=steps, evaluate_every=min(base.evaluate_every, steps))
+            rows[f"{preset} {variant}".strip()] = base
+    return rows
+
+
+def parse_variant(text: str) -> dict[str, Any]:
+    """`rank=8,dora=true` as fields of `FinetuneConfig`, typed as there."""
+    fields = {f.name: f for f in dataclasses.fields(FinetuneConfig)}
+    changes: dict[str, Any] = {}
+    for part in filter(None, text.split(",")):
+        name, _, value = part.partition("=")
+        name = name.strip().replace("-", "_")
+        if name not in fields:
+            raise UnknownName("field of fine-tuning", name, fields)
+        default = fields[name].default
+        try:
+            if isinstance(default, bool):
+                changes[name] = {"true": True, "false": False}[value.lower()]
+            elif isinstance(default, tuple):
+                changes[name] = tuple(value.split("+"))
+            else:
+                changes[name] = type(default)(value)
+        except (KeyError, ValueError) as error:
+            raise TrainingError(f"'{part}' in --variants: {name} takes a {type(default).__name__}.") from error
+    return changes
+
+
+def _row(name: str, base: FinetuneConfig, config: SweepConfig) -> SweepRow:
+    folder = config.out / name.replace(" ", "-").replace(",", "-").replace("=", "")
+    results, wins, played = [], 0, 0
+    for seed in config.seeds:
+        run = dataclasses.replace(base, seed=seed, out=folder / f"seed{seed}")
+        results.append(_finished(run) or finetune(run))
+        if config.episodes:
+            actor = ActorSpec(name="tuned", source=str(run.out))
+            loop = ClosedLoopConfig(out=folder / f"seed{seed}.closed", episodes=config.episodes, workers=config.workers)
+            outcome = closed_loop([actor], loop).successes("tuned")
+            wins, played = wins + sum(outcome.values()), played + len(outcome)
+    return SweepRow(
+        name=name,
+        trainable=results[0].trainable,
+        steps=max(r.steps for r in results),
+        seconds=statistics.mean(r.seconds for r in results),
+        samples_per_second=statistics.mean(r.samples_per_second for r in results),
+        peak_memory_gb=_peak_memory(),
+        validation_loss=tuple(r.validation["loss"] for r in results if r.validation),
+        mae_rad=tuple(r.validation["mae_rad"] for r in results if r.validation),
+        success=wilson(wins, played) if played else None,
+    )
+
+
+def _finished(run: FinetuneConfig) -> Any:
+    """The result of this very run, where it is there already."""
+    from athena_vla.finetune.stage import result_of
+
+    if not ((run.out / "manifest.json").is_file() and (run.run_folder / "result.json").is_file()):
+        return None
+    stored = Bundle.open(run.out).manifest.config
+    if stored != run.to_dict():
+        return None
+    print(f"reusing {run.out}: trained with the same configuration")
+    return result_of(run)
+
+
+def _write(result: SweepResult) -> None:
+    out = result.out
+    (out / "sweep.json").write_text(json.dumps([_plain(r) for r in result.rows], indent=1))
+    table = [HEADER, ("---",) * len(HEADER), *(r.cells() for r in result.rows)]
+    (out / "sweep.md").write_text("\n".join("| " + " | ".join(line) + " |" for line in table) + "\n")
+    _plot(result.rows, out / "sweep.png")
+
+
+def _plot(rows: Sequence[SweepRow], path: Path) -> None:
+    """Quality against trainable parameters: success with its interval, or the error where no loop was closed."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    closed = all(r.success is not None for r in rows)
+    for row in rows:
+        if row.success is not None and closed:
+            s = row.success
+            bars = [[100 * (s.success - s.low)], [100 * (s.high - s.success)]]
+            axes.errorbar([row.trainable], [100 * s.success], yerr=bars, fmt="o", capsize=3)
+            height = 100 * s.success
+        else:
+            axes.plot([row.trainable] * len(row.mae_rad), row.mae_rad, "o")
+            height = statistics.mean(row.mae_rad) if row.mae_rad else 0.0
+        axes.annotate(row.name, (row.trainable, height), textcoords="offset points", xytext=(6, 4), fontsize=8)
+    axes.set_xscale("log")
+    axes.set(xlabel="trainable parameters", ylabel="success [%]" if closed else "validation error [rad]")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    if not values:
+        return "-"
+    middle = f"{statistics.mean(values):.{digits}f}"
+    return middle if len(values) == 1 else f"{middle} ({min(values):.{digits}f}-{max(values):.{digits}f})"
+
+
+def _peak_memory() -> float:
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def _plain(row: SweepRow) -> Mapping[str, Any]:
+    return dataclasses.asdict(row)
