@@ -171,14 +171,13 @@ class _State:
     def finish(self, recording: Recording) -> None:
         if self.names and self.low is not None and self.high is not None:
             self.found += constant_joints(self.low, self.high, self.names)
-            if self.robot is None:
-                bins = [(n, (b - a) / 255) for n, a, b in zip(self.names, self.low, self.high, strict=True)]
-                name, width = max(bins, key=lambda p: p[1])
-                if width > 0:
-                    message = f"The widest bin is {width:.4f} rad ({name}); per joint: " + ", ".join(
-                        f"{n} {w:.4f}" for n, w in bins if w > 0
-                    )
-                    self.found.append(finding("token.coarse", message))
+            bins = [(n, (b - a) / 255) for n, a, b in zip(self.names, self.low, self.high, strict=True)]
+            name, width = max(bins, key=lambda p: p[1])
+            if width > 0:
+                each = ", ".join(f"{n} {w:.4f}" for n, w in bins if w > 0)
+                self.found.append(
+                    finding("token.coarse", f"The widest bin is {width:.4f} rad ({name}); per joint: {each}")
+                )
         self.found += check_leakage(recording, self.digests)
 
     def _one(self, episode: Episode) -> Iterator[Finding]:

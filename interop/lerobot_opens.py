@@ -1,0 +1,78 @@
+"""Run in the environment of the real lerobot: opens sets we wrote, and writes one for the timing. Prints JSON."""
+
+import contextlib
+import json
+import sys
+import time
+from pathlib import Path
+
+with contextlib.suppress(RuntimeError):
+    import torchvision_shim  # noqa: F401 only where torchvision's binary does not fit torch
+
+import numpy as np
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+
+def opens(root: Path) -> dict:
+    """What lerobot makes of a set: counts, names, and a digest-like sum of the first and last rows."""
+    data = LeRobotDataset("local/set", root=root)
+    first, last = data[0], data[len(data) - 1]
+    cameras = [k for k in first if k.startswith("observation.images.")]
+    return {
+        "episodes": data.num_episodes,
+        "frames": data.num_frames,
+        "fps": data.fps,
+        "task": first["task"],
+        "first_action": np.asarray(first["action"], np.float64).tolist(),
+        "last_action": np.asarray(last["action"], np.float64).tolist(),
+        "pictures": {k: [list(first[k].shape), float(first[k].mean())] for k in cameras},
+        "names": data.meta.features["action"]["names"],
+    }
+
+
+def writes(source: Path, out: Path) -> float:
+    """[s] that add_frame and save_episode take for the frames in an npz of arrays, as single pictures."""
+    arrays = np.load(source)
+    images, actions, states, lengths = (arrays[k] for k in ("images", "actions", "states", "lengths"))
+    features = {
+        "observation.state": {"dtype": "float32", "shape": (states.shape[1],), "names": None},
+        "action": {"dtype": "float32", "shape": (actions.shape[1],), "names": None},
+        "observation.images.head": {
+            "dtype": "image",
+            "shape": images.shape[1:],
+            "names": ["height", "width", "channels"],
+        },
+    }
+    start = time.perf_counter()
+    data = LeRobotDataset.create("local/w", fps=10, features=features, root=out, use_videos=False)
+    row = 0
+    for length in lengths:
+        for _ in range(length):
+            frame = {"observation.state": states[row], "action": actions[row], "observation.images.head": images[row]}
+            data.add_frame({**frame, "task": "touch the red box"})
+            row += 1
+        data.save_episode()
+    data.finalize()
+    return time.perf_counter() - start
+
+
+def reads(root: Path, count: int, horizon: int) -> float:
+    """Random training samples per second with chunks of `horizon`."""
+    data = LeRobotDataset("local/set", root=root)
+    deltas = {"action": [i / data.fps for i in range(horizon)]}
+    data = LeRobotDataset("local/set", root=root, delta_timestamps=deltas)
+    order = np.random.default_rng(0).integers(0, len(data), count)
+    start = time.perf_counter()
+    for i in order:
+        data[int(i)]
+    return count / (time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    what, *rest = sys.argv[1:]
+    if what == "opens":
+        print(json.dumps(opens(Path(rest[0]))))
+    elif what == "writes":
+        print(json.dumps(writes(Path(rest[0]), Path(rest[1]))))
+    elif what == "reads":
+        print(json.dumps(reads(Path(rest[0]), int(rest[1]), int(rest[2]))))

@@ -1,0 +1,90 @@
+"""Our files against the real packages, each in an environment of its own: `make interop`.
+
+lerobot (0.4.x on Python 3.11) opens a set we built and sets we converted from its v2.1, and sees the same numbers and
+pictures as our reader. Its pins (torch < 2.11, av < 16) exclude the package's own, hence the separate environment.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+SHARED = HERE.parents[1] / "shared" / "data"
+LEROBOT = "lerobot==0.4.4"
+NEEDS = (
+    "torch>=2.9,<2.14", "datasets>=4,<5", "huggingface_hub<0.36", "av<16", "numpy<2.3", "pandas", "pyarrow", "draccus",
+    "jsonlines", "packaging", "pillow", "einops", "deepdiff", "gymnasium", "accelerate", "imageio",
+    "opencv-python-headless", "termcolor", "diffusers<0.36", "safetensors",
+)  # fmt: skip
+
+
+def environment(folder: Path) -> Path:
+    """The Python of an environment with lerobot; made where it does not exist yet."""
+    python = folder / "bin" / "python"
+    if not python.exists():
+        venv.create(folder, with_pip=True)
+        # --no-deps: lerobot's pin of torch has no CPU build here; only its dataset code is used.
+        for packages in (["--no-deps", LEROBOT, "torchvision==0.28.0"], list(NEEDS)):
+            subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
+    return python
+
+
+def ask(python: Path, *words: str) -> object:
+    """The answer of interop/lerobot_opens.py."""
+    surroundings = {**os.environ, "PYTHONPATH": str(HERE), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [python, HERE / "lerobot_opens.py", *words], capture_output=True, text=True, env=surroundings, check=False
+    )
+    if done.returncode:
+        sys.exit(f"lerobot failed on {words}:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def compare(python: Path, root: Path) -> None:
+    """lerobot's view of a set against ours. Raises AssertionError."""
+    from athena_vla.data.formats import open_recording
+
+    seen = ask(python, "opens", str(root))
+    assert isinstance(seen, dict)
+    recording = open_recording(root)
+    first, last = recording.read(recording.ids()[0]), recording.read(recording.ids()[-1])
+    assert seen["episodes"] == len(recording.ids())
+    assert seen["frames"] == recording.info().frames
+    assert seen["task"] == first.instructions[0]
+    assert np.allclose(seen["first_action"], first.actions[0], atol=1e-7)
+    assert np.allclose(seen["last_action"], last.actions[-1], atol=1e-7)
+    for key, (shape, mean) in seen["pictures"].items():
+        image = first.cameras[key.removeprefix("observation.images.")][0]
+        assert shape == [3, *image.shape[:2]]
+        assert abs(mean - image.mean() / 255) < 0.01
+    print(f"lerobot opens {root.name}: {seen['episodes']} episodes, {seen['frames']} frames, same numbers and pictures")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--environment", type=Path, default=HERE.parent / ".venv-lerobot")
+    python = environment(parser.parse_args().environment)
+    if not SHARED.is_dir():
+        sys.exit(f"The real recordings are not at '{SHARED}'; there is nothing to compare.")
+    from athena_vla.data.convert import ConvertConfig, convert
+    from athena_vla.data.dataset import BuildConfig, build
+
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work)
+        source = SHARED / "athena_isaac_folder_gr1"
+        build(BuildConfig(input=source, out=folder / "built", robot="athena", image_size=(96, 96)))
+        compare(python, folder / "built")
+        for name in ("athena_isaac_folder_gr1", "rlds_bridge_octo_debug"):
+            convert(ConvertConfig(input=SHARED / name, out=folder / name, fps=None if "gr1" in name else 5.0))
+            compare(python, folder / name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""The check page is self-contained and its links lead somewhere; alignment is measured; a build runs on Ray."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from athena_vla.data.align import AlignConfig, align
+from athena_vla.data.build import BuildConfig, build
+from athena_vla.data.check import CheckConfig, check
+from recordings import Pixels, clean, pictures, write
+
+
+def test_the_page_is_self_contained_and_every_link_has_its_target(tmp_path):
+    bad = clean(1)
+    actions = bad.actions.copy()
+    actions[10:12] = np.nan
+    root = write(tmp_path / "in", clean(0), replace(bad, actions=actions, instructions=("<script>alert(1)</script>",)))
+    report = check(CheckConfig(input=root, robot="toy", page=tmp_path / "page.html"))
+    page = (tmp_path / "page.html").read_text()
+    assert report.page == tmp_path / "page.html"
+    assert not re.search(r"<script|https?://|src=.(?!data:)", page)
+    targets = re.findall(r'href="#([^"]+)"', page)
+    assert targets
+    assert all(f'id="{t}"' in page for t in targets)
+    assert page.count("<svg") >= 3
+    assert "number.not_finite" in page
+
+
+def test_camera_and_action_delays_are_measured(tmp_path):
+    episodes = []
+    for i in range(4):
+        episode = clean(i, length=160)
+        speed = np.abs(np.sin(episode.timestamps * (0.9 + 0.2 * i)))[:, None]  # motion that comes and goes
+        path = np.cumsum(speed, axis=0) * 0.06
+        actions = (0.6 * np.sin(path * [1.0, 1.1, 0.9] + i)).astype(np.float32)
+        states = np.concatenate([np.repeat(actions[:1], 3, axis=0), actions[:-3]])
+        images = pictures(np.asarray(states, np.float64), i)
+        late = np.concatenate([np.repeat(images[:1], 2, axis=0), images[:-2]])
+        episodes.append(replace(episode, actions=actions, states=states, cameras={"front": Pixels(late)}))
+    report = align(AlignConfig(input=write(tmp_path / "in", *episodes)))
+    assert report.action_lag == 3
+    assert report.real_fps == pytest.approx(10.0)
+    assert report.camera_lag["front"] in (1, 2, 3, None)  # a coarse square moves in whole pixels
+
+
+def test_real_delays_agree_with_what_is_known(shared):
+    report = align(AlignConfig(input=shared / "data/g1_inspire_v21", episodes=2))
+    assert report.action_lag in (4, 5)
+    assert report.real_fps == pytest.approx(30.0, abs=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_build_on_two_ray_workers_gives_the_same_bytes(tmp_path):
+    ray = pytest.importorskip("ray")
+    root = write(tmp_path / "in", *(clean(i, length=15) for i in range(6)))
+    here = build(BuildConfig(input=root, out=tmp_path / "here", robot="toy", workers=1))
+    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
+    try:
+        there = build(BuildConfig(input=root, out=tmp_path / "there", robot="toy", on="ray"))
+    finally:
+        ray.shutdown()
+    assert there.hash == here.hash
+    for file in sorted(f for f in (tmp_path / "here").rglob("*") if f.is_file()):
+        assert (tmp_path / "there" / file.relative_to(tmp_path / "here")).read_bytes() == file.read_bytes()
