@@ -14,11 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from athena_vla import finetune as stage
 from athena_vla.bundle import Bundle
 from athena_vla.data.dataset import BuildConfig, Dataset, build
 from athena_vla.errors import AthenaError, TrainingError
-from athena_vla.finetune import PRESETS, FinetuneConfig, checkpoint, features, finetune, loop
+from athena_vla.finetune import PRESETS, FinetuneConfig, checkpoint, features, finetune, loop, stage
 from athena_vla.finetune.batches import Order
 from athena_vla.finetune.log import read
 from athena_vla.policy import Policy, require_replay
@@ -93,7 +92,7 @@ def test_it_learns_and_leaves_its_curves(trained):
     assert (cfg.run_folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert any((cfg.run_folder / "tensorboard").iterdir())
     assert json.loads((cfg.run_folder / "result.json").read_text())["steps"] == 24
-    assert stage.stage.result_of(cfg) == result
+    assert stage.result_of(cfg) == result
 
 
 def test_only_the_last_checkpoints_and_the_best_are_kept_and_none_holds_the_base(trained):
@@ -322,7 +321,7 @@ def test_inputs_that_cannot_be_trained_on_are_a_sentence_each(world, tmp_path, t
     refused("torch sees no GPU", device="cuda") if not torch.cuda.is_available() else None
     refused("fp16 cannot be trained on a CPU", precision="fp16", device="cpu")
     base = Bundle.open(world / "base")
-    write_finetuned(tmp_path / "tuned", base, stage.stage.LoraSettings(rank=2))
+    write_finetuned(tmp_path / "tuned", base, stage.LoraSettings(rank=2))
     refused("Merge it first", model=str(tmp_path / "tuned"))
     build(BuildConfig(input=world / "rec", out=tmp_path / "far", robot="toy", horizon=20, workers=1))
     refused("horizon of 20 steps is longer than its longest episode", data=tmp_path / "far")

@@ -197,7 +197,7 @@ def test_training_in_bfloat16_uses_it_and_stays_close():
     narrow = [t.bfloat16().requires_grad_() for t in wide]
     exact = [t.bfloat16().float().requires_grad_() for t in wide]
     mask = torch.ones(2, 1, 12, 12, dtype=torch.bool).tril()
-    attend(*narrow, mask).float().square().sum().backward()
-    attend(*exact, mask).square().sum().backward()
+    attend(narrow[0], narrow[1], narrow[2], mask).float().square().sum().backward()
+    attend(exact[0], exact[1], exact[2], mask).square().sum().backward()
     for a, b in zip(narrow, exact, strict=True):
         assert (a.grad.float() - b.grad).norm() < 0.02 * b.grad.norm()
