@@ -4,6 +4,7 @@ ATHENA_LEROBOT_PYTHON names the Python of an environment with the real lerobot (
 only our own numbers are measured. Writes benchmarks/data.json.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -106,15 +107,19 @@ def peak_memory(count: int, folder: Path) -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the work, no memory measurement, prints only")
+    quick = parser.parse_args().quick
+    count, length, reads = (3, 30, 60) if quick else (EPISODES, LENGTH, READS)
     result: dict[str, object] = {
         "command": "python benchmarks/bench_data.py",
         "machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "load_at_start": os.getloadavg()},
         "python": platform.python_version(),
-        "setting": {"episodes": EPISODES, "length": LENGTH, "pixels": SIZE, "horizon": HORIZON, "pictures": "PNG"},
+        "setting": {"episodes": count, "length": length, "pixels": SIZE, "horizon": HORIZON, "pictures": "PNG"},
     }
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
-        made = episodes(EPISODES, LENGTH, SIZE)
+        made = episodes(count, length, SIZE)
         stacked = {
             "images": np.concatenate([e.cameras["head"].images for e in made]),
             "actions": np.concatenate([e.actions for e in made]),
@@ -134,16 +139,19 @@ def main() -> None:
         dataset = Dataset.open(folder / "set")
         dataset.cache_frames()
         cache = time.perf_counter() - start
-        order = np.random.default_rng(0).integers(0, len(dataset), 20 * READS)
+        order = np.random.default_rng(0).integers(0, len(dataset), 20 * reads)
         start = time.perf_counter()
         for i in order:
             dataset[int(i)]
         rate = len(order) / (time.perf_counter() - start)
-        theirs = lerobot("reads", str(folder / "set"), str(READS), str(HORIZON))
+        theirs = lerobot("reads", str(folder / "set"), str(reads), str(HORIZON))
         result["read_samples_per_second"] = {
             "ours": rate, "cache_seconds_once": cache, "lerobot": theirs, "ratio": rate / theirs if theirs else None,
         }  # fmt: skip
         result["check"] = check_speed(folder)
+        if quick:
+            print(json.dumps(result, indent=1))
+            return
         few, many = peak_memory(10, folder), peak_memory(1000, folder)
         result["build_peak_mib"] = {"10 episodes": few, "1000 episodes": many, "growth": many / few - 1}
     result["own_peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -161,8 +169,8 @@ def check_speed(folder: Path) -> dict[str, float]:
     scan_camera(Episode(**{**vars(episode), "fps": 30.0}), "head", VideoFrames(folder / "v.mp4"), None)
     seconds = time.process_time() - start
     start = time.process_time()
-    check(CheckConfig(input=folder / "rec", robot="athena"))
-    frames = EPISODES * LENGTH / (time.process_time() - start)
+    report = check(CheckConfig(input=folder / "rec", robot="athena"))
+    frames = report.frames / (time.process_time() - start)
     return {"video_times_real_time": 20.0 / seconds, "folder_224px_frames_per_second": frames}
 
 
