@@ -29,6 +29,8 @@ $(VENV)/.demo: $(VENV)/.python pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.python pyproject.toml constraints.txt
 	@echo "== installing athena-vla[$(DEV)]"
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(DEV)]'
+	@# openpi's own client drives our server in the tests; it pins an old numpy that it does not need.
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps openpi-client dm-tree || echo "openpi-client: not to be had, its tests are skipped"
 	@touch $@ $(VENV)/.demo
 
 demo: setup  ## the main job, whole: recordings in, a better, bounded, deployable policy out, with evidence
