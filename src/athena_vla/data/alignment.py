@@ -110,8 +110,8 @@ def _resample(length: int, fps: float, control_hz: float) -> tuple[NDArray[np.fl
         steps = np.arange(length, dtype=np.float64)
         return steps, steps, "identity"
     count = max(1, int(np.floor((length - 1) / ratio + 1e-9)) + 1)
-    steps = np.arange(count) * ratio
-    leading = np.minimum(steps + max(ratio - 1.0, 0.0), length - 1)
+    steps: NDArray[np.float64] = np.arange(count, dtype=np.float64) * ratio
+    leading: NDArray[np.float64] = np.minimum(steps + max(ratio - 1.0, 0.0), length - 1)
     if ratio > 1.0:
         return np.floor(steps + 1e-6), np.floor(leading + 1e-6), "sample-and-hold, last command of the period"
     return steps, leading, "linear interpolation of numbers, pictures held"

@@ -54,7 +54,7 @@ def _crop(image: Image, top: float, left: float, side: float) -> Image:
 
 
 def _colour(image: Image, brightness: float, contrast: float, saturation: float) -> Image:
-    pixels: NDArray[np.float32] = image.astype(np.float32)
+    pixels = image.astype(np.float32)
     grey = pixels @ np.array([0.299, 0.587, 0.114], np.float32)
     # One affine map per pixel: saturation mixes with its grey value, contrast with the mean, brightness adds.
     pixels = grey[..., None] * (1 - saturation) + pixels * saturation

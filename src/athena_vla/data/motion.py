@@ -169,9 +169,8 @@ def _stepping(s: _Signals) -> NDArray[np.bool_]:
     per_second = (turns * weight).sum(axis=1) / max(weight.sum(), 1e-9) * s.fps
     window = max(3, round(0.8 * s.fps))
     smooth = np.ones(window) / window
-    return hysteresis(np.convolve(busy, smooth, "same"), LEGS_STEP, 0.6 * LEGS_STEP) & (
-        np.convolve(per_second, smooth, "same") > STEP_TURNS
-    )
+    effort = np.asarray(np.convolve(busy, smooth, "same"), np.float64)
+    return hysteresis(effort, LEGS_STEP, 0.6 * LEGS_STEP) & (np.convolve(per_second, smooth, "same") > STEP_TURNS)
 
 
 def _held(s: _Signals) -> NDArray[np.bool_]:

@@ -174,7 +174,7 @@ class NormalizerFit:
         per_group = mode if isinstance(mode, Mapping) else dict.fromkeys(robot.groups, mode)
         joints = [robot.joint(n) for n in robot.action_joints]
         self.robot = robot
-        self.modes = tuple(_known_mode(per_group.get(j.group, "minmax")) for j in joints)
+        self.modes: tuple[NormalizationMode, ...] = tuple(_known_mode(per_group.get(j.group, "minmax")) for j in joints)
         self.is_delta = np.array([j.mode == "delta" for j in joints])
         self._actions = _Moments(robot.action_dim)
         self._states = _Moments(robot.state_dim)

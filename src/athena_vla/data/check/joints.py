@@ -28,7 +28,7 @@ def check_numbers(episode: Episode) -> Iterator[Finding]:
         bad = ~np.isfinite(values)
         if bad.any():
             rows, columns = np.flatnonzero(bad.any(axis=1)), np.flatnonzero(bad.any(axis=0))
-            message = f"{kind} are not numbers in {len(rows)} frames, columns {some([names[c] for c in columns])}."
+            message = f"{kind} are not numbers in {len(rows)} frames, columns {some([names[int(c)] for c in columns])}."
             yield finding("number.not_finite", message, episode.id, (int(rows[0]), int(rows[-1]) + 1))
     if not episode.joint_names:
         yield finding("action.none", "The recording holds no actions.", episode.id)
@@ -69,8 +69,8 @@ def check_units(episode: Episode) -> Iterator[Finding]:
         reach = np.abs(finite).max(axis=0) if len(finite) else np.zeros(0)
         # The middle of the values decides, not one glitch.
         high = np.quantile(np.abs(finite), 0.9, axis=0) if len(finite) else reach
-        ticks = [names[c] for c in np.flatnonzero(high > TICKS)]
-        degrees = [names[c] for c in np.flatnonzero((high > ANGLE) & (high <= TICKS))]
+        ticks = [names[int(c)] for c in np.flatnonzero(high > TICKS)]
+        degrees = [names[int(c)] for c in np.flatnonzero((high > ANGLE) & (high <= TICKS))]
         if ticks:
             yield finding("joint.ticks", f"{kind} reach {reach.max():.0f} ({some(ticks)}).", episode.id)
         elif degrees and not _is_cartesian(names):

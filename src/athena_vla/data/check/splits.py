@@ -1,6 +1,7 @@
 """Train/validation leakage: the same motion on both sides of a split the recording declares."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from athena_vla.data.check.findings import Finding, finding
 from athena_vla.data.episode import Recording
@@ -42,7 +43,7 @@ def declared_splits(recording: Recording) -> dict[str, list[str]]:
     return {k: list(v) for k, v in masks().items()} if callable(masks) else {}
 
 
-def _ranges(splits: object, ids: tuple[str, ...]) -> dict[str, list[str]]:
+def _ranges(splits: Any, ids: tuple[str, ...]) -> dict[str, list[str]]:
     if not isinstance(splits, Mapping):
         return {}
     found: dict[str, list[str]] = {}

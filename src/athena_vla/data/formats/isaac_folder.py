@@ -97,7 +97,8 @@ class IsaacFolder(BaseRecording):
             "state_names",
         }
         extras = {k: v for k, v in metadata.items() if k not in known | {"segments", "cameras", "extras"}}
-        extras |= metadata.get("extras") if isinstance(metadata.get("extras"), dict) else {}
+        more = metadata.get("extras")
+        extras |= more if isinstance(more, dict) else {}
         extras["clock"] = clock
         return Episode(
             id=episode_id,

@@ -253,6 +253,7 @@ class LeRobotV3Writer:
         if self._table is None:
             path = self.folder / "meta/episodes/chunk-000/file-000.parquet"
             self._table = pq.ParquetWriter(path, table.schema, compression="snappy")
+        assert self._table is not None
         self._table.write_table(table.cast(self._table.schema))
         self._rows = []
 

@@ -55,7 +55,7 @@ def _still(stream: Frames, index: int) -> Look:
     step = max(1, min(image.shape[:2]) // CELLS)
     small = image[::step, ::step].astype(np.float32)
     grid = (small @ np.array([0.299, 0.587, 0.114], np.float32)).astype(np.uint8)
-    return Look(grid, zlib.crc32(np.ascontiguousarray(image)))
+    return Look(grid, zlib.crc32(image.tobytes()))
 
 
 def _sampled(grey: Grid) -> Grid:
@@ -94,7 +94,7 @@ def _video(stream: VideoFrames) -> Iterator[tuple[int, Look | RecordingError]]:
 def _plane(frame: av.VideoFrame) -> Look:
     if not frame.format.name.startswith(("yuv4", "yuvj4", "nv12", "gray")) or frame.format.name.endswith(("le", "be")):
         grey = frame.to_ndarray(format="gray")
-        return Look(_sampled(grey), zlib.crc32(np.ascontiguousarray(grey)), bool(frame.key_frame))
+        return Look(_sampled(grey), zlib.crc32(grey.tobytes()), bool(frame.key_frame))
     plane = frame.planes[0]
     grey = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
     grid, checksum = _sampled(grey), zlib.crc32(plane)

@@ -68,7 +68,7 @@ class RLDSWriter:
 
     def finish(self) -> None:
         self._file.close()
-        steps = {"sequence": {"feature": _tree(self._steps), "length": "-1"}}
+        steps: dict[str, Any] = {"sequence": {"feature": _tree(self._steps), "length": "-1"}}
         steps["pythonClassName"] = "tensorflow_datasets.core.features.dataset_feature.Dataset"
         metadata = _tree({"file_path": _text()})
         features = {"steps": steps, "episode_metadata": metadata}
