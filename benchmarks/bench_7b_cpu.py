@@ -9,6 +9,7 @@ and a GGUF file (--gguf) are there; otherwise the result says not run. Needs 12 
 """
 
 import argparse
+import importlib
 import json
 import os
 import subprocess
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", default=["onnxruntime", "openvino"])
     parser.add_argument("--gguf", type=Path, help="Llama-2-7B shape in Q4_0 for llama.cpp")
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--small", action="store_true", help="a model of a few MB, to try the script itself")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -58,11 +60,12 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
     note = options.work / "prepare.json"
     if note.is_file():
         return {**json.loads(note.read_text()), "reused": True}
+    import numpy as np
     import torch
 
     from athena_vla import bundle as bundles
     from athena_vla import embodiment
-    from athena_vla.bundle import Bundle, Manifest
+    from athena_vla.bundle import Bundle, Golden, Manifest
     from athena_vla.data.normalize import NormalizerFit
     from athena_vla.export import ExportConfig, export
     from athena_vla.models import sizes
@@ -71,9 +74,12 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
     robot = embodiment.load("athena")
     one_pass = options.family != "openvla"
     horizon = 16 if one_pass else 1
-    spec = sizes.full_size(
-        options.family, action_dim=robot.action_dim, state_dim=robot.state_dim, horizon=horizon, cameras=1
-    )
+    wanted: dict[str, Any] = {"action_dim": robot.action_dim, "state_dim": robot.state_dim, "horizon": horizon}
+    if options.small:
+        module = importlib.import_module(f"athena_vla.models.{options.family}")
+        spec = module.tiny_spec(**wanted, cameras=1, mlp_width=256)
+    else:
+        spec = sizes.full_size(options.family, **wanted, cameras=1)
     robot = one_camera(robot)
     model = sizes.weightless(options.family, spec)
     fit = NormalizerFit(robot)
@@ -90,7 +96,9 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
     linear = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
     heads = tuple(f"{h}." for h in model.head_modules())
     start, decoder_bytes = time.perf_counter(), 0
-    with bundles.writing(options.work / "quantized", manifest, None, model.tokenizer_files()) as folder:
+    # Random weights have no golden answer; the frame is there so that the bundle is complete.
+    golden = Golden((frame_of(robot),), np.zeros((1, horizon, robot.action_dim)))
+    with bundles.writing(options.work / "quantized", manifest, golden, model.tokenizer_files()) as folder:
         writer = StoreWriter(folder / "weights")
         for name, tensor in model.state_dict().items():
             decoder = name in linear and ".layers." in name
@@ -134,6 +142,17 @@ def one_camera(robot: Any) -> Any:
     return type(robot).from_dict(raw)
 
 
+def frame_of(robot: Any) -> Any:
+    """A random image and the resting pose."""
+    import numpy as np
+
+    from athena_vla.embodiment import Observation
+
+    camera = robot.cameras[0]
+    image = np.random.default_rng(0).integers(0, 255, (camera.height, camera.width, 3), dtype=np.uint8)
+    return Observation({camera.name: image}, robot.default.copy(), "pick up the red cube and put it into the box")
+
+
 def random_packed(shape: tuple[int, ...], bits: int, generator: Any) -> Any:
     import torch
 
@@ -163,7 +182,6 @@ def run_one(folder: Path, engine: str, threads: int, runs: int) -> dict[str, Any
     import torch
 
     from athena_vla.bundle import Bundle
-    from athena_vla.embodiment import Observation
     from athena_vla.policy import Policy
 
     torch.set_num_threads(threads)
@@ -179,14 +197,7 @@ def run_one(folder: Path, engine: str, threads: int, runs: int) -> dict[str, Any
         return outputs
 
     policy = Policy(policy.robot, policy.normalizer, policy.model, run)
-    robot = policy.robot
-    generator = np.random.default_rng(0)
-    camera = robot.cameras[0]
-    frame = Observation(
-        {camera.name: generator.integers(0, 255, (camera.height, camera.width, 3), dtype=np.uint8)},
-        robot.default.copy(),
-        "pick up the red cube and put it into the box",
-    )
+    frame = frame_of(policy.robot)
     policy.act(frame)
     first = time.perf_counter() - STARTED
     times.clear()

@@ -24,7 +24,7 @@ DECODING = [
     (AGX, 2.65, 53.1, "Edge-LLM v0.9, Qwen3-4B"),
     (AGX, 4.83, 32.5, "Edge-LLM v0.9, Qwen3-8B"),
     (AGX, 3.76, 42.9, "MLC, Llama-2-7B (jetson-containers#412)"),
-    (AGX, 3.76, 46.5, "MLC, Llama-2-7B (jetson-containers#412)"),
+    (AGX, 3.76, 47.0, "MLC, Llama-2-7B (jetson-containers#412)"),
     (NANO, 4.83, 19.1, "NVIDIA blog, Llama-3.1-8B on Orin Nano Super"),
     (THOR, 4.83, 49.3, "Edge-LLM v0.9, Qwen3-8B"),
 ]
