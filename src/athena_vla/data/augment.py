@@ -6,7 +6,6 @@ The same geometry serves evaluation: `centre_crop` is the crop without chance. B
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from athena_vla.data.episode import Image
