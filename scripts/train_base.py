@@ -20,16 +20,19 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
+from accelerate import Accelerator
 from torch import Tensor
 
 from athena_vla import bundle as bundles
 from athena_vla.data.dataset import BuildConfig, Dataset, build
 from athena_vla.data.normalize import Normalizer
+from athena_vla.finetune import FinetuneConfig, features
+from athena_vla.finetune.batches import Loader, Order
 from athena_vla.models.openvla_chunk import OpenVLAChunk, tiny_spec
-from athena_vla.policy import Policy, encode, record_golden
+from athena_vla.policy import Policy, record_golden
 from athena_vla.sim.grounding import render_grounding
 from athena_vla.sim.record import RecordConfig, record
-from base_grounding import HORIZON, Pictures, Questions, normalised
+from base_grounding import HORIZON, Pictures, Questions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +47,12 @@ class BaseConfig:
     """Grounding pictures, three questions each."""
     grounding_steps: int = 2_500
     """Steps of phase one, 24 pictures each."""
-    episodes: int = 450
+    episodes: int = 1_200
     """Recordings of generic motions."""
-    motion_steps: int = 900
-    """Steps of phase two, 32 samples and 8 pictures each."""
+    motion_steps: int = 1_800
+    """Steps of phase two, each with `motion_batch` samples and 8 pictures."""
+    motion_batch: int = 64
+    """Samples per step of phase two."""
     learning_rate: float = 1.5e-3
     """Peak, of phase one; phase two starts at two thirds of it."""
     seed: int = 0
@@ -124,7 +129,7 @@ def render(config: BaseConfig, name: str, count: int, seed: int) -> Path:
 
 def motions(config: BaseConfig) -> Dataset:
     """Recordings of generic tasks, built as any user's."""
-    recordings, built = config.work / "recordings", config.work / "dataset"
+    recordings, built = config.work / f"recordings{config.episodes}", config.work / f"dataset{config.episodes}"
     record(
         RecordConfig(
             out=recordings, episodes=config.episodes, split="base", seed=1000 + config.seed, workers=config.workers
@@ -186,42 +191,32 @@ def ground(questions: Questions, pictures: Pictures, test: Pictures, config: Bas
             loss = questions(batch, rng)
         descend(questions, optimizer, loss, config.learning_rate * cosine(step, config.grounding_steps))
         if (step + 1) % 100 == 0:
-            print("grounding", step + 1, round(float(loss), 3), grounding_scores(questions, test), flush=True)
+            print("grounding", step + 1, round(loss.item(), 3), grounding_scores(questions, test), flush=True)
 
 
 def act(questions: Questions, pictures: Pictures, dataset: Dataset, normalizer: Normalizer, config: BaseConfig) -> None:
-    """Phase two: generic motions, with grounding so that it is not forgotten."""
+    """Phase two: generic motions, with grounding so that it is not forgotten. Vision stays as it is, and is cached."""
     model, rate = questions.model, config.learning_rate * 2 / 3
     rng = np.random.default_rng([config.seed, 2])
+    model.body.vision_backbone.requires_grad_(False)
+    model.body.projector.requires_grad_(False)
+    dataset.normalizer = normalizer
+    # Colours are varied, so that a recording cannot be told by its table; crops would move objects.
+    drawn = FinetuneConfig(
+        batch=config.motion_batch, accumulation=1, augment_crop=1.0, state_noise=0.02, seed=config.seed
+    )
+    cached = features.prepare(model, dataset, drawn, Accelerator(cpu=True, mixed_precision="bf16"))
+    loader, order = Loader(dataset, model, drawn, cached), Order(dataset, dataset.train, drawn, 1)
     optimizer = optimizer_for(questions, rate)
-    kinds = np.array([dataset.kinds[i] for i in dataset.train])
-    groups = [dataset.train[kinds == k] for k in sorted(set(kinds.tolist()))]
     for step in range(config.motion_steps):
-        index = [int(rng.choice(groups[int(rng.integers(len(groups)))])) for _ in range(32)]
-        inputs, target, valid = tensors(model, dataset, normalizer, index, augmented=True)
+        samples = loader.training(order.micro_batch(step, 0, 0), step)
         batch = pictures.batch(rng.integers(0, pictures.count, 8), augmented=True)
         with torch.autocast("cpu", torch.bfloat16):
-            motion = model.loss(inputs, target, valid)
+            motion = model.loss(samples.inputs, samples.target, samples.valid)
             loss = 4.0 * motion + questions(batch, rng)
         descend(questions, optimizer, loss, rate * cosine(step, config.motion_steps))
         if (step + 1) % 100 == 0:
-            print("motions", step + 1, round(float(motion), 4), round(float(loss), 3), flush=True)
-
-
-def tensors(
-    model: OpenVLAChunk, dataset: Dataset, normalizer: Normalizer, index: list[int], *, augmented: bool
-) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """A batch of motion samples, encoded with the base's own statistics."""
-    samples = [dataset[i] for i in index]
-    inputs = model.collate([encode(s.observation, dataset.robot, normalizer) for s in samples])
-    if augmented:
-        camera = dataset.robot.camera_names[0]
-        inputs["pixel_values"] = normalised(np.stack([s.observation.images[camera] for s in samples]), augmented=True)
-        inputs["state"] = inputs["state"] + 0.02 * torch.randn_like(inputs["state"])
-    chunks = np.stack([s.chunk for s in samples])
-    states = np.stack([s.observation.state for s in samples])
-    target = torch.from_numpy(normalizer.encode(chunks, states))
-    return inputs, target, torch.from_numpy(np.stack([s.valid for s in samples]))
+            print("motions", step + 1, round(motion.item(), 4), round(loss.item(), 3), flush=True)
 
 
 @torch.inference_mode()
