@@ -260,9 +260,9 @@ def llama_cpp(gguf: Path | None, threads: int, runs: int) -> dict[str, Any]:
 
 
 def peak_gb() -> float:
-    import resource
+    from athena_vla.bench.facts import peak_memory_gb
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return peak_memory_gb()
 
 
 if __name__ == "__main__":

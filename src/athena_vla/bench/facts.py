@@ -56,8 +56,12 @@ def temperatures() -> dict[str, float]:
 
 
 def peak_memory_gb() -> float:
-    """Largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    """Largest resident memory of this process so far; `ru_maxrss` would carry over the parent's."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:  # not Linux
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return int(next(ln for ln in status.splitlines() if ln.startswith("VmHWM")).split()[1]) / 1e6
 
 
 def _throttled() -> bool | None:

@@ -1,7 +1,7 @@
 """Exported graphs against torch: the same inputs through both, graph by graph, so that a difference has a place."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,21 +77,18 @@ def reference_calls(source: Bundle, store: TensorStore, most: int = 2) -> list[C
     """What torch answers, call by call, for the first golden observations; weights stay on disk if they do not fit."""
     large = store.bytes > IN_MEMORY
     model = source.skeleton().eval() if large else source.model()
-    inner = run_torch(model)
-    calls: list[Call] = []
-
-    def run(name: str, inputs: Tensors) -> Tensors:
-        outputs = inner(name, inputs)
-        calls.append(Call(name, inputs, outputs))
-        return outputs
-
-    policy = Policy(source.robot, source.normalizer, model, run)
     observations = source.golden.observations[: 1 if large else most]
-    if large:
-        with streamed(model, store):
-            policy.chunks(observations)
-    else:
-        policy.chunks(observations)
+    calls: list[Call] = []
+    with streamed(model, store) if large else nullcontext():
+        inner = run_torch(model)
+
+        def run(name: str, inputs: Tensors) -> Tensors:
+            outputs = inner(name, inputs)
+            # Copies: the host loop writes into its cache between the calls.
+            calls.append(Call(name, {k: v.clone() for k, v in inputs.items()}, outputs))
+            return outputs
+
+        Policy(source.robot, source.normalizer, model, run).chunks(observations)
     return calls
 
 

@@ -17,7 +17,7 @@ from athena_vla.bundle import Bundle
 from athena_vla.data.dataset import Dataset
 from athena_vla.embodiment import Observation
 from athena_vla.errors import BundleError, DatasetError, UnknownName
-from athena_vla.models.architecture import run_torch
+from athena_vla.models.architecture import Architecture, run_torch
 from athena_vla.models.packed import Packed
 from athena_vla.models.store import StoreWriter, TensorStore
 from athena_vla.policy import Policy, replay
@@ -101,7 +101,6 @@ def quantize(config: QuantizeConfig) -> QuantizeResult:
     store = TensorStore(source.path / "weights")
     large = store.bytes > IN_MEMORY
     model = source.skeleton().eval() if large else source.model()
-    policy = Policy(source.robot, source.normalizer, model, run_torch(model), name=source.path.name)
     manifest = dataclasses.replace(
         source.manifest,
         stage="quantized",
@@ -116,9 +115,10 @@ def quantize(config: QuantizeConfig) -> QuantizeResult:
         writer = StoreWriter(folder / "weights")
         if large:
             with streamed(model, store):
-                layers, error = _choose_codes(config, policy, calibration, [], writer)
+                # The runner is made inside: it asks the weights where inputs belong.
+                layers, error = _choose_codes(config, _policy(source, model), calibration, [], writer)
         else:
-            layers, error = _choose_codes(config, policy, calibration, held_out, writer)
+            layers, error = _choose_codes(config, _policy(source, model), calibration, held_out, writer)
         done = {x.name for x in layers}
         for name in store.names:
             if name not in done:
@@ -182,6 +182,10 @@ def frames(config: QuantizeConfig, source: Bundle) -> tuple[list[Observation], l
     }
     calibration = some(data.train, config.frames)
     return calibration, some(held, config.held_out), {**origin, "frames": len(calibration)}
+
+
+def _policy(source: Bundle, model: Architecture) -> Policy:
+    return Policy(source.robot, source.normalizer, model, run_torch(model), name=source.path.name)
 
 
 def _choose_codes(
@@ -253,5 +257,9 @@ def _plain(config: Any) -> dict[str, Any]:
 
 
 def peak_gb() -> float:
-    """Largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    """Largest resident memory of this process so far; `ru_maxrss` would carry over the parent's."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:  # not Linux
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return int(next(ln for ln in status.splitlines() if ln.startswith("VmHWM")).split()[1]) / 1e6
