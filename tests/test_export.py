@@ -368,3 +368,10 @@ def test_wrong_number_of_images(exported, base) -> None:
     frame = observations(base.robot, 1)[0]
     with pytest.raises(InvalidObservation, match="needs cameras"):
         policy.act(dataclasses.replace(frame, images={}))
+
+
+def test_models_that_do_not_fit_are_compared_with_weights_from_disk(int4, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("athena_vla.export.parity.IN_MEMORY", 0)
+    monkeypatch.setattr("athena_vla.quantize.calibrate.RESIDENT", 10_000)
+    result = export(ExportConfig(input=int4.path, out=tmp_path / "x"))
+    assert result.graphs["language"]["parity"]["relative_rms"] < 1e-5
