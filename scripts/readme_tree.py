@@ -1,7 +1,7 @@
 """Write the file tree of the package into README.md: one line per file, taken from the first line of its docstring.
 
-    python scripts/readme_tree.py          # rewrite the tree between its markers
-    python scripts/readme_tree.py --check  # exit 1 where it is not true any more
+python scripts/readme_tree.py          # rewrite the tree between its markers
+python scripts/readme_tree.py --check  # exit 1 where it is not true any more
 """
 
 import ast

@@ -55,7 +55,9 @@ def test_page_runs(page: Path, workplace: Path) -> None:
         for words in commands(body):
             if words[0] == "make" or words[0] in SETS_UP_A_CLONE:
                 continue
-            assert words[0] == "athena", f"{page.name}: '{shlex.join(words)}' is not a command of ours; fence it as text"
+            assert words[0] == "athena", (
+                f"{page.name}: '{shlex.join(words)}' is not a command of ours; fence it as text"
+            )
             run(words, shlex.join(words), workplace, environment)
 
 

@@ -61,7 +61,7 @@ def test_a_sweep_measures_every_row_and_reuses_what_is_done(tmp_path, toy, monke
         out=tmp_path / "sweep",
         data=tmp_path / "set",
         model=str(tmp_path / "base"),
-        variants=("rank=2,batch=4,progress=false", "rank=4,batch=4,progress=false"),
+        variants=tuple(f"rank={r},batch=4,processes=1,progress=false" for r in (2, 4)),
         seeds=(0, 1),
         max_steps=2,
     )

@@ -54,6 +54,9 @@ COMMANDS: dict[str, Command] = {
     "quantize": Command("quantize", "quantize", "QuantizeConfig", "8 or 4 bit, by action error", ("input", "out")),
     "export": Command("export", "export", "ExportConfig", "ONNX graphs and TensorRT scripts", ("input", "out")),
     "report": Command("report", "report", "ReportConfig", "the page of a finished demo, written again"),
+    "gates": Command(
+        "export", "check", "GateConfig", "may this bundle be served: thresholds and outcomes", ("bundle",)
+    ),
     "plan": Command("plan", "plan", "PlanConfig", "will it fit and how fast: predicted, and labelled so"),
     "bench": Command("bench", "bench", "BenchConfig", "stage by stage, measured here", ("bundle",)),
     "serve": Command("serving", "serve", "ServeBundleConfig", "a policy over a socket", ("bundle",)),

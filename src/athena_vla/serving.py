@@ -60,7 +60,7 @@ def open_policy(where: str | Path, backend: Name = "auto", threads: int = 1) -> 
     policy = Policy.of(bundle, backend, threads)
     deviation = require_replay(policy, bundle)
     if bundle.manifest.stage != "base":  # the generic base has never been taught this robot's tasks
-        require_sensitive(policy.act, bundle.golden.observations)
+        require_sensitive(policy.act, bundle.golden.observations, proprio=policy.model.reads_state)
     return policy, metadata(bundle, backend, deviation)
 
 

@@ -17,12 +17,12 @@ from athena_vla.sim.world import World
 HOLD_TIME = 0.4  # [s], a goal counts once it has held this long
 GRACE = 1.5  # [s], where the robot happens to look at the start is not an answer
 
-TOUCH_GAP = 0.030  # [m], surface of the hand to surface of the object
-POINT_ANGLE = 7.0  # [deg], forearm axis to the middle of the object
+TOUCH_GAP = 0.045  # [m], surface of the hand to surface of the object
+POINT_ANGLE = 12.0  # [deg], forearm axis to the middle of the object
 IDLE_HAND = 0.32  # [m], one hand acts, the other one stays on the robot's side of the objects
 POINT_CLEARANCE = 0.05  # [m], pointing is not touching
-LOOK_ANGLE = 5.0  # [deg], optical axis to the middle of the object
-PUSH_DISTANCE = 0.04  # [m], away from the robot
+LOOK_ANGLE = 8.0  # [deg], optical axis to the middle of the object
+PUSH_DISTANCE = 0.03  # [m], away from the robot
 BYSTANDER = 0.03  # [m], no other object may be moved farther than this
 LIFT_HEIGHT = 0.10  # [m], of the sole above the other one
 SQUAT_DROP = 0.08  # [m], of the pelvis below the default pose
