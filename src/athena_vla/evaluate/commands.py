@@ -28,7 +28,7 @@ class Loop:
     """Which scenes: `test` holds placements and instructions that training never combines."""
     duration: float = 6.0
     """An episode without success ends after this long [s]."""
-    replan_every: int = 4
+    replan_every: int = 8
     """A new chunk is asked for every this many control steps."""
     latency: float = 0.0
     """Simulated time between an observation and its answer [s]."""

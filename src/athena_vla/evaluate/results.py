@@ -15,7 +15,7 @@ class Setup:
     robot: str = "athena"
     split: Split = "test"
     duration: float = 6.0  # [s] of the robot's clock; an episode ends early once its outcome is decided
-    replan_every: int = 4  # control steps
+    replan_every: int = 8  # control steps: the whole chunk, as on the robot
     latency: float = 0.0  # [s] simulated time between observation and answer
     image_size: tuple[int, int] = (96, 96)  # (height, width) [px]
     renderer: str = "auto"
