@@ -85,6 +85,7 @@ def test_numbers_do_not_depend_on_the_workers(replay: ActorSpec, reference: Clos
     assert decided(other) == decided(reference)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_and_says_what_it_reuses(
     replay: ActorSpec, reference: ClosedLoopResult, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -104,7 +105,8 @@ class DoctorReport:
 def doctor(config: DoctorConfig) -> DoctorReport:
     """Look at the machine, its renderers and its packages."""
     checks = [*machine(config.out), gpu()]
-    checks += [package(name, probe, config.timeout) for name, probe in PROBES.items()]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # the work is in subprocesses
+        checks += pool.map(lambda item: package(*item, config.timeout), PROBES.items())
     checks.append(renderer(config.timeout))
     checks.append(browser())
     return DoctorReport(tuple(checks))
