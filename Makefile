@@ -39,7 +39,7 @@ demo: setup  ## the main job, whole: recordings in, a better, bounded, deployabl
 test: setup-dev browser  ## what CI runs: lint, types, unit tests, a short demo and its page in a browser
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python --level error
 	$(BIN)/pytest
 	rm -rf runs/ci && $(BIN)/athena demo --quick --out runs/ci
 	ATHENA_DEMO=runs/ci $(BIN)/pytest -m demo
@@ -48,7 +48,7 @@ test-all: setup-dev browser  ## also the slow tests
 	$(BIN)/pytest -m 'slow or not slow'
 
 check: setup-dev  ## lint and types only
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python --level error
 
 format: setup-dev  ## rewrite the sources in the house format
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
