@@ -9,7 +9,7 @@ import signal
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,9 @@ class PolicyServer:
             if len(self._connections) >= self.config.max_connections or self.service.stopping:
                 self.service.count("connection", "refused")
                 text = error_text("Busy", f"{len(self._connections)} clients are connected already.")
+                # Closing on an unread question would reset the connection, and the client would never see why.
+                with suppress(TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, OSError):
+                    await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), min(1.0, self.config.head_timeout))
                 writer.write(response(HTTPStatus.SERVICE_UNAVAILABLE, text, "application/json", keep_alive=False))
                 return
             self._connections[connection] = task
