@@ -9,9 +9,10 @@ from athena_vla.demo.run import Run
 NEXT = """What next
   look at it             open {page}
   your own recordings    athena demo --data FOLDER     (athena data info FOLDER says what they are)
-  openvla-7b, 24 GB GPU  athena data build FOLDER dataset --robot ROBOT
-                         athena plan --gpu rtx4090
-                         athena train --preset rtx4090 --model openvla/openvla-7b --data dataset --out policy
+  your own training      athena data build FOLDER dataset --robot ROBOT
+                         athena train --preset humanoid_default --data dataset --out policy
+  openvla-7b, 24 GB GPU  athena plan --gpu rtx4090     (what fits; its released weights load in Python so far:
+                         athena_vla.models.pretrained.from_release, see docs/models.md)
   serve what was made    athena serve {int4}
 """
 
