@@ -84,6 +84,7 @@ def timed(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     seconds = []
+    loss = torch.tensor(float("nan"))
     for number in range(steps + 2):
         started = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16):

@@ -76,7 +76,9 @@ def test_scalars_keep_their_type(scalar: np.generic) -> None:
 
 def ndarray(**changes: Any) -> bytes:
     good = {b"__ndarray__": True, b"data": bytes(8), b"dtype": "<f8", b"shape": [1]}
-    return msgpack.packb(good | {k.encode(): v for k, v in changes.items()})
+    packed = msgpack.packb(good | {k.encode(): v for k, v in changes.items()})
+    assert packed is not None
+    return packed
 
 
 @pytest.mark.parametrize(

@@ -322,7 +322,7 @@ def _array(dataset: Any, what: str) -> NDArray[Any]:
 def _robot_name(articulations: Any) -> str:
     if not isinstance(articulations, h5py.Group):
         return ""
-    names = [k for k in articulations if isinstance(articulations.get(f"{k}/joint_position"), h5py.Dataset)]
+    names = [str(k) for k in articulations if isinstance(articulations.get(f"{k}/joint_position"), h5py.Dataset)]
     return "robot" if "robot" in names else names[0] if len(names) == 1 else ""
 
 
