@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from athena_vla.errors import ModelError
 from athena_vla.models.checkpoint import Precision
-from athena_vla.models.openvla_chunk import StateProjector
 from athena_vla.models.openvla_oft import L1Head
+from athena_vla.models.parallel import StateProjector
 from athena_vla.models.statistics import Kind
 
 

@@ -21,7 +21,7 @@ from athena_vla.models.architecture import Graph, Run, Spec, Tensors
 from athena_vla.models.llama import attention_mask
 from athena_vla.models.prismatic import Prismatic, full_7b_body, tiny_body
 from athena_vla.models.prompt import EOS
-from athena_vla.models.vla import PatchGraph, VisionLanguageModel, VlaSpec
+from athena_vla.models.vla import VisionLanguageModel, VlaSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,13 +136,7 @@ class OpenVLA(VisionLanguageModel):
         text, cache = {0: "batch", 1: "tokens"}, {1: "batch", 3: "cache"}
         device = patches.device
         return (
-            Graph(
-                "vision",
-                PatchGraph(self.body),
-                {"pixel_values": inputs["pixel_values"]},
-                ("patches",),
-                {"pixel_values": {0: "batch"}},
-            ),
+            self.vision_graph(inputs),
             Graph(
                 "prefill",
                 prefill,

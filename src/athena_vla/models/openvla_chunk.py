@@ -10,20 +10,19 @@ from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from athena_vla.models.architecture import Graph, Run, Spec, Tensors
+from athena_vla.models.architecture import Spec
 from athena_vla.models.llama import attention_mask
+from athena_vla.models.parallel import ParallelModel, ParallelSpec
 from athena_vla.models.prismatic import Prismatic, full_7b_body, tiny_body
-from athena_vla.models.vla import PatchGraph, VisionLanguageModel, VlaSpec
 
 _TIME_WAVES = 32  # sines and cosines that tell one query from the next
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChunkSpec(VlaSpec):
-    proprio: bool = True  # the state is an input; without, the policy sees images and words only
+class ChunkSpec(ParallelSpec):
     head_width: int = 256
 
 
@@ -48,18 +47,6 @@ def full_7b_spec(*, action_dim: int, state_dim: int, horizon: int = 16, cameras:
         body=full_7b_body(output=False),
         head_width=1024,
     )
-
-
-class StateProjector(nn.Module):
-    """The state as one token."""
-
-    def __init__(self, state_dim: int, width: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(state_dim, width)
-        self.fc2 = nn.Linear(width, width)
-
-    def forward(self, state: Float[Tensor, "b s"]) -> Float[Tensor, "b 1 e"]:
-        return self.fc2(F.gelu(self.fc1(state.to(self.fc1.weight.dtype))))[:, None]
 
 
 class Queries(nn.Module):
@@ -93,40 +80,7 @@ class ChunkHead(nn.Module):
         return self.fc2(F.gelu(self.fc1(self.norm(hidden.to(self.norm.weight.dtype)))))
 
 
-class LanguageGraph(nn.Module):
-    """Graph `language`: patches, prompt and state to the hidden states of the queries."""
-
-    def __init__(self, model: "OpenVLAChunk") -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, patches: Tensor, input_ids: Tensor, prompt_mask: Tensor, state: Tensor) -> tuple[Tensor]:
-        return (self.model.hidden(patches, input_ids, prompt_mask, state),)
-
-
-class BlindLanguageGraph(nn.Module):
-    """Graph `language` of a model without proprioception."""
-
-    def __init__(self, model: "OpenVLAChunk") -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, patches: Tensor, input_ids: Tensor, prompt_mask: Tensor) -> tuple[Tensor]:
-        return (self.model.hidden(patches, input_ids, prompt_mask, None),)
-
-
-class HeadGraph(nn.Module):
-    """Graph `head`: hidden states to actions in [-1, 1]."""
-
-    def __init__(self, head: ChunkHead) -> None:
-        super().__init__()
-        self.head = head
-
-    def forward(self, hidden: Tensor) -> tuple[Tensor]:
-        return (self.head(hidden).clamp(-1.0, 1.0),)
-
-
-class OpenVLAChunk(VisionLanguageModel):
+class OpenVLAChunk(ParallelModel):
     family: ClassVar[str] = "openvla_chunk"
     spec_type: ClassVar[type[Spec]] = ChunkSpec
 
@@ -134,11 +88,13 @@ class OpenVLAChunk(VisionLanguageModel):
         super().__init__(spec, tokenizer_files, body)
         self.chunk_spec = spec
         width = spec.body.text.width
-        if spec.proprio:
-            self.state_projector = StateProjector(spec.state_dim, width)
         self.queries = Queries(width)
         self.head = ChunkHead(width, spec.head_width, spec.action_dim)
         self._initialize_heads()
+
+    @property
+    def action_tokens(self) -> int:
+        return self.spec.horizon
 
     def hidden(self, patches: Tensor, input_ids: Tensor, prompt_mask: Tensor, state: Tensor | None) -> Tensor:
         """Hidden states of the queries `[b, h, e]`."""
@@ -152,51 +108,8 @@ class OpenVLAChunk(VisionLanguageModel):
         positions = valid.long().cumsum(dim=1) - 1
         return self.body.language_model(x, attention_mask(valid), positions, tail=self.chunk_spec.horizon)
 
-    def loss(self, inputs: Tensors, target: Float[Tensor, "b h d"], valid: Bool[Tensor, "b h"]) -> Float[Tensor, ""]:
-        """Mean absolute error over joints and valid rows."""
-        state = inputs["state"] if self.chunk_spec.proprio else None
-        hidden = self.hidden(self.encode_images(inputs), inputs["input_ids"], inputs["prompt_mask"], state)
-        error = (self.head(hidden).float() - target).abs().mean(dim=2)
-        return (error * valid).sum() / valid.sum().clamp(min=1)
-
-    def graphs(self) -> tuple[Graph, ...]:
-        inputs = self.example_inputs()
-        patches, hidden = self.example_embeddings(self.spec.cameras * self.body_spec.patches, self.spec.horizon)
-        language = {"patches": patches, "input_ids": inputs["input_ids"], "prompt_mask": inputs["prompt_mask"]}
-        if self.chunk_spec.proprio:
-            language["state"] = inputs["state"]
-        text = {0: "batch", 1: "tokens"}
-        return (
-            Graph(
-                "vision",
-                PatchGraph(self.body),
-                {"pixel_values": inputs["pixel_values"]},
-                ("patches",),
-                {"pixel_values": {0: "batch"}},
-            ),
-            Graph(
-                "language",
-                LanguageGraph(self) if self.chunk_spec.proprio else BlindLanguageGraph(self),
-                language,
-                ("hidden",),
-                {n: text if n in ("input_ids", "prompt_mask") else {0: "batch"} for n in language},
-            ),
-            Graph("head", HeadGraph(self.head), {"hidden": hidden}, ("actions",), {"hidden": {0: "batch"}}),
-        )
-
-    def decode(self, run: Run, inputs: Tensors, noise: Tensors) -> Float[Tensor, "b h d"]:
-        patches = self.run_vision(run, inputs)
-        language = {"patches": patches, "input_ids": inputs["input_ids"], "prompt_mask": inputs["prompt_mask"]}
-        if self.chunk_spec.proprio:
-            language["state"] = inputs["state"]
-        return run("head", {"hidden": run("language", language)["hidden"]})["actions"]
-
-    @property
-    def reads_state(self) -> bool:
-        return self.chunk_spec.proprio
-
     def head_modules(self) -> list[str]:
-        return [*(["state_projector"] if self.chunk_spec.proprio else []), "queries", "head"]
+        return [*(["state_projector"] if self.proprio else []), "queries", "head"]
 
     def rebind(self, spec: Spec) -> "OpenVLAChunk":
         """Another robot on the same body. The query tokens and the head's first layer, whose sizes no robot changes,

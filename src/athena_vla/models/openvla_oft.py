@@ -12,17 +12,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from athena_vla.models.architecture import Graph, Run, Spec, Tensors
+from athena_vla.models.architecture import Spec
 from athena_vla.models.llama import attention_mask
-from athena_vla.models.openvla_chunk import StateProjector
+from athena_vla.models.parallel import ParallelModel, ParallelSpec
 from athena_vla.models.prismatic import Prismatic, full_7b_body, tiny_body
 from athena_vla.models.prompt import EOS
-from athena_vla.models.vla import PatchGraph, VisionLanguageModel, VlaSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class OftSpec(VlaSpec):
-    proprio: bool = True
+class OftSpec(ParallelSpec):
     head_blocks: int = 2
 
 
@@ -116,103 +114,22 @@ def placeholder_states(
     return torch.cat([first, hidden[:, length : length + count - 1]], dim=1)
 
 
-class LanguageGraph(nn.Module):
-    """Graph `language`: patches, prompt and state to the hidden states of the actions."""
-
-    def __init__(self, model: "OpenVLAOFT") -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, patches: Tensor, input_ids: Tensor, prompt_mask: Tensor, state: Tensor) -> tuple[Tensor]:
-        return (self.model.hidden(patches, input_ids, prompt_mask, state),)
-
-
-class StatelessLanguageGraph(nn.Module):
-    """Graph `language` of a model without proprioception."""
-
-    def __init__(self, model: "OpenVLAOFT") -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, patches: Tensor, input_ids: Tensor, prompt_mask: Tensor) -> tuple[Tensor]:
-        return (self.model.hidden(patches, input_ids, prompt_mask, None),)
-
-
-class HeadGraph(nn.Module):
-    """Graph `head`: hidden states to actions in [-1, 1]."""
-
-    def __init__(self, head: L1Head) -> None:
-        super().__init__()
-        self.head = head
-
-    def forward(self, hidden: Tensor) -> tuple[Tensor]:
-        return (self.head(hidden).clamp(-1.0, 1.0),)
-
-
-class OpenVLAOFT(VisionLanguageModel):
+class OpenVLAOFT(ParallelModel):
     family: ClassVar[str] = "openvla_oft"
     spec_type: ClassVar[type[Spec]] = OftSpec
 
     def __init__(self, spec: OftSpec, tokenizer_files: Mapping[str, bytes], body: Prismatic | None = None) -> None:
         super().__init__(spec, tokenizer_files, body)
-        self.oft_spec = spec
-        width = spec.body.text.width
-        if spec.proprio:
-            self.state_projector = StateProjector(spec.state_dim, width)
-        self.head = L1Head(spec.head_blocks, width, spec.action_dim)
+        self.head = L1Head(spec.head_blocks, spec.body.text.width, spec.action_dim)
+
+    @property
+    def action_tokens(self) -> int:
+        return self.spec.horizon * self.spec.action_dim
 
     def hidden(self, patches: Tensor, input_ids: Tensor, prompt_mask: Tensor, state: Tensor | None) -> Tensor:
         """Hidden states `[b, h * d, e]`."""
         token = None if state is None else self.state_projector(state)
-        count = self.spec.horizon * self.spec.action_dim
-        return placeholder_states(self.body, patches, input_ids, prompt_mask, token, count)
-
-    def loss(self, inputs: Tensors, target: Float[Tensor, "b h d"], valid: Bool[Tensor, "b h"]) -> Float[Tensor, ""]:
-        """Mean absolute error over joints and valid rows."""
-        state = inputs["state"] if self.oft_spec.proprio else None
-        hidden = self.hidden(self.encode_images(inputs), inputs["input_ids"], inputs["prompt_mask"], state)
-        error = (self.head(hidden).float() - target).abs().mean(dim=2)
-        return (error * valid).sum() / valid.sum().clamp(min=1)
-
-    def graphs(self) -> tuple[Graph, ...]:
-        inputs = self.example_inputs()
-        count = self.spec.horizon * self.spec.action_dim
-        patches, hidden = self.example_embeddings(self.spec.cameras * self.body_spec.patches, count)
-        language = {"patches": patches, "input_ids": inputs["input_ids"], "prompt_mask": inputs["prompt_mask"]}
-        if self.oft_spec.proprio:
-            language["state"] = inputs["state"]
-        text = {0: "batch", 1: "tokens"}
-        return (
-            Graph(
-                "vision",
-                PatchGraph(self.body),
-                {"pixel_values": inputs["pixel_values"]},
-                ("patches",),
-                {"pixel_values": {0: "batch"}},
-            ),
-            Graph(
-                "language",
-                LanguageGraph(self) if self.oft_spec.proprio else StatelessLanguageGraph(self),
-                language,
-                ("hidden",),
-                {n: text if n in ("input_ids", "prompt_mask") else {0: "batch"} for n in language},
-            ),
-            Graph("head", HeadGraph(self.head), {"hidden": hidden}, ("actions",), {"hidden": {0: "batch"}}),
-        )
-
-    def decode(self, run: Run, inputs: Tensors, noise: Tensors) -> Float[Tensor, "b h d"]:
-        language = {
-            "patches": self.run_vision(run, inputs),
-            "input_ids": inputs["input_ids"],
-            "prompt_mask": inputs["prompt_mask"],
-        }
-        if self.oft_spec.proprio:
-            language["state"] = inputs["state"]
-        return run("head", {"hidden": run("language", language)["hidden"]})["actions"]
-
-    @property
-    def reads_state(self) -> bool:
-        return self.oft_spec.proprio
+        return placeholder_states(self.body, patches, input_ids, prompt_mask, token, self.action_tokens)
 
     def head_modules(self) -> list[str]:
-        return [*(["state_projector"] if self.oft_spec.proprio else []), "head"]
+        return [*(["state_projector"] if self.proprio else []), "head"]

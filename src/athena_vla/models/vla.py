@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from athena_vla.errors import InvalidObservation, ModelError
-from athena_vla.models.architecture import Architecture, ModelInput, Run, Spec, Tensors
+from athena_vla.models.architecture import Architecture, Graph, ModelInput, Run, Spec, Tensors
 from athena_vla.models.images import pixels
 from athena_vla.models.prismatic import Prismatic, PrismaticSpec
 from athena_vla.models.prompt import Prompter
@@ -89,6 +89,11 @@ class VisionLanguageModel(Architecture):
         if "patches" in inputs:
             return inputs["patches"]
         return run("vision", {"pixel_values": inputs["pixel_values"]})["patches"]
+
+    def vision_graph(self, example: Tensors) -> Graph:
+        """Graph `vision` of every family."""
+        pixel_values = {"pixel_values": example["pixel_values"]}
+        return Graph("vision", PatchGraph(self.body), pixel_values, ("patches",), {"pixel_values": {0: "batch"}})
 
     def lora_modules(self, targets: Sequence[str], *, vision: bool, projector: bool) -> list[str]:
         found = self.body.linear_modules(tuple(targets), vision=vision, projector=projector)

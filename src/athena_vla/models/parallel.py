@@ -1,0 +1,118 @@
+"""What the families share that read a whole chunk out of one pass: state token, graphs, L1 loss and host loop.
+
+A family says which hidden states stand for its actions, and brings the head that reads them.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from athena_vla.models.architecture import Graph, Run, Tensors
+from athena_vla.models.prismatic import Prismatic
+from athena_vla.models.vla import VisionLanguageModel, VlaSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelSpec(VlaSpec):
+    proprio: bool = True  # the state is an input; without, the policy sees images and words only
+
+
+class StateProjector(nn.Module):
+    """The state as one token."""
+
+    def __init__(self, state_dim: int, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(state_dim, width)
+        self.fc2 = nn.Linear(width, width)
+
+    def forward(self, state: Float[Tensor, "b s"]) -> Float[Tensor, "b 1 e"]:
+        return self.fc2(F.gelu(self.fc1(state.to(self.fc1.weight.dtype))))[:, None]
+
+
+class LanguageGraph(nn.Module):
+    """Graph `language`: patches, prompt and, where the model reads it, state to the hidden states of the actions."""
+
+    def __init__(self, model: "ParallelModel") -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, patches: Tensor, input_ids: Tensor, prompt_mask: Tensor, state: Tensor | None = None
+    ) -> tuple[Tensor]:
+        return (self.model.hidden(patches, input_ids, prompt_mask, state),)
+
+
+class HeadGraph(nn.Module):
+    """Graph `head`: hidden states to actions in [-1, 1]."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor]:
+        return (self.head(hidden).clamp(-1.0, 1.0),)
+
+
+class ParallelModel(VisionLanguageModel):
+    """Base of the parallel families; abstract. A family sets `head`."""
+
+    head: nn.Module
+
+    def __init__(self, spec: ParallelSpec, tokenizer_files: Mapping[str, bytes], body: Prismatic | None = None) -> None:
+        super().__init__(spec, tokenizer_files, body)
+        self.proprio = spec.proprio
+        if spec.proprio:
+            self.state_projector = StateProjector(spec.state_dim, spec.body.text.width)
+
+    @property
+    @abstractmethod
+    def action_tokens(self) -> int:
+        """How many hidden states stand for a chunk."""
+
+    @abstractmethod
+    def hidden(self, patches: Tensor, input_ids: Tensor, prompt_mask: Tensor, state: Tensor | None) -> Tensor:
+        """Hidden states of the actions `[b, action_tokens, e]`."""
+
+    @property
+    def reads_state(self) -> bool:
+        return self.proprio
+
+    def loss(self, inputs: Tensors, target: Float[Tensor, "b h d"], valid: Bool[Tensor, "b h"]) -> Float[Tensor, ""]:
+        """Mean absolute error over joints and valid rows."""
+        hidden = self.hidden(**self._language_inputs(self.encode_images(inputs), inputs))
+        error = (self.head(hidden).float() - target).abs().mean(dim=2)
+        return (error * valid).sum() / valid.sum().clamp(min=1)
+
+    def graphs(self) -> tuple[Graph, ...]:
+        inputs = self.example_inputs()
+        patches, hidden = self.example_embeddings(self.spec.cameras * self.body_spec.patches, self.action_tokens)
+        language = {k: v for k, v in self._language_inputs(patches, inputs).items() if v is not None}
+        text = {0: "batch", 1: "tokens"}
+        return (
+            self.vision_graph(inputs),
+            Graph(
+                "language",
+                LanguageGraph(self),
+                language,
+                ("hidden",),
+                {n: text if n in ("input_ids", "prompt_mask") else {0: "batch"} for n in language},
+            ),
+            Graph("head", HeadGraph(self.head), {"hidden": hidden}, ("actions",), {"hidden": {0: "batch"}}),
+        )
+
+    def decode(self, run: Run, inputs: Tensors, noise: Tensors) -> Float[Tensor, "b h d"]:
+        language = self._language_inputs(self.run_vision(run, inputs), inputs)
+        hidden = run("language", {k: v for k, v in language.items() if v is not None})["hidden"]
+        return run("head", {"hidden": hidden})["actions"]
+
+    def _language_inputs(self, patches: Tensor, inputs: Tensors) -> dict[str, Tensor | None]:
+        return {
+            "patches": patches,
+            "input_ids": inputs["input_ids"],
+            "prompt_mask": inputs["prompt_mask"],
+            "state": inputs["state"] if self.proprio else None,
+        }
