@@ -16,6 +16,7 @@ from athena_vla.bundle import Bundle
 from athena_vla.errors import TrainingError, UnknownName
 from athena_vla.evaluate.actors import ActorSpec
 from athena_vla.evaluate.closedloop import ClosedLoopConfig, closed_loop
+from athena_vla.evaluate.results import Setup
 from athena_vla.evaluate.statistics import Proportion, wilson
 from athena_vla.finetune import PRESETS, FinetuneConfig, finetune
 
@@ -42,6 +43,8 @@ class SweepConfig:
     """Optimiser steps of every run; 0 = what the preset says."""
     episodes: int = 0
     """Closed-loop episodes per run in the simulator; 0 = open loop only."""
+    robot: str = "athena"
+    """The simulated robot of the closed loop, name or TOML file: the one the dataset was built for."""
     workers: int = 1
     """Processes of the closed loop."""
 
@@ -159,7 +162,11 @@ def _row(name: str, base: FinetuneConfig, config: SweepConfig) -> SweepRow:
         results.append(_finished(run) or finetune(run))
         if config.episodes:
             actor = ActorSpec(name="tuned", source=str(run.out))
-            loop = ClosedLoopConfig(out=folder / f"seed{seed}.closed", episodes=config.episodes, workers=config.workers)
+            # Whole chunks are played, whatever their length, as on the robot.
+            setup = Setup(robot=config.robot, replan_every=Bundle.open(run.out).spec.horizon)
+            loop = ClosedLoopConfig(
+                out=folder / f"seed{seed}.closed", episodes=config.episodes, workers=config.workers, setup=setup
+            )
             outcome = closed_loop([actor], loop).successes("tuned")
             wins, played = wins + sum(outcome.values()), played + len(outcome)
     return SweepRow(
