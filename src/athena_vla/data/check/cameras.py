@@ -1,6 +1,7 @@
 """Checks of pictures: present, decodable, not black, not frozen while the robot moves, not left over from before.
 
-Every frame is looked at once, as a coarse grid of its brightness: equality and change survive, cost does not.
+Every frame is looked at at most once, as a coarse grid of its brightness: equality and change survive, cost does not.
+Of a video, stretches whose packets look like their neighbours' may be passed over (`luma.stretches_to_decode`).
 """
 
 import itertools
@@ -21,6 +22,7 @@ FROZEN_SECONDS = 0.5
 MOVING = 0.04  # [rad] travel of the fastest joint over a span that a camera must show
 VISIBLE = 1.0  # grey levels of mean change that no codec throws away
 REPEATED_LEVEL = 0.1  # share of the neighbouring change below which two coded pictures are the same
+REPEATED_KEY_LEVEL = 0.25  # the same where a key frame is coded anew, with quantisation noise of its own
 REPEATED_SHARE = 0.10  # of the steps at which the robot moves
 STALE_RATIO = 6.0  # first change against the typical change
 STALE_LEVEL = 6.0  # and at least this many grey levels on average
@@ -44,8 +46,10 @@ def check_missing(episode: Episode) -> Iterator[Finding]:
         yield finding("camera.none", "The episode has no pictures.", episode.id)
 
 
-def scan_camera(episode: Episode, name: str, stream: Frames, previous: NDArray[np.uint8] | None) -> CameraScan:
-    """Findings about one camera; `previous` is the last picture of the episode before."""
+def scan_camera(
+    episode: Episode, name: str, stream: Frames, previous: NDArray[np.uint8] | None, sampled: bool = False
+) -> CameraScan:
+    """Findings about one camera; `previous` is the last picture of the episode before, `sampled` as in `luma_grids`."""
     found: list[Finding] = []
     length = len(episode)
     if len(stream) != length:
@@ -57,7 +61,7 @@ def scan_camera(episode: Episode, name: str, stream: Frames, previous: NDArray[n
     places: list[int] = []
     bad: list[tuple[int, str]] = []
     sizes: set[tuple[int, ...]] = set()
-    for index, look in luma_grids(stream):
+    for index, look in luma_grids(stream, sampled):
         if isinstance(look, RecordingError):
             bad.append((index, str(look)))
             continue
@@ -114,22 +118,27 @@ def _still(
     frozen = np.zeros(len(same), bool)
     for start, stop in stretches(same):
         first, last = int(where[start]), int(where[stop])
-        if stop - start >= least and _moved(travel, first, last) > MOVING:
+        if last - first >= least and _moved(travel, first, last) > MOVING:
             frozen[start:stop] = True
-            message = f"Camera '{name}' shows one picture for {stop - start + 1} frames while the robot moves."
+            message = f"Camera '{name}' shows one picture for {last - first + 1} frames while the robot moves."
             yield finding("camera.frozen", message, episode.id, (first, last + 1))
-    change = np.abs(np.diff(pixels, axis=0)).reshape(len(pixels) - 1, -1).mean(axis=1)
+    # Over frames that were passed over a picture changes by more than its share: such pairs are not compared.
+    is_next = np.diff(where) == 1
+    change = np.abs(np.diff(pixels, axis=0)).reshape(len(pixels) - 1, -1).mean(axis=1) * is_next
     # What the picture should have changed by: the larger of the real changes just before and just after.
     ahead = np.concatenate([change[1:], [0.0]])
     behind = np.concatenate([[0.0], change[:-1]])
     step = np.array([_moved(travel, int(a), int(b)) for a, b in itertools.pairwise(where)])
-    visible = (step > MOVING / 8) & ((ahead > VISIBLE) | (behind > VISIBLE)) & ~frozen & ~dark[1:]
-    repeated = (same | (change < REPEATED_LEVEL * np.maximum(ahead, behind))) & visible
+    visible = (step > MOVING / 8) & ((ahead > VISIBLE) | (behind > VISIBLE)) & ~frozen & ~dark[1:] & is_next
+    level = np.where(keys[1:] & ~keys.all(), REPEATED_KEY_LEVEL, REPEATED_LEVEL)
+    repeated = (same | (change < level * np.maximum(ahead, behind))) & visible
     on_keys = repeated & keys[1:]
     is_codec = not keys.all() and on_keys.sum() < 0.3 * repeated.sum() * (keys[1:] & visible).sum() / max(
         visible.sum(), 1
     )
-    if not is_codec and repeated.sum() >= 3 and repeated.sum() > REPEATED_SHARE * visible.sum():
+    # What was looked at on suspicion holds more than its share of repeats.
+    share = REPEATED_SHARE * len(episode) / len(where)
+    if not is_codec and repeated.sum() >= 3 and repeated.sum() > share * visible.sum():
         places = np.flatnonzero(repeated)
         message = (
             f"Camera '{name}' repeats its picture at {int(repeated.sum())} of {int(visible.sum())} frames at which "

@@ -1,6 +1,7 @@
 """Coarse brightness grids of a camera stream, frame by frame in order, at the least cost its storage allows."""
 
 import io
+import itertools
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,11 @@ from athena_vla.data.formats.video import VideoFrames
 from athena_vla.errors import RecordingError
 
 CELLS = 60  # about this many samples along the shorter side
+STRETCH = 8  # frames that are decoded, or skipped, together at least
+EVERY = 3  # one stretch in so many is decoded: at 30 Hz nothing unseen is longer than about half a second
+NEIGHBOURS = 8  # key frames on either side that say which size is usual
+USUAL = 1.5  # a key frame larger or smaller than its neighbours by this factor is worth a look
+SMALL = 0.25  # and so is any other frame of less than this share of the usual: a repeated picture codes to nearly nothing
 
 Grid = NDArray[np.uint8]
 
@@ -29,10 +35,13 @@ class Look:
     is_key: bool = True  # False for a frame of a video that is coded as a change of the one before
 
 
-def luma_grids(stream: Frames) -> Iterator[tuple[int, Look | RecordingError]]:
-    """(index, look) of every frame; an undecodable frame yields its error and the rest go on."""
+def luma_grids(stream: Frames, sampled: bool = False) -> Iterator[tuple[int, Look | RecordingError]]:
+    """(index, look) of every frame in order; an undecodable frame yields its error, the rest go on.
+
+    `sampled`: of a video, only the frames of `stretches_to_decode`.
+    """
     if isinstance(stream, VideoFrames):
-        yield from _video(stream)
+        yield from _video(stream, sampled)
         return
     for index in range(len(stream)):
         try:
@@ -63,32 +72,72 @@ def _sampled(grey: Grid) -> Grid:
     return np.ascontiguousarray(grey[::step, ::step])
 
 
-def _video(stream: VideoFrames) -> Iterator[tuple[int, Look | RecordingError]]:
+def _video(stream: VideoFrames, sampled: bool) -> Iterator[tuple[int, Look | RecordingError]]:
     """One forward decode; the brightness plane is sampled without converting the picture to RGB."""
+    wanted = stretches_to_decode(stream) if sampled else np.ones(len(stream), bool)
     place = {int(t): i for i, t in enumerate(stream.times)}
     seen: set[int] = set()
-    try:
-        with guarded(f"video '{stream.path}'"), av.open(str(stream.path)) as container:
-            source = container.streams.video[0]
-            source.codec_context.thread_count = 1
-            if len(stream.times) and stream.times[0] > 0:
-                container.seek(int(stream.times[0]), stream=source, backward=True)
-            for frame in container.decode(source):
-                if frame.pts is None or frame.pts not in place:
-                    if frame.pts is not None and len(stream.times) and frame.pts > stream.times[-1]:
-                        break
-                    continue
-                index = place[frame.pts]
-                seen.add(index)
-                yield index, _plane(frame)
-                if len(seen) == len(place):
-                    break
-    except RecordingError as error:
-        for index in sorted(set(place.values()) - seen):
-            yield index, error
-        return
-    for index in sorted(set(place.values()) - seen):
-        yield index, RecordingError(f"Frame {index} of video '{stream.path}' cannot be decoded.")
+    reason = ""
+    with guarded(f"video '{stream.path}'"), av.open(str(stream.path)) as container:
+        source = container.streams.video[0]
+        context = source.codec_context
+        context.thread_count = 1
+        # Deblocking moves no brightness that a coarse grid could see, and costs h264 a quarter of its time.
+        context.options = {"skip_loop_filter": "all"}
+        if len(stream.times) and stream.times[0] > 0:
+            container.seek(int(stream.times[0]), stream=source, backward=True)
+        last = int(stream.times[-1]) if len(stream.times) else 0
+        for packet in container.demux(source):
+            index = None if packet.pts is None else place.get(packet.pts)
+            if index is not None and not wanted[index]:
+                continue
+            try:
+                frames = context.decode(packet)
+            except av.FFmpegError as error:
+                reason = reason or str(error)
+                continue
+            for frame in frames:
+                index = None if frame.pts is None else place.get(frame.pts)
+                if index is not None and index not in seen:
+                    seen.add(index)
+                    yield index, _plane(frame)
+            if packet.pts is not None and packet.pts > last and stream.is_in_order:
+                break
+    for index in sorted(set(np.flatnonzero(wanted).tolist()) - seen):
+        why = f": {reason}" if reason else "."
+        yield index, RecordingError(f"Frame {index} of video '{stream.path}' cannot be decoded{why}")
+
+
+def stretches_to_decode(stream: VideoFrames) -> NDArray[np.bool_]:
+    """[T] True for the frames worth decoding: every third stretch, and every stretch whose packets look unusual.
+
+    A black, frozen, torn or repeated picture changes the size of its packet long before anyone decodes it. Streams with
+    far key frames or reordered frames are decoded whole: skipping in them costs more than it saves.
+    """
+    length = len(stream)
+    everything = np.ones(length, bool)
+    keys = np.flatnonzero(stream.is_key)
+    if not stream.is_in_order or len(keys) < 8 or keys[0] != 0 or np.diff(keys).max() > 2 * STRETCH:
+        return everything
+    edges = [0]
+    for key in keys.tolist():
+        if key - edges[-1] >= STRETCH:
+            edges.append(key)
+    edges.append(length)
+    spans = list(itertools.pairwise(edges))
+    if len(spans) < 8:
+        return everything
+    key_sizes, between = np.maximum(stream.sizes[stream.is_key], 1), stream.sizes[~stream.is_key]
+    # Key frames follow the scene, which changes slowly; what lies between follows the motion, which comes and goes.
+    around = np.lib.stride_tricks.sliding_window_view(np.pad(key_sizes, NEIGHBOURS, "edge"), 2 * NEIGHBOURS + 1)
+    is_usual = np.ones(length, bool)
+    is_usual[stream.is_key] = np.abs(np.log(key_sizes / np.median(around, axis=1))) < np.log(USUAL)
+    is_usual[~stream.is_key] = between > SMALL * np.median(between) if len(between) else True
+    wanted = np.zeros(length, bool)
+    for number, (start, stop) in enumerate(spans):
+        is_chosen = number < 3 or number % EVERY == 0 or number == len(spans) - 1
+        wanted[start:stop] = is_chosen or not is_usual[start:stop].all()
+    return wanted
 
 
 def _plane(frame: av.VideoFrame) -> Look:

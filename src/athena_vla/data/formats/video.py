@@ -5,6 +5,7 @@ Random access seeks to the key frame before; reading in order decodes every fram
 
 import functools
 from collections.abc import Iterable
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -22,23 +23,41 @@ CRF = 18  # visually lossless for h264; stated in the set's video info
 KEYFRAME_EVERY = 2  # as lerobot encodes: a random frame costs at most one extra decode
 
 
+@dataclass(frozen=True)
+class VideoIndex:
+    """What the packets of a video say without being decoded; arrays in the order of presentation."""
+
+    times: NDArray[np.int64]  # [F] in units of `base`
+    sizes: NDArray[np.int64]  # [F] [bytes]
+    is_key: NDArray[np.bool_]  # [F]
+    base: Fraction  # [s]
+    height: int
+    width: int
+    codec: str
+    is_in_order: bool  # packets are stored in the order of presentation: none depends on a later one
+
+
 @functools.lru_cache(maxsize=64)
-def _index(path: str, size: int, modified: int) -> tuple[NDArray[np.int64], Fraction, int, int, str]:
-    """(sorted presentation times in stream units, time base, height, width, codec), from the packets alone."""
+def _index(path: str, size: int, modified: int) -> VideoIndex:
     with guarded(f"video '{path}'"), av.open(path) as container:
         if not container.streams.video:
             raise RecordingError(f"'{path}' has no video stream.")
         stream = container.streams.video[0]
-        times = [p.pts for p in container.demux(stream) if p.pts is not None]
+        packets = [(p.pts, p.size, p.is_keyframe) for p in container.demux(stream) if p.pts is not None]
         base = stream.time_base
-        if not times or base is None:
+        if not packets or base is None:
             raise RecordingError(f"Video '{path}' holds no frames.")
-        return np.sort(np.array(times, np.int64)), base, stream.height, stream.width, stream.codec_context.name
+        times, sizes, keys = (np.array(column, np.int64) for column in zip(*packets, strict=True))
+        order = np.argsort(times, kind="stable")
+        in_order = bool((np.diff(times) > 0).all())
+        codec = stream.codec_context.name
+        height, width = stream.height, stream.width
+        return VideoIndex(times[order], sizes[order], keys[order] > 0, base, height, width, codec, in_order)
     raise AssertionError
 
 
-def video_index(path: Path) -> tuple[NDArray[np.int64], Fraction, int, int, str]:
-    """See `_index`; raises `RecordingError` for a missing, truncated or LFS file."""
+def video_index(path: Path) -> VideoIndex:
+    """The file's index, kept for the next who asks. Raises `RecordingError` for a missing, truncated or LFS file."""
     if not path.is_file():
         raise RecordingError(f"There is no video '{path}'.")
     refuse_lfs(path)
@@ -52,14 +71,17 @@ class VideoFrames:
     def __init__(self, path: Path, start: float | None = None, stop: float | None = None) -> None:
         """Times in [s] of the file; a v3.0 set puts many episodes in one file."""
         self.path = path
-        times, base, self.height, self.width, self.codec = video_index(path)
-        seconds = (times - (times[0] if start is None else 0)) * float(base)
+        index = video_index(path)
+        times = index.times
+        self.height, self.width, self.codec = index.height, index.width, index.codec
+        self.is_in_order = index.is_in_order
+        seconds = (times - (times[0] if start is None else 0)) * float(index.base)
         # Half a frame of slack: times are stored as float32 upstream.
         slack = 0.5 * float(np.median(np.diff(seconds))) if len(seconds) > 1 else 1e-3
         first = 0 if start is None else int(np.searchsorted(seconds, start - slack))
         last = len(times) if stop is None else int(np.searchsorted(seconds, stop - slack))
-        self.times = times[first:last]
-        self.seconds = self.times * float(base)
+        self.times, self.sizes, self.is_key = times[first:last], index.sizes[first:last], index.is_key[first:last]
+        self.seconds = self.times * float(index.base)
         self._container: Any = None
         self._frames: Any = None
         self._next = -1

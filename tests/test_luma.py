@@ -1,0 +1,115 @@
+"""Looking at videos without decoding all of them: the same findings as looking at every frame, at a part of the cost."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from athena_vla.data.check.cameras import scan_camera
+from athena_vla.data.episode import Episode
+from athena_vla.data.formats.luma import luma_grids, stretches_to_decode
+from athena_vla.data.formats.video import VideoFrames, encode_video
+from athena_vla.errors import RecordingError
+from recordings import clean
+
+LENGTH = 240
+
+
+def moving_scene(states: np.ndarray) -> np.ndarray:
+    """A smooth background that sways with the joints, and a square that follows them; codes as a rendered scene does."""
+    y, x = np.mgrid[0:96, 0:128]
+    images = np.empty((len(states), 96, 128, 3), np.uint8)
+    for image, q in zip(images, states, strict=True):
+        image[:] = (110 + 60 * np.sin((x + 20 * q[0]) / 17) * np.cos((y + 15 * q[1]) / 13))[..., None]
+        left, top = int(50 + 25 * q[0]), int(40 + 25 * q[1])
+        image[max(top, 0) : top + 16, max(left, 0) : left + 16] = (250, 200, 60)
+    return images
+
+
+def still(images: np.ndarray) -> None:
+    images[100:120] = images[100]
+
+
+def black(images: np.ndarray) -> None:
+    images[131:135] = 2
+
+
+def stale(images: np.ndarray) -> None:
+    images[0] = 255 - images[0]
+
+
+def repeats(images: np.ndarray) -> None:
+    for i in range(1, len(images), 3):
+        images[i] = images[i - 1]
+
+
+DEFECTS: dict[str, Callable[[np.ndarray], None]] = {
+    "camera.frozen": still, "camera.black": black, "camera.stale_start": stale, "camera.repeated": repeats,
+}  # fmt: skip
+
+
+def video(folder: Path, spoil: Callable[[np.ndarray], None] | None = None) -> tuple[Episode, VideoFrames]:
+    episode = clean(1, length=LENGTH)
+    images = moving_scene(np.asarray(episode.states, np.float64))
+    if spoil is not None:
+        spoil(images)
+    encode_video(folder / "v.mp4", images, 10.0)
+    return episode, VideoFrames(folder / "v.mp4")
+
+
+@pytest.mark.parametrize("code", DEFECTS)
+def test_what_is_passed_over_hides_no_defect(tmp_path, code):
+    episode, stream = video(tmp_path, DEFECTS[code])
+    whole, part = (scan_camera(episode, "front", stream, None, sampled) for sampled in (False, True))
+    assert [f.code for f in whole.findings] == [code]
+    assert [f.code for f in part.findings] == [code]
+    assert np.array_equal(whole.first, part.first)
+    assert np.array_equal(whole.last, part.last)
+
+
+def test_a_clean_video_is_silent_and_mostly_not_decoded(tmp_path):
+    episode, stream = video(tmp_path)
+    assert scan_camera(episode, "front", stream, None, sampled=True).findings == ()
+    chosen = stretches_to_decode(stream)
+    assert chosen[:24].all()
+    assert chosen[-1]
+    assert chosen.mean() < 0.6
+    looks = dict(luma_grids(stream, sampled=True))
+    every = dict(luma_grids(stream))
+    assert list(looks) == np.flatnonzero(chosen).tolist()
+    assert len(every) == LENGTH
+    assert all(np.array_equal(looks[i].grid, every[i].grid) for i in looks)
+
+
+def test_real_video_gives_the_same_findings_either_way(shared):
+    from athena_vla.data.formats import open_recording
+
+    episode = open_recording(shared / "data/g1_inspire_v21").read("2")
+    stream = episode.cameras["cam_high"]
+    whole, part = (scan_camera(episode, "cam_high", stream, None, sampled) for sampled in (False, True))
+    assert [f.code for f in whole.findings] == [f.code for f in part.findings] == []
+    assert stretches_to_decode(stream).mean() < 0.6
+
+
+def test_far_key_frames_are_decoded_whole(shared):
+    from athena_vla.data.formats import open_recording
+
+    stream = open_recording(shared / "data/gr1_pnp_v20").read("0").cameras["ego_view"]
+    assert stretches_to_decode(stream).all()
+
+
+def test_a_damaged_packet_costs_its_own_frames(tmp_path):
+    _, stream = video(tmp_path)
+    data = bytearray(stream.path.read_bytes())
+    places = np.concatenate([[0], np.cumsum(stream.sizes)])
+    start = data.index(b"mdat") + 4 + int(places[150])  # packets lie one after the other
+    data[start : start + int(stream.sizes[150])] = bytes(int(stream.sizes[150]))
+    stream.path.write_bytes(bytes(data))
+    looks = dict(luma_grids(VideoFrames(stream.path)))
+    bad = [i for i, look in looks.items() if isinstance(look, RecordingError)]
+    assert set(bad) <= {149, 150, 151}
+    assert bad
+    found = scan_camera(replace(clean(1, length=LENGTH)), "front", VideoFrames(stream.path), None).findings
+    assert found[0].code == "camera.unreadable"
