@@ -1,4 +1,4 @@
-"""Looking at videos without decoding all of them: the same findings as looking at every frame, at a part of the cost."""
+"""Looking at videos without decoding all of them: the same findings as from every frame, at a part of the cost."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +18,7 @@ LENGTH = 240
 
 
 def moving_scene(states: np.ndarray) -> np.ndarray:
-    """A smooth background that sways with the joints, and a square that follows them; codes as a rendered scene does."""
+    """A smooth background that sways with the joints, and a square that follows them; codes as renderings do."""
     y, x = np.mgrid[0:96, 0:128]
     images = np.empty((len(states), 96, 128, 3), np.uint8)
     for image, q in zip(images, states, strict=True):

@@ -21,7 +21,7 @@ STRETCH = 8  # frames that are decoded, or skipped, together at least
 EVERY = 3  # one stretch in so many is decoded: at 30 Hz nothing unseen is longer than about half a second
 NEIGHBOURS = 8  # key frames on either side that say which size is usual
 USUAL = 1.5  # a key frame larger or smaller than its neighbours by this factor is worth a look
-SMALL = 0.25  # and so is any other frame of less than this share of the usual: a repeated picture codes to nearly nothing
+SMALL = 0.25  # and so is any other frame under this share of the usual: a repeated picture codes to next to nothing
 
 Grid = NDArray[np.uint8]
 
