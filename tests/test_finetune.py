@@ -316,7 +316,7 @@ def test_inputs_that_cannot_be_trained_on_are_a_sentence_each(world, tmp_path, t
         assert not (tmp_path / "policy").exists()
 
     refused("is not a built dataset", data=tmp_path)
-    refused("is not a bundle", model=str(tmp_path))
+    refused("is neither a bundle", model=str(tmp_path))
     refused("There is no LoRA target 'c_attn'", targets=("c_attn",))
     refused("torch sees no GPU", device="cuda") if not torch.cuda.is_available() else None
     refused("fp16 cannot be trained on a CPU", precision="fp16", device="cpu")

@@ -27,9 +27,10 @@ from athena_vla import __version__
 from athena_vla.data.normalize import Normalizer
 from athena_vla.embodiment import Embodiment, Observation
 from athena_vla.errors import BundleError
-from athena_vla.models import architecture, lora
+from athena_vla.models import architecture, lora, pretrained
 from athena_vla.models.architecture import Architecture, Spec
-from athena_vla.models.store import TensorStore
+from athena_vla.models.pretrained import Release, ReleasedWeights
+from athena_vla.models.store import TensorStore, misfits
 
 FORMAT = 1
 Stage = Literal["base", "finetuned", "merged", "quantized", "exported"]
@@ -75,7 +76,7 @@ class Manifest:
     dataset_hash: str = ""
     parent_hash: str = ""
     parent_path: str = ""  # where the base of an adapter lies: a path or builtin:NAME
-    checkpoint: str = ""  # weights outside the bundle: a folder or Hub id in the released layout
+    checkpoint: str = ""  # instead of a parent bundle: a released checkpoint, a folder or owner/name@commit
     adapter: dict[str, Any] = field(default_factory=dict)  # the LoRA configuration of a fine-tuned bundle
     config: dict[str, Any] = field(default_factory=dict)  # resolved configuration of the stage that wrote it
     deviation: dict[str, Any] = field(default_factory=dict)  # [rad] per joint against the golden chunks
@@ -160,17 +161,53 @@ class Bundle:
         """The torch model with its weights; for a fine-tuned bundle the base with the adapter attached."""
         if self.manifest.stage == "exported":
             raise BundleError(f"Bundle '{self.path}' holds exported graphs, no torch weights; open it with a backend.")
-        if self.manifest.stage == "finetuned":
-            model = self.parent().model().rebind(self.spec)
-            lora.attach(model, lora.LoraSettings(**self.manifest.adapter))
+        if self.manifest.adapter:
+            settings = lora.LoraSettings(**self.manifest.adapter)
+            model = self._body(settings)
+            lora.attach(model, settings)
             lora.load(model, load_file(self.path / ADAPTER_FILE))
             return model.eval()
         model = architecture.family(self.manifest.family).from_spec(self.spec, self.tokenizer_files())
         load_weights(model, TensorStore(self.path / "weights").plain(), str(self.path))
         return model.eval()
 
+    def _body(self, settings: lora.LoraSettings) -> Architecture:
+        """What the adapter was trained on, with this bundle's heads."""
+        family, options = self.manifest.family, pretrained.options_of(self.spec)
+        if self.manifest.checkpoint:
+            nf4 = settings.quantization == "nf4"
+            model = self.release().model(family, options=options, four_bit=nf4, double=settings.double_quantization)
+        else:
+            model = pretrained.bind(self.parent().model(), family, options)
+        if model.spec != self.spec:
+            raise BundleError(f"'{self.path}' is of another specification than its base gives now; train it again.")
+        return model
+
+    def store(self) -> TensorStore:
+        """The bundle's own weights. Raises `BundleError` for an adapter, whose base lies elsewhere."""
+        if self.manifest.adapter:
+            base = self.manifest.checkpoint or self.manifest.parent_path
+            raise BundleError(f"'{self.path}' holds an adapter; its weights are those of '{base}'. Run athena merge.")
+        return TensorStore(self.path / "weights")
+
+    def base_store(self) -> TensorStore | ReleasedWeights:
+        """The weights that the adapter was trained on, one at a time."""
+        return self.release().store() if self.manifest.checkpoint else self.parent().store()
+
+    def release(self) -> Release:
+        """The released checkpoint this adapter was trained on. Raises `BundleError` when it is not the very same."""
+        release = Release.open(self.manifest.checkpoint)
+        if release.hash != self.manifest.parent_hash:
+            raise BundleError(
+                f"Bundle '{self.path}' was made from a checkpoint with fingerprint {self.manifest.parent_hash}, but "
+                f"'{release.source}' has {release.hash}: an adapter fits only its own base."
+            )
+        return release
+
     def parent(self) -> "Bundle":
         """The bundle this one was made from. Raises `BundleError` when it is not the very same any more."""
+        if self.manifest.checkpoint and self.manifest.adapter:
+            raise BundleError(f"'{self.path}' was made from the checkpoint '{self.manifest.checkpoint}', no bundle.")
         parent = Bundle.open(self.manifest.parent_path)
         if parent.hash != self.manifest.parent_hash:
             raise BundleError(
@@ -180,15 +217,24 @@ class Bundle:
         return parent
 
 
+def open_base(where: str | Path) -> Bundle | Release:
+    """What can be fine-tuned: a bundle, or a released checkpoint as a folder or Hub id. Raises `BundleError`."""
+    path = Path(where).expanduser()
+    if str(where).startswith(BUILTIN) or (path / "manifest.json").is_file():
+        return Bundle.open(where)
+    hub = not path.exists() and str(where).count("/") == 1 and not str(where).startswith((".", "/", "~"))
+    if (path / "config.json").is_file() or hub:
+        return Release.open(where)
+    raise BundleError(
+        f"'{where}' is neither a bundle (a folder with a manifest.json) nor a released checkpoint (a folder with a "
+        f"config.json, or a Hub id such as openvla/openvla-7b). The small base that ships is {BUILTIN}base."
+    )
+
+
 def load_weights(model: Architecture, tensors: Mapping[str, torch.Tensor], where: str) -> None:
     """Load strictly: every missing, unexpected or misshapen tensor is named in one `BundleError`."""
     own = model.state_dict()
-    problems = [f"missing {k}" for k in own if k not in tensors] + [f"unexpected {k}" for k in tensors if k not in own]
-    problems += [
-        f"{k} has shape {list(t.shape)}, expected {list(own[k].shape)}"
-        for k, t in tensors.items()
-        if k in own and own[k].shape != t.shape
-    ]
+    problems = misfits(own, tensors)
     if problems:
         raise BundleError(f"The weights of '{where}' do not fit: {'; '.join(problems[:8])} ({len(problems)} in all).")
     model.load_state_dict({k: t.to(own[k].dtype) for k, t in tensors.items()})

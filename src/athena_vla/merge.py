@@ -16,9 +16,10 @@ from torch import Tensor
 
 from athena_vla import bundle as bundles
 from athena_vla.bundle import ADAPTER_FILE, Bundle
-from athena_vla.errors import BundleError, MissingDependency, ModelError
+from athena_vla.errors import BundleError, ModelError
+from athena_vla.models import four_bit, lora
 from athena_vla.models.lora import LoraSettings
-from athena_vla.models.store import StoreWriter, TensorStore, as_float
+from athena_vla.models.store import StoreWriter, as_float
 from athena_vla.policy import Policy, replay
 
 Base = Literal["auto", "original", "nf4"]
@@ -69,6 +70,8 @@ class Weights(Protocol):
 
     def read(self, name: str) -> Any: ...
 
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
 
 @dataclass(frozen=True)
 class Adapter:
@@ -108,22 +111,22 @@ class Adapter:
 def merge(config: MergeConfig) -> MergeResult:
     """Write the merged bundle. Raises `BundleError`, `ModelError`."""
     source = Bundle.open(config.input)
-    if source.manifest.stage != "finetuned":
+    if not source.manifest.adapter:
         raise BundleError(f"'{source.path}' is {source.manifest.stage}, not fine-tuned: there is no adapter to merge.")
     settings = LoraSettings(**source.manifest.adapter)
-    parent = source.parent()
     adapter = Adapter.of(load_file(source.path / ADAPTER_FILE), settings)
-    store = TensorStore(parent.path / "weights")
+    store = source.base_store()
     base = config.base if config.base != "auto" else ("nf4" if settings.quantization == "nf4" else "original")
     tolerance = config.tolerance or _TOLERANCE["nf4" if settings.quantization == "nf4" else "original"]
-    nf4 = _nf4_names(source, settings) if base == "nf4" else set[str]()
+    nf4 = {f"{p}.weight" for p in lora.four_bit_paths(source.skeleton())} if base == "nf4" else set[str]()
     wanted = dict(source.skeleton().state_dict())
-    _require_fit(source, parent, adapter, store, wanted)
+    _require_fit(source, adapter, store, wanted)
     manifest = dataclasses.replace(
         source.manifest,
         stage="merged",
         parent_hash=source.hash,
         parent_path=str(source.path),
+        checkpoint="",
         adapter={},
         config={"merge": {"base": base, "tolerance": tolerance}},
         stage_info={"base": base, "merged": len(adapter.factors), "replaced": len(adapter.full)},
@@ -139,7 +142,7 @@ def merge(config: MergeConfig) -> MergeResult:
             weight = store.read(name)
             assert isinstance(weight, Tensor), "bases are not quantised"
             if name in nf4:
-                weight = _through_nf4(weight, settings.double_quantization)
+                weight = four_bit.round_trip(weight, double=settings.double_quantization)
             if name in adapter.factors:
                 weight = adapter.merged(name, as_float(weight)).to(weight.dtype)
             writer.add(name, weight)
@@ -169,9 +172,7 @@ def verify(source: Bundle, merged: Bundle) -> dict[str, Any]:
     return {**result, "outputs_max": outputs}
 
 
-def _require_fit(
-    source: Bundle, parent: Bundle, adapter: Adapter, store: TensorStore, wanted: Mapping[str, Tensor]
-) -> None:
+def _require_fit(source: Bundle, adapter: Adapter, store: Weights, wanted: Mapping[str, Tensor]) -> None:
     """Every weight of the merged model has one origin, and every part of the adapter has a place."""
     strange = [n for n in (*adapter.factors, *adapter.full) if n not in wanted]
     lost = [n for n in wanted if n not in store.names and n not in adapter.full]
@@ -181,25 +182,8 @@ def _require_fit(
     problems = [f"no place for {n}" for n in strange] + [f"no weight {n}" for n in lost]
     problems += [f"{n} has another shape in the base" for n in misfit]
     if problems:
+        base = source.manifest.checkpoint or source.manifest.parent_path
         raise BundleError(
-            f"The adapter '{source.path}' does not fit its base '{parent.path}': {'; '.join(problems[:6])} "
+            f"The adapter '{source.path}' does not fit its base '{base}': {'; '.join(problems[:6])} "
             f"({len(problems)} in all). It belongs to another base."
         )
-
-
-def _nf4_names(source: Bundle, settings: LoraSettings) -> set[str]:
-    """Weights that were in 4 bits while the adapter was trained."""
-    from athena_vla.models.lora import _NOT_IN_4_BIT
-
-    paths = source.skeleton().lora_modules(("all-linear",), vision=False, projector=False)
-    return {f"{p}.weight" for p in paths if not p.endswith(_NOT_IN_4_BIT)}
-
-
-def _through_nf4(weight: Tensor, double: bool) -> Tensor:
-    """The weight as the 4-bit layer computes with it. Raises `MissingDependency`."""
-    try:
-        from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-    except ImportError as error:
-        raise MissingDependency("bitsandbytes", "gpu", "to merge into the 4-bit base of QLoRA") from error
-    codes, state = quantize_4bit(weight, compress_statistics=double, quant_type="nf4")
-    return dequantize_4bit(codes, state)

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from athena_vla.bundle import Bundle
+from athena_vla.bundle import Bundle, open_base
 from athena_vla.data.dataset import Dataset
 from athena_vla.demo.journal import plain
 from athena_vla.demo.run import Run, hash_of
@@ -192,9 +192,9 @@ def safety(run: Run) -> dict[str, Any]:
 
 def _untuned(run: Run) -> Path:
     """The base itself, or bound to the robot of the recordings where it was made for another one."""
-    base = Bundle.open(run.config.model)
+    base = open_base(run.config.model)
     dataset = Dataset.open(run.dataset)
-    if base.robot.hash == dataset.robot.hash:
+    if isinstance(base, Bundle) and base.robot.hash == dataset.robot.hash:
         return Path(run.config.model)
     bound = run.bundle("untuned")
     if not (bound / "manifest.json").is_file() or Bundle.open(bound).manifest.dataset_hash != dataset.hash:

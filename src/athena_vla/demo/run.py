@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from athena_vla.bundle import Bundle
+from athena_vla.bundle import open_base
 from athena_vla.demo.config import DemoConfig
 from athena_vla.demo.journal import Journal
 from athena_vla.evaluate.results import Setup
@@ -56,8 +56,9 @@ class Run:
         return self.journal.steps[step].result
 
 
-def hash_of(bundle: str | Path) -> str:
-    return Bundle.open(bundle, verify=False).hash
+def hash_of(model: str | Path) -> str:
+    """Of a bundle or a released checkpoint."""
+    return open_base(model).hash
 
 
 @contextmanager

@@ -9,12 +9,13 @@ from typing import Annotated, Any
 
 import tyro
 
-from athena_vla.bundle import MODEL_FILE, Bundle, save_tensors, writing
+from athena_vla.bundle import ADAPTER_FILE, MODEL_FILE, Bundle, Manifest, open_base, save_tensors, writing
 from athena_vla.data.dataset import Dataset
 from athena_vla.errors import EvaluationError
 from athena_vla.evaluate.actors import ActorSpec
 from athena_vla.evaluate.comparison import Comparison, Progress, compare_all
 from athena_vla.evaluate.results import Setup
+from athena_vla.models.pretrained import Release, bind
 from athena_vla.sim.scene import Split
 
 
@@ -63,7 +64,7 @@ class CompareConfig:
     """Two policies, usually untuned and tuned, beside the baselines, on the same scenes and samples."""
 
     a: Path
-    """The first bundle, or builtin:NAME; usually the untuned one."""
+    """The first bundle, builtin:NAME, or a released checkpoint (folder or Hub id); usually the untuned one."""
     b: Path
     """The second bundle; the one in question, which the others are compared with."""
     data: Path | None = None
@@ -102,7 +103,7 @@ def compare(config: CompareConfig, progress: Progress = quiet) -> Comparison:
     Raises `EvaluationError`, `BundleError`.
     """
     dataset = None if config.data is None else Dataset.open(config.data)
-    first = _bound(config.a, dataset, config.out / "untuned", config.seed)
+    first = _bound(config.a, config.b, dataset, config.out / "untuned", config.seed)
     a, b = _names(first, config.b)
     policies = [
         ActorSpec(b, source=str(config.b), backend=config.backend_b),
@@ -165,53 +166,76 @@ def save(result: Comparison, path: Path) -> None:
     os.replace(temporary, path)
 
 
-def bind_untuned(base: Bundle, dataset: Dataset, out: Path, seed: int = 0) -> Path:
+def bind_untuned(base: Bundle | Release, dataset: Dataset, out: Path, seed: int = 0, family: str = "") -> Path:
     """A bundle of the untrained base on another robot: its statistics, and fresh heads where the sizes differ.
 
     This is what "the generic model" can mean on a robot it was never made for; the bundle says so wherever it is shown.
+    A released checkpoint stays where it is: the bundle points to it and holds the heads only.
     """
     import torch
 
-    spec = dataclasses.replace(
-        base.spec,
-        action_dim=dataset.robot.action_dim,
-        state_dim=dataset.robot.state_dim,
-        cameras=len(dataset.robot.camera_names),
-    )
+    from athena_vla.models import lora
+    from athena_vla.policy import Policy, record_golden
+
+    robot = dataset.robot
+    options = {
+        "action_dim": robot.action_dim,
+        "state_dim": robot.state_dim,
+        "cameras": len(robot.camera_names),
+        "horizon": dataset.horizon,
+    }
     torch.manual_seed(seed)
-    model = base.model().rebind(spec).eval()
+    if isinstance(base, Release):
+        model = base.model(family, options=options)
+        whose = f"the released checkpoint '{base.source}'"
+        origin = {"checkpoint": base.source}
+    else:
+        # Its own horizon: only the robot is another one.
+        model = bind(base.model(), base.manifest.family, {**options, "horizon": base.spec.horizon})
+        whose = f"'{base.robot.name}' ({base.robot.action_dim} action dimensions)"
+        origin = {"parent_path": str(base.path)}
     text = (
-        f"the weights of '{base.robot.name}' ({base.robot.action_dim} action dimensions) with the action statistics of "
-        f"dataset {dataset.hash} for the {dataset.robot.action_dim} joints of '{dataset.robot.name}'; whatever depends "
+        f"the weights of {whose} with the action statistics of "
+        f"dataset {dataset.hash} for the {robot.action_dim} joints of '{robot.name}'; whatever depends "
         "on the number of joints was initialised fresh and never trained. It has no chance, and is shown for that."
     )
-    manifest = dataclasses.replace(
-        base.manifest,
+    settings = lora.LoraSettings(method="heads") if isinstance(base, Release) else None
+    manifest = Manifest(
         stage="base",
-        spec=spec.to_dict(),
-        robot=dataset.robot.to_dict(),
+        family=model.family,
+        spec=model.spec.to_dict(),
+        robot=robot.to_dict(),
         normalizer=dataset.normalizer.to_dict(),
         dataset_hash=dataset.hash,
         parent_hash=base.hash,
-        parent_path=str(base.path),
-        deviation={},
-        gates={},
+        **origin,
+        adapter={} if settings is None else dataclasses.asdict(settings) | {"targets": list(settings.targets)},
         stage_info={"rebound": text},
     )
-    from athena_vla.policy import Policy, record_golden
-
-    policy = Policy.of_model(model, dataset.robot, dataset.normalizer)
+    policy = Policy.of_model(model.eval(), robot, dataset.normalizer)
     golden = record_golden(policy, [dataset[int(dataset.train[0])].observation])
-    with writing(out, manifest, golden, base.tokenizer_files()) as folder:
-        save_tensors(model.state_dict(), folder / MODEL_FILE)
+    with writing(out, manifest, golden, model.tokenizer_files()) as folder:
+        if settings is None:
+            save_tensors(model.state_dict(), folder / MODEL_FILE)
+        else:
+            lora.attach(model, settings)
+            save_tensors(lora.state(model), folder / ADAPTER_FILE)
     return out
 
 
-def _bound(where: Path, dataset: Dataset | None, out: Path, seed: int) -> Path:
-    bundle = Bundle.open(where)
-    if dataset is None or bundle.robot.hash == dataset.robot.hash or bundle.manifest.stage != "base":
+def _bound(where: Path, tuned: Path, dataset: Dataset | None, out: Path, seed: int) -> Path:
+    """The first side of a comparison as a bundle that can act on the dataset's robot."""
+    base = open_base(where)
+    if isinstance(base, Release):
+        if dataset is None:
+            raise EvaluationError(
+                f"'{where}' is a released checkpoint, which knows no joint of this robot; give --data, so that it can "
+                "be bound to the robot and its statistics."
+            )
+        return bind_untuned(base, dataset, out, seed, family=Bundle.open(tuned, verify=False).manifest.family)
+    if dataset is None or base.robot.hash == dataset.robot.hash or base.manifest.stage != "base":
         return where
-    return bind_untuned(bundle, dataset, out, seed)
+    return bind_untuned(base, dataset, out, seed)
 
 
 def _names(a: Path, b: Path) -> tuple[str, str]:

@@ -86,7 +86,7 @@ def export(config: ExportConfig) -> ExportResult:
     if source.manifest.stage not in ("base", "merged", "quantized"):
         todo = "run `athena merge` on it first" if source.manifest.stage == "finetuned" else "export its parent"
         raise BundleError(f"'{source.path}' is {source.manifest.stage}; {todo}.")
-    store = TensorStore(source.path / "weights")
+    store = source.store()
     how = linear_form(config, store)
     on_device = config.target != "cpu"
     torch.set_num_threads(config.threads)

@@ -25,13 +25,17 @@ class FinetuneConfig:
 
     # What goes in and comes out
     model: str = "builtin:base"
-    """The base: a bundle's folder, builtin:NAME, or a checkpoint folder or Hub id in the released layout."""
+    """The base: a bundle's folder, builtin:NAME, or a released checkpoint: a folder or a Hub id such as
+    openvla/openvla-7b or openvla/openvla-7b@REVISION."""
     data: Path = Path("dataset")
     """A built dataset (athena data build)."""
     out: Path = Path("policy")
     """The new bundle. Logs, curves and checkpoints go to a folder beside it, named OUT.run."""
     family: str = ""
-    """How a checkpoint that is not a bundle reads out actions; "" = the family that decodes in parallel."""
+    """How actions are read out: a family by name (docs/models.md), with heads of its own on the base's body.
+    "" = the bundle's own family; for a released checkpoint the one that decodes in parallel."""
+    proprio: bool = True
+    """The state is an input. Family openvla never reads it."""
 
     # What trains: the adapter (the heads of the robot always train in full)
     method: Literal["lora", "full", "heads"] = "lora"

@@ -24,7 +24,7 @@ from athena_vla.finetune.batches import Batch, Loader, Order
 from athena_vla.finetune.checkpoint import Checkpoint
 from athena_vla.finetune.config import FinetuneConfig
 from athena_vla.finetune.log import RunLog
-from athena_vla.models import lora
+from athena_vla.models import four_bit, lora
 from athena_vla.models.architecture import Architecture, Tensors, run_torch
 
 
@@ -258,12 +258,7 @@ def make_optimizer(
     listed = [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
     if config.optimizer == "adamw":
         return torch.optim.AdamW(listed, fused=True)
-    try:
-        import bitsandbytes as bnb
-    except ImportError as error:
-        raise TrainingError(
-            f"--optimizer {config.optimizer} needs bitsandbytes. Install it with: pip install 'athena-vla[gpu]'"
-        ) from error
+    bnb = four_bit.library(f"for --optimizer {config.optimizer}")
     kind = bnb.optim.PagedAdamW8bit if config.optimizer == "paged_adamw8bit" else bnb.optim.AdamW8bit
     return kind(listed)
 

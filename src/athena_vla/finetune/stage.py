@@ -27,10 +27,11 @@ from athena_vla.finetune.batches import Loader
 from athena_vla.finetune.config import FinetuneConfig
 from athena_vla.finetune.log import RunLog
 from athena_vla.finetune.loop import Trainer
-from athena_vla.models import lora
+from athena_vla.models import lora, pretrained
 from athena_vla.models.architecture import Architecture
 from athena_vla.models.gates import check_sensitivity
 from athena_vla.models.lora import LoraSettings
+from athena_vla.models.pretrained import Release
 from athena_vla.policy import Policy, record_golden
 
 GOLDEN_EXAMPLES = 4
@@ -84,12 +85,17 @@ def _finetune(config: FinetuneConfig, accelerator: Accelerator) -> FinetuneResul
     _require_usable(dataset, config)
     base = open_base(config)
     torch.manual_seed(config.seed)
-    model = bound_model(base, dataset)
+    model = bound_model(base, dataset, config, str(accelerator.device))
     settings = LoraSettings(**config.lora())
     trainables = lora.attach(model, settings)
     if config.gradient_checkpointing:
         model.checkpoint_layers()
     log = RunLog(config, main=accelerator.is_main_process)
+    if isinstance(base, Release):
+        log.note(
+            f"Base: the released checkpoint {base.source}, family {model.family}. Its own action statistics are of "
+            f"other robots; this run uses those of dataset {dataset.hash[:16]} ({dataset.robot.name})."
+        )
     log.note(str(trainables))
     missing = lora.left_out(model, settings)
     notes = (f"No adapter on {', '.join(missing)}: the family {model.family} has no such layer.",) if missing else ()
@@ -155,10 +161,14 @@ def result_of(config: FinetuneConfig) -> FinetuneResult:
     return FinetuneResult(**launch.from_json(config.run_folder / "result.json"))
 
 
-def open_base(config: FinetuneConfig) -> Bundle:
-    """The base bundle. Raises `BundleError`, `TrainingError` for one that is exported or quantised already."""
-    base = Bundle.open(config.model)
-    if base.manifest.stage not in ("base", "finetuned", "merged"):
+def open_base(config: FinetuneConfig) -> Bundle | Release:
+    """The base: a bundle with float weights or a released checkpoint. Raises `BundleError`, `ModelError`."""
+    base = bundles.open_base(config.model)
+    if isinstance(base, Bundle) and base.manifest.adapter:
+        raise TrainingError(
+            f"'{base.path}' is itself an adapter. Merge it first (athena merge), then fine-tune the merged bundle."
+        )
+    if isinstance(base, Bundle) and base.manifest.stage not in ("base", "merged"):
         raise TrainingError(
             f"'{config.model}' is a bundle of stage '{base.manifest.stage}'; only float weights can be trained. "
             "Use the bundle it was made from."
@@ -166,23 +176,31 @@ def open_base(config: FinetuneConfig) -> Bundle:
     return base
 
 
-def bound_model(base: Bundle, dataset: Dataset) -> Architecture:
-    """The base's body with heads for the dataset's robot; fresh heads are drawn from torch's generator."""
-    if base.manifest.stage == "finetuned":
-        raise TrainingError(
-            f"'{base.path}' is itself an adapter. Merge it first (athena merge), then fine-tune the merged bundle."
-        )
-    model = base.model()
+def bound_model(base: Bundle | Release, dataset: Dataset, config: FinetuneConfig, device: str = "cpu") -> Architecture:
+    """The base's body with heads for the dataset's robot; fresh heads are drawn from torch's generator.
+
+    A released checkpoint says nothing about this robot: statistics are the dataset's, the family is the config's, and
+    the loaded body is asked whether it sees and listens before anything trains on it.
+    """
     robot = dataset.robot
-    spec = dataclasses.replace(
-        model.spec,
-        horizon=dataset.horizon,
-        action_dim=robot.action_dim,
-        state_dim=robot.state_dim,
-        cameras=len(robot.cameras),
-    )
-    # The same robot: its heads go on from where the base left them.
-    return model if spec == model.spec else model.rebind(spec)
+    options = {
+        "horizon": dataset.horizon,
+        "action_dim": robot.action_dim,
+        "state_dim": robot.state_dim,
+        "cameras": len(robot.cameras),
+        "proprio": config.proprio,
+    }
+    if isinstance(base, Release):
+        nf4 = config.quantization == "nf4"
+        return base.model(
+            config.family,
+            options=options,
+            device=device,
+            four_bit=nf4,
+            double=config.double_quantization,
+            check=True,
+        )
+    return pretrained.bind(base.model(), config.family or base.manifest.family, options)
 
 
 def _require_usable(dataset: Dataset, config: FinetuneConfig) -> None:
@@ -238,7 +256,7 @@ def _write(
     golden: Golden,
     gates: dict[str, Any],
     dataset: Dataset,
-    base: Bundle,
+    base: Bundle | Release,
     config: FinetuneConfig,
     settings: LoraSettings,
     trainer: Trainer,
@@ -252,7 +270,8 @@ def _write(
         normalizer=dataset.normalizer.to_dict(),
         dataset_hash=dataset.hash,
         parent_hash=base.hash,
-        parent_path=config.model if config.model.startswith(bundles.BUILTIN) else str(Path(config.model).resolve()),
+        parent_path=_where(config.model) if isinstance(base, Bundle) else "",
+        checkpoint=base.source if isinstance(base, Release) else "",
         adapter=dataclasses.asdict(settings) | {"targets": list(settings.targets)},
         config=config.to_dict(),
         gates=gates,
@@ -270,6 +289,10 @@ def _write(
     )
     with bundles.writing(config.out, manifest, golden, model.tokenizer_files()) as folder:
         bundles.save_tensors(tensors, folder / bundles.ADAPTER_FILE)
+
+
+def _where(model: str) -> str:
+    return model if model.startswith(bundles.BUILTIN) else str(Path(model).resolve())
 
 
 def _reporter(log: RunLog) -> Any:

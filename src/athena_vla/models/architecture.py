@@ -27,6 +27,7 @@ FAMILIES: dict[str, str] = {
     "openvla_oft": "athena_vla.models.openvla_oft:OpenVLAOFT",
     "openvla_chunk": "athena_vla.models.openvla_chunk:OpenVLAChunk",
 }
+DEFAULT_FAMILY = "openvla_chunk"  # one pass per chunk: the one to deploy
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from athena_vla.errors import MissingDependency, ModelError, UnknownName
+from athena_vla.errors import ModelError, UnknownName
+from athena_vla.models import four_bit
 from athena_vla.models.prismatic import LANGUAGE_TARGETS, Prismatic, PrismaticSpec, without_unused
 from athena_vla.models.release import release_config, release_processor, spec_from_release
 from athena_vla.models.store import StoreWriter, TensorStore
@@ -82,6 +83,7 @@ def load(
     source: str | Path,
     precision: Precision = "bfloat16",
     *,
+    double: bool = True,
     device: str = "cpu",
     unused: bool = False,
     output: bool = True,
@@ -91,7 +93,8 @@ def load(
     """Load strictly, one shard at a time.
 
     `unused` keeps the vision layers that nothing reads (needed to save the checkpoint again), `output` the token
-    output. With "nf4" the decoder's linear layers are quantised as they are read; everything else is bfloat16.
+    output. With "nf4" the decoder's linear layers are quantised as they are read (`double`: their
+    scales too); everything else is bfloat16.
     """
     if precision not in get_args(Precision):
         raise UnknownName("precision", precision, get_args(Precision))
@@ -115,7 +118,7 @@ def load(
         # Closing each shard gives its mapped pages back before the next is touched.
         with safe_open(folder / shard, framework="pt") as stream:
             for name in names:
-                _place(body, name, stream.get_tensor(name), precision, device)
+                _place(body, name, stream.get_tensor(name), precision, double, device)
     norm_stats = dict(config.get("norm_stats") or {})
     own = folder / "dataset_statistics.json"
     if own.is_file():
@@ -208,34 +211,20 @@ def _listed(names: list[str]) -> str:
     return f" ({', '.join(names[:6])}{', ...' if len(names) > 6 else ''})" if names else ""
 
 
-def _place(body: nn.Module, name: str, weight: Tensor, precision: Precision, device: str) -> None:
+def _place(body: nn.Module, name: str, weight: Tensor, precision: Precision, double: bool, device: str) -> None:
     """Put one weight into the model: a copy, so that no mapped file stays open behind it."""
     path, _, leaf = name.rpartition(".")
     module = body.get_submodule(path)
     target = path.rpartition(".")[2]
     if precision == "nf4" and target in LANGUAGE_TARGETS and path.startswith("language_model.model.layers."):
         parent, _, child = path.rpartition(".")
-        setattr(body.get_submodule(parent), child, _linear_4_bit(weight, device))
+        small = four_bit.linear(
+            weight.to(torch.bfloat16, copy=True), double=double, compute=torch.bfloat16, device=device
+        )
+        setattr(body.get_submodule(parent), child, small)
         return
     dtype = torch.bfloat16 if precision == "nf4" else getattr(torch, precision)
     module.register_parameter(leaf, nn.Parameter(weight.to(device=device, dtype=dtype, copy=True)))
-
-
-def _linear_4_bit(weight: Tensor, device: str) -> nn.Module:
-    try:
-        import bitsandbytes as bnb
-    except ImportError as error:
-        raise MissingDependency("bitsandbytes", "train", "to load weights in 4 bits") from error
-    linear = bnb.nn.Linear4bit(
-        weight.shape[1], weight.shape[0], bias=False, compute_dtype=torch.bfloat16, quant_type="nf4", device="meta"
-    )
-    linear.weight = bnb.nn.Params4bit(
-        weight.to(torch.bfloat16, copy=True),
-        requires_grad=False,
-        quant_type="nf4",  # pyright: ignore[reportCallIssue]
-        module=linear,  # pyright: ignore[reportCallIssue]
-    )
-    return linear.to(device)  # moving is what quantises
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from athena_vla.errors import BundleError, MissingDependency, ModelError, UnknownName
+from athena_vla.models import four_bit
 from athena_vla.models.architecture import Architecture
+from athena_vla.models.store import misfits
 
 Method = Literal["lora", "full", "heads"]
 Quantization = Literal["none", "nf4"]
@@ -168,12 +170,7 @@ def state(model: nn.Module) -> dict[str, Tensor]:
 def load(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Inverse of `state` on a model with the same settings attached. Raises `BundleError` naming what does not fit."""
     own = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    problems = [f"missing {k}" for k in own if k not in tensors] + [f"unexpected {k}" for k in tensors if k not in own]
-    problems += [
-        f"{k} has shape {list(t.shape)}, expected {list(own[k].shape)}"
-        for k, t in tensors.items()
-        if k in own and own[k].shape != t.shape
-    ]
+    problems = misfits(own, tensors)
     if problems:
         raise BundleError(f"The adapter does not fit its base: {'; '.join(problems[:8])} ({len(problems)} in all).")
     with torch.no_grad():
@@ -189,9 +186,15 @@ def merge_(model: Architecture) -> Architecture:
     """
     for path, module in [(n, m) for n, m in model.named_modules() if _is_wrapped(m)]:
         _replace(model, path, _merged(module))
-    for path, module in [(n, m) for n, m in model.named_modules() if _is_4_bit(m)]:
-        _replace(model, path, _plain_linear(module, _dequantized(module)))
+    for path, module in [(n, m) for n, m in model.named_modules() if four_bit.is_four_bit(m)]:
+        _replace(model, path, _plain_linear(module, four_bit.dequantized(module)))
     return model
+
+
+def four_bit_paths(model: Architecture) -> list[str]:
+    """The layers that QLoRA keeps in 4 bits: the decoder's, without the output layer."""
+    paths = model.lora_modules(("all-linear",), vision=False, projector=False)
+    return [p for p in paths if not p.endswith(_NOT_IN_4_BIT)]
 
 
 def quantize_nf4_(model: Architecture, *, double: bool) -> list[str]:
@@ -199,43 +202,22 @@ def quantize_nf4_(model: Architecture, *, double: bool) -> list[str]:
 
     Raises `MissingDependency`.
     """
-    try:
-        import bitsandbytes as bnb
-    except ImportError as error:
-        raise MissingDependency("bitsandbytes", "train", "for QLoRA (4-bit weights)") from error
-    paths = [
-        p for p in model.lora_modules(("all-linear",), vision=False, projector=False) if not p.endswith(_NOT_IN_4_BIT)
-    ]
+    paths = four_bit_paths(model)
     for path in paths:
-        linear = cast(nn.Linear, model.get_submodule(path))
-        compute = linear.weight.dtype if linear.weight.is_cuda else torch.float32
-        small = bnb.nn.Linear4bit(
-            linear.in_features,
-            linear.out_features,
-            bias=linear.bias is not None,
-            compute_dtype=compute,
-            compress_statistics=double,
-            quant_type="nf4",
-        )
-        small.weight = bnb.nn.Params4bit(
-            linear.weight.data.contiguous(),
-            requires_grad=False,
-            quant_type="nf4",
-            compress_statistics=double,
-            module=small,
-        )
-        if linear.bias is not None:
-            small.bias = nn.Parameter(linear.bias.data, requires_grad=False)
-        # In evaluation on newer CPUs it would repack the weights in place, and merging could no longer read them.
-        small.support_avx512bf16_for_cpu = False
-        small.plain_dtype = linear.weight.dtype  # bitsandbytes forgets it; merging gives it back
-        # Moving to a device is what quantises.
-        _replace(model, path, small.to(linear.weight.device))
+        layer = cast(nn.Linear, model.get_submodule(path))
+        if four_bit.is_four_bit(layer):  # the checkpoint was read in 4 bits already
+            continue
+        weight = layer.weight
+        bias = None if layer.bias is None else layer.bias.data
+        compute = weight.dtype if weight.is_cuda else torch.float32
+        small = four_bit.linear(weight.data, bias, double=double, compute=compute, device=weight.device)
+        _replace(model, path, small)
     model.is_loaded_in_4bit = True  # what peft asks before it wraps a 4-bit layer
     return paths
 
 
 def _inject(model: Architecture, settings: LoraSettings) -> None:
+    four_bit.silence()  # peft imports bitsandbytes
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
@@ -285,35 +267,22 @@ def _is_wrapped(module: nn.Module) -> bool:
     return _ADAPTER in getattr(module, "lora_A", {}) or _ADAPTER in getattr(module, "lora_embedding_A", {})
 
 
-def _is_4_bit(module: nn.Module) -> bool:
-    return type(module).__name__ == "Linear4bit" and type(module).__module__.startswith("bitsandbytes")
-
-
 def _numel(parameter: nn.Parameter) -> int:
     shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
     return math.prod(cast(Sequence[int], shape)) if shape is not None else parameter.numel()
 
 
-def _dequantized(module: nn.Module) -> Tensor:
-    from bitsandbytes.functional import dequantize_4bit
-
-    weight = cast(Tensor, module.weight)
-    quantized = getattr(weight, "quant_state", None)
-    assert quantized is not None, "4-bit weights are quantised when they are placed on a device"
-    return dequantize_4bit(weight.data, quantized).to(cast(torch.dtype, module.plain_dtype))
-
-
 def _merged(module: nn.Module) -> nn.Module:
     """The wrapped layer with its adapter folded in; the sum is computed in float32."""
     base = cast(nn.Module, module.base_layer)
-    stored = _dequantized(base) if _is_4_bit(base) else cast(Tensor, base.weight).data
+    stored = four_bit.dequantized(base) if four_bit.is_four_bit(base) else cast(Tensor, base.weight).data
     wide = stored.float()
     variants = cast(Mapping[str, object], module.lora_variant)
     if _ADAPTER in variants:  # DoRA
         wide = cast("nn.Module", variants[_ADAPTER]).merge_safe(module, _ADAPTER, wide.clone())  # pyright: ignore
     else:
         wide = wide + cast(Tensor, module.get_delta_weight(_ADAPTER)).float()  # pyright: ignore[reportCallIssue]
-    if _is_4_bit(base):
+    if four_bit.is_four_bit(base):
         return _plain_linear(base, wide.to(stored.dtype))
     base.weight = nn.Parameter(wide.to(stored.dtype), requires_grad=False)
     return base

@@ -18,6 +18,7 @@ from athena_vla.models.checkpoint import Precision
 from athena_vla.models.openvla_oft import L1Head
 from athena_vla.models.parallel import StateProjector
 from athena_vla.models.statistics import Kind
+from athena_vla.models.store import misfits
 
 
 class Platform(NamedTuple):
@@ -123,8 +124,7 @@ def read_part(path: Path) -> dict[str, Tensor]:
 
 def _fill(module: nn.Module, weights: dict[str, Tensor], path: Path, dtype: torch.dtype) -> None:
     own = module.state_dict()
-    wrong = [f"missing {k}" for k in own if k not in weights] + [f"unexpected {k}" for k in weights if k not in own]
-    wrong += [f"{k} is {list(v.shape)}" for k, v in weights.items() if k in own and own[k].shape != v.shape]
+    wrong = misfits(own, weights)
     if wrong:
         raise ModelError(f"'{path}' does not fit: {'; '.join(wrong[:6])} ({len(wrong)} in all).")
     module.load_state_dict(weights)

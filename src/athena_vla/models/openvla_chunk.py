@@ -6,7 +6,7 @@ head turns each query's hidden state into the joints of that time step: paramete
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from athena_vla.models.architecture import Spec
 from athena_vla.models.llama import attention_mask
 from athena_vla.models.parallel import ParallelModel, ParallelSpec
-from athena_vla.models.prismatic import Prismatic, full_7b_body, tiny_body
+from athena_vla.models.prismatic import Prismatic, PrismaticSpec, full_7b_body, tiny_body
+from athena_vla.models.vla import VlaSpec
 
 _TIME_WAVES = 32  # sines and cosines that tell one query from the next
+_WIDE_HEAD = 1024  # hidden units of the head on a body at least as wide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,7 @@ def full_7b_spec(*, action_dim: int, state_dim: int, horizon: int = 16, cameras:
         state_dim=state_dim,
         cameras=cameras,
         body=full_7b_body(output=False),
-        head_width=1024,
+        head_width=_WIDE_HEAD,
     )
 
 
@@ -110,6 +112,11 @@ class OpenVLAChunk(ParallelModel):
 
     def head_modules(self) -> list[str]:
         return [*(["state_projector"] if self.proprio else []), "queries", "head"]
+
+    @classmethod
+    def spec_on(cls, body: PrismaticSpec, **options: Any) -> VlaSpec:
+        width = _WIDE_HEAD if body.text.width >= _WIDE_HEAD else ChunkSpec.head_width
+        return super().spec_on(body, **{"head_width": width, **options})
 
     def rebind(self, spec: Spec) -> "OpenVLAChunk":
         """Another robot on the same body. The query tokens and the head's first layer, whose sizes no robot changes,

@@ -1,14 +1,116 @@
-"""A released checkpoint as one of the families: the pretrained body with heads for a robot. Gated when loaded.
+"""A released checkpoint as the base of any family: found, fingerprinted, opened with heads for a robot, gated.
 
-Knows checkpoints and families, nothing of data or training.
+Knows checkpoints and families, nothing of data, bundles or training.
 """
 
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-from athena_vla.models import checkpoint, gates
-from athena_vla.models.architecture import Architecture, family
-from athena_vla.models.vla import VisionLanguageModel, VlaSpec
+from torch import Tensor
+
+from athena_vla.errors import ModelError
+from athena_vla.models import checkpoint, gates, oft_files
+from athena_vla.models.architecture import DEFAULT_FAMILY, Architecture, Spec, family
+from athena_vla.models.openvla_oft import OpenVLAOFT
+from athena_vla.models.store import TensorStore
+from athena_vla.models.vla import VisionLanguageModel
+
+LARGE = 2_000_000_000  # [bytes] of stored weights; smaller ones are opened in float32, which holds bfloat16 exactly
+_SAMPLES, _SAMPLE_BYTES = 16, 65_536  # of each weight file that the fingerprint reads
+_BODY = "body."  # where a family keeps what the release stores
+
+
+@dataclass(frozen=True)
+class Release:
+    """A checkpoint in the released layout, OpenVLA or OFT, that was found to be one; its weights are not read yet."""
+
+    source: str  # a folder, or owner/name@commit: enough to find the very same again
+    folder: Path
+
+    @classmethod
+    def open(cls, source: str | Path) -> "Release":
+        """A folder or a Hub id, optionally `owner/name@revision`. Raises `ModelError`."""
+        name, revision = str(source), None
+        if not Path(name).expanduser().is_dir():
+            name, _, at = name.partition("@")
+            revision = at or None
+        folder = checkpoint.fetch(name, revision=revision)
+        checkpoint.read_spec(folder)
+        here = Path(name).expanduser().is_dir()
+        # The Hub's cache names a snapshot's folder by its commit.
+        return cls(str(folder.resolve()) if here else f"{name}@{folder.name}", folder)
+
+    @cached_property
+    def hash(self) -> str:
+        """Fingerprint: configuration, tokenizer, and of every weight file its size, header and samples of its content.
+
+        Not every byte: fifteen gigabytes would take half a minute each time a policy is opened.
+        """
+        digest = hashlib.sha256()
+        for file in sorted(self.folder.iterdir()):
+            if file.name in ("config.json", "preprocessor_config.json", "tokenizer.json"):
+                digest.update(file.name.encode() + file.read_bytes())
+            elif file.suffix in (".safetensors", ".pt"):
+                digest.update(f"{file.name} {file.stat().st_size}".encode())
+                digest.update(_samples(file))
+        return digest.hexdigest()[:16]
+
+    @cached_property
+    def large(self) -> bool:
+        return TensorStore(self.folder).bytes > LARGE
+
+    def model(
+        self,
+        name: str = "",
+        *,
+        options: Mapping[str, Any],
+        device: str = "cpu",
+        four_bit: bool = False,
+        double: bool = True,
+        check: bool = False,
+    ) -> Architecture:
+        """The body with heads of family `name` ("" = the default one) for the robot's sizes in `options`.
+
+        `four_bit`: a large checkpoint's decoder is quantised as it is read. Raises `ModelError`, `BlindPolicy`.
+        """
+        precision: checkpoint.Precision = "float32"
+        if self.large:
+            precision = "nf4" if four_bit else "bfloat16"
+        return from_release(
+            name or DEFAULT_FAMILY,
+            self.folder,
+            **options,
+            precision=precision,
+            double=double,
+            device=device,
+            check=check,
+        )
+
+    def store(self) -> "ReleasedWeights":
+        """The weights under the names that the families give them, for merging."""
+        return ReleasedWeights(self.folder, wide=not self.large)
+
+
+class ReleasedWeights:
+    """Reads like a `TensorStore` of a bundle; float32 where models of this checkpoint compute in float32."""
+
+    def __init__(self, folder: Path, *, wide: bool) -> None:
+        self.inner, self.wide = TensorStore(folder), wide
+        self.names = tuple(_BODY + n for n in self.inner.names)
+        self.bytes = self.inner.bytes
+
+    def read(self, name: str) -> Tensor:
+        weight = self.inner.read(name.removeprefix(_BODY))
+        assert isinstance(weight, Tensor), "released weights are not packed"
+        return weight.float() if self.wide else weight
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.inner.shape(name.removeprefix(_BODY))
 
 
 def from_release(
@@ -19,29 +121,28 @@ def from_release(
     state_dim: int,
     horizon: int,
     cameras: int = 1,
+    proprio: bool = True,
     precision: checkpoint.Precision = "bfloat16",
+    double: bool = True,
     device: str = "cpu",
     revision: str | None = None,
     offline: bool = False,
     check: bool = True,
 ) -> Architecture:
-    """Body, tokenizer and image processing from a folder or Hub id; heads of family `name` fresh.
+    """Body, tokenizer and image processing from a folder or Hub id; heads of family `name`, fresh but for OFT's own.
 
-    `check` asks the loaded model whether it sees and listens (a few forward passes). Raises `ModelError`,
-    `BlindPolicy`.
+    An OFT folder's action head and state projector are taken over where they are of this robot's sizes. `check` asks
+    the loaded model whether it sees and listens (a few forward passes). Raises `ModelError`, `BlindPolicy`.
     """
     kind = cast(type[VisionLanguageModel], family(name))
     loaded = checkpoint.load(
-        source, precision, device=device, output=kind.reads_tokens, revision=revision, offline=offline
+        source, precision, double=double, device=device, output=kind.reads_tokens, revision=revision, offline=offline
     )
-    spec = kind.spec_type(  # pyright: ignore[reportCallIssue]
-        horizon=horizon,
-        action_dim=action_dim,
-        state_dim=state_dim,
-        cameras=cameras,
-        body=loaded.spec,  # pyright: ignore[reportCallIssue]
-    )
-    model = kind(cast(VlaSpec, spec), loaded.tokenizer_files, loaded.body).eval()
+    sizes = {"action_dim": action_dim, "state_dim": state_dim, "horizon": horizon, "cameras": cameras}
+    spec = kind.spec_on(loaded.spec, **sizes, proprio=proprio)
+    model = kind(spec, loaded.tokenizer_files, loaded.body).eval()
+    if isinstance(model, OpenVLAOFT):
+        _take_over(model, loaded.folder, precision)
     weight = loaded.body.language_model.model.norm.weight
     for head in model.head_modules():
         model.get_submodule(head).to(device=weight.device, dtype=weight.dtype)
@@ -49,3 +150,53 @@ def from_release(
         gates.require_vision_runs_once(model, f"The model loaded from '{source}'")
         gates.check_model(model).require(f"The model loaded from '{source}'")
     return model
+
+
+def bind(model: Architecture, name: str, options: Mapping[str, Any]) -> Architecture:
+    """The model's body with heads of family `name` for other sizes; itself where nothing differs.
+
+    Heads of the same family keep what does not depend on the robot; another family's are fresh. Raises `ModelError`.
+    """
+    assert isinstance(model, VisionLanguageModel)
+    kind = cast(type[VisionLanguageModel], family(name))
+    if kind is not type(model):
+        if kind.reads_tokens and not model.body_spec.text.output:
+            raise ModelError(
+                f"The base has no token output, which family '{name}' reads actions from. Use another --family, or a "
+                "base that has one, such as the released openvla-7b."
+            )
+        return kind(kind.spec_on(model.body_spec, **options), model.tokenizer_files(), model.body).eval()
+    known = {f.name for f in dataclasses.fields(model.spec)}
+    spec = dataclasses.replace(model.spec, **{k: v for k, v in options.items() if k in known})
+    # The same robot: its heads go on from where the base left them.
+    return model if spec == model.spec else model.rebind(spec)
+
+
+def _take_over(model: OpenVLAOFT, folder: Path, precision: checkpoint.Precision) -> None:
+    files = oft_files.find(folder)
+    if not files.any:
+        return
+    parts = oft_files.load(files, model.body_spec.text.width, precision)
+    for path, part in (("head", parts.head), ("state_projector", parts.proprio)):
+        if part is None or path not in model.head_modules():
+            continue
+        own, theirs = model.get_submodule(path).state_dict(), part.state_dict()
+        if {k: t.shape for k, t in own.items()} == {k: t.shape for k, t in theirs.items()}:
+            model.get_submodule(path).load_state_dict(theirs)
+
+
+def options_of(spec: Spec) -> dict[str, Any]:
+    """The sizes in a specification, as `bind` and `Release.model` take them."""
+    names = {f.name for f in dataclasses.fields(spec)} & {"action_dim", "state_dim", "horizon", "cameras", "proprio"}
+    return {n: getattr(spec, n) for n in sorted(names)}
+
+
+def _samples(file: Path) -> bytes:
+    """Some of a file's bytes, evenly spread, its beginning (a weight file's header) among them."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        read = []
+        for i in range(_SAMPLES):
+            stream.seek(max(0, size - _SAMPLE_BYTES) * i // (_SAMPLES - 1))
+            read.append(stream.read(_SAMPLE_BYTES))
+    return b"".join(read)

@@ -162,6 +162,16 @@ def pairs(store: TensorStore) -> Iterator[tuple[str, Tensor | Packed]]:
         yield name, store.read(name)
 
 
+def misfits(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
+    """Every tensor that is missing, unexpected or of another shape, in words; empty where all fit."""
+    problems = [f"missing {k}" for k in own if k not in tensors] + [f"unexpected {k}" for k in tensors if k not in own]
+    return problems + [
+        f"{k} has shape {list(t.shape)}, expected {list(own[k].shape)}"
+        for k, t in tensors.items()
+        if k in own and own[k].shape != t.shape
+    ]
+
+
 def as_float(weight: Tensor | Packed) -> Tensor:
     """float32, whatever the form."""
     return weight.dequantize() if isinstance(weight, Packed) else weight.to(torch.float32)

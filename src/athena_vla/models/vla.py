@@ -6,7 +6,7 @@ Knows nothing of how a family reads actions out.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
@@ -153,6 +153,7 @@ class VisionLanguageModel(Architecture):
         return type(self)(spec, self.prompter.files, self.body)
 
     @classmethod
-    def spec_for(cls, spec: VlaSpec, **sizes: Any) -> VlaSpec:
-        """The specification with other robot sizes."""
-        return dataclasses.replace(spec, **sizes)
+    def spec_on(cls, body: PrismaticSpec, **options: Any) -> VlaSpec:
+        """The family's specification on a body; options that it does not have, such as `proprio`, are passed over."""
+        known = {f.name for f in dataclasses.fields(cls.spec_type)}
+        return cast(Any, cls.spec_type)(body=body, **{k: v for k, v in options.items() if k in known})
