@@ -131,7 +131,7 @@ def fuse_forward(model: nn.Module, *, on: bool) -> None:
             continue
         if not on:
             module.__dict__.pop("forward", None)
-        elif not cast(Mapping[str, object], module.lora_variant) and not _has_dropout(module):
+        elif not cast(Mapping[str, object], module.lora_variant) and not _has_dropout(module) and _is_wide(module):
             module.forward = _FusedForward(module)
 
 
@@ -149,6 +149,11 @@ class _FusedForward:
         with torch.autocast(x.device.type, enabled=False):  # the sum is in float32; only the product is narrow
             weight = torch.addmm(self.weight, self.b.weight, self.a.weight, alpha=self.scale)
         return F.linear(x, weight, self.bias)
+
+
+def _is_wide(module: nn.Module) -> bool:
+    """Whether the frozen weight is in float32; one in 16 bits would be copied to float32 in every step."""
+    return cast(nn.Linear, module.base_layer).weight.dtype == torch.float32
 
 
 def _has_dropout(module: nn.Module) -> bool:
