@@ -86,6 +86,8 @@ class Checkpoint:
     def pixel_values(self, image: Images) -> NDArray[np.float32]:
         """`[1, 3 * towers * images, height, width]`, no crop at evaluation."""
         views = [image] if isinstance(image, Image.Image | np.ndarray) else list(image)
+        if not views:
+            raise InvalidObservation("There is no image in the list; the model needs at least one.")
         return np.concatenate([pixels(view, self.raw.spec.images) for view in views])[None]
 
     def input_ids(self, instruction: str) -> list[int]:
@@ -128,7 +130,7 @@ class Checkpoint:
         The prompt, the separating space, one id per value, the end token; the prompt carries no label.
         """
         # The reference's prompt builder removes image markers and outer spaces, its evaluation does not.
-        prompt = self.prompter.answer_ids(instruction.replace("<image>", ""))
+        prompt = self.prompter.answer_ids(instruction.lower().replace("<image>", ""))
         answer = self.tokens.encode_compatible(np.asarray(action)).reshape(-1).tolist()
         return {
             "input_ids": [*prompt, *answer, EOS],

@@ -101,7 +101,8 @@ def tiny_tokenizer_files(vocabulary_size: int = TINY_VOCABULARY) -> dict[str, by
             "byte_fallback": True,
             "ignore_merges": False,
             "vocab": vocabulary,
-            "merges": [list(m) for m in merges],
+            # One string per merge: newer tokenizers write pairs, which the one the reference needs cannot read.
+            "merges": [" ".join(m) for m in merges],
         },
     }
     config = {
