@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
@@ -97,10 +98,44 @@ def test_autoregressive_family(tmp_path, toy) -> None:
     frames = observations(toy, 3, seed=3)
     same = Policy.load(tmp_path / "x").chunks(frames) == Policy.of(base, "torch").chunks(frames)
     assert same.all(), "greedy tokens differ"
+    ports = result.graphs["step"]
+    assert ports["outputs"]["logits"]["shape"][-1] == 256, "the action tokens alone"
+    kinds = [n.op_type for n in onnx.load(str(tmp_path / "x/weights/step.onnx"), load_external_data=False).graph.node]
+    joined = [n for n in kinds if n == "Concat"]
+    layers = base.model().body_spec.text.layers  # pyright: ignore[reportAttributeAccessIssue]
+    assert len(joined) < 6 * layers, "caches are not joined with their new row"
     # The two decoder graphs share their weights on disk: together they cost one copy.
     files = {p.name: p.stat().st_size for p in (tmp_path / "x" / "weights").iterdir()}
     parameters = sum(p.numel() for p in base.model().parameters()) * 4
     assert files["model.data"] < 1.2 * parameters
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+def test_only_the_rows_that_are_read_are_written(tmp_path, bits) -> None:
+    """An output layer followed by a slice costs the slice: 256 action tokens of 32,000."""
+    torch.manual_seed(0)
+    head = torch.nn.Linear(128, 40, bias=False).eval()
+
+    class Tail(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = head
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+            return (self.head(x)[..., 10:26] * 2,)
+
+    weight = head.weight.detach().clone() if bits is None else codes.nearest(head.weight.detach(), bits, 128)
+    graph = Graph("tail", Tail().to("meta"), {"x": torch.zeros(1, 3, 128)}, ("y",), {"x": {0: "batch"}})
+    data = DataFile(tmp_path / "d.data")
+    translate(graph, lambda n: weight, lambda n: n, tmp_path / "tail.onnx", data, LinearForm("contrib"))
+    data.close()
+    assert data.places
+    assert all(length <= 16 * 128 * 4 for _, length in data.places.values())
+    x = torch.randn(2, 3, 128)
+    session = onnxruntime.InferenceSession(str(tmp_path / "tail.onnx"), providers=["CPUExecutionProvider"])
+    plain = weight if isinstance(weight, torch.Tensor) else weight.dequantize()
+    expected = 2 * (x @ plain.t())[..., 10:26]
+    torch.testing.assert_close(torch.from_numpy(session.run(None, {"x": x.numpy()})[0]), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])

@@ -136,8 +136,7 @@ def agreement(
     def run(name: str, inputs: Tensors) -> Tensors:
         mine = reference.run(name, {k: v.clone() for k, v in inputs.items()})
         if "logits" in mine:
-            theirs = candidate.run(name, inputs)["logits"].float()[:, last - BINS : last]
-            logits = mine["logits"].float()[:, last - BINS : last]
+            logits, theirs = (_bins(x["logits"], last) for x in (mine, candidate.run(name, inputs)))
             p, q = torch.log_softmax(logits, dim=1), torch.log_softmax(theirs, dim=1)
             divergences.extend((p.exp() * (p - q)).sum(dim=1).tolist())
             same.extend((logits.argmax(dim=1) == theirs.argmax(dim=1)).float().tolist())
@@ -152,6 +151,12 @@ def agreement(
         "kl_nats": _at_most(float(np.mean(divergences)), limits.kl_nats),
         "greedy_agreement_teacher_forced": _at_least(float(np.mean(same)), limits.greedy_agreement),
     }
+
+
+def _bins(logits: torch.Tensor, vocabulary: int) -> torch.Tensor:
+    """Logits of the action tokens; models held to them answer with nothing else."""
+    rows = logits.float()
+    return rows if rows.shape[1] == BINS else rows[:, vocabulary - BINS : vocabulary]
 
 
 def float_ancestor(bundle: Bundle) -> Bundle:

@@ -39,13 +39,41 @@ def _unary(kind: str) -> Any:
 def _linear(t: Translator, node: fx.Node, x: Any_, weight: Any_, bias: Any_ = None) -> Value:
     added = None if bias is None else t.name(bias, t.how.dtype)
     if isinstance(weight, Weight):
-        key = t.shared_name(weight.name)
-        return tensors.made(t, node, linear_forms.linear(t.writer, t.name(x), key, t.read(weight.name), added, t.how))
+        key, stored = t.shared_name(weight.name), t.read(weight.name)
+        wanted = _wanted_rows(node) if bias is None else None
+        if wanted is not None:
+            first, last = wanted
+            stored = stored.rows(first, last) if isinstance(stored, Packed) else stored[first:last].clone()
+            key = f"{key}[{first}:{last}]"
+        return tensors.made(t, node, linear_forms.linear(t.writer, t.name(x), key, stored, added, t.how))
     if isinstance(weight, torch.Tensor):
         y = t.writer.op("MatMul", t.name(x), t.writer.tensor(weight.t().contiguous().to(t.how.dtype)))
     else:
         y = t.writer.op("MatMul", t.name(x), t.writer.op("Transpose", t.name(weight), perm=[1, 0]))
     return tensors.made(t, node, y if added is None else t.writer.op("Add", y, added))
+
+
+def _wanted_rows(node: fx.Node) -> tuple[int, int] | None:
+    """The outputs of a layer that are read at all: an output layer of 32,000 rows is cut to the 256 action tokens."""
+    users = list(node.users)
+    if len(users) != 1 or users[0].target is not aten.slice.Tensor or len(users[0].args) != 4:
+        return None
+    _, axis, first, last = users[0].args
+    rank, rows = node.meta["val"].ndim, node.meta["val"].shape[-1]
+    if axis not in (-1, rank - 1) or not isinstance(first, int) or not isinstance(last, int):
+        return None
+    return (first, min(last, rows)) if 0 <= first < last else None
+
+
+def _slice(t: Translator, node: fx.Node, x: Any_, *bounds: Any) -> Any_:
+    source = node.args[0]
+    if isinstance(source, fx.Node) and source.target is aten.linear.default and isinstance(x, Value):
+        layer = t.traced.program.graph_signature  # a layer of stored weights has been cut already
+        weight = source.args[1]
+        stored = isinstance(weight, fx.Node) and weight.name in layer.inputs_to_parameters
+        if stored and len(source.args) == 2 and _wanted_rows(source) is not None:
+            return tensors.made(t, node, x.name)
+    return tensors.cut(t, node, x, *bounds)
 
 
 def _layer_norm(
@@ -249,7 +277,7 @@ OPERATORS: dict[Any, Any] = {
     aten.permute.default: tensors.permute,
     aten.unsqueeze.default: tensors.unsqueeze,
     aten.squeeze.dim: tensors.squeeze,
-    aten.slice.Tensor: tensors.cut,
+    aten.slice.Tensor: _slice,
     aten.select.int: tensors.select,
     aten.cat.default: tensors.cat,
     aten.stack.default: tensors.stack,

@@ -4,6 +4,7 @@ Equal to transformers' Llama in the tests, with the released parameter names. Ev
 that a graph of any size can be assembled layer by layer. Knows nothing of images, prompts or actions.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -109,6 +110,30 @@ class SelfAttention(nn.Module):
         y = attend(q, keys.to(q.dtype), values.to(q.dtype), mask)
         return self.o_proj(y.transpose(1, 2).reshape(x.shape[0], x.shape[1], -1))
 
+    def attend_cached(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: tuple[Tensor, Tensor],
+        new: tuple[Tensor, Tensor],
+        bias: Tensor,
+    ) -> Tensor:
+        """One new row against a cache and itself; `cache` and `new` are keys and values.
+
+        `bias` `[b, 1, 1, cache]` is added to the scores of the cache.
+
+        Joining the new row to the cache would copy the cache in every layer, which costs more than the attention.
+        """
+        q = rotate(self.split(self.q_proj(x), self.heads), cos, sin) * self.head_width**-0.5
+        groups = self.heads // self.kv_heads
+        keys, values, key, value = (t if groups == 1 else t.repeat_interleave(groups, dim=1) for t in (*cache, *new))
+        past = q @ keys.to(q.dtype).transpose(-1, -2) + bias
+        own = (q * key).sum(-1, keepdim=True)
+        weights = torch.cat([past, own], dim=-1).float().softmax(-1).to(q.dtype)
+        y = weights[..., :-1] @ values.to(q.dtype) + weights[..., -1:] * value
+        return self.o_proj(y.transpose(1, 2).reshape(x.shape[0], x.shape[1], -1))
+
 
 class Mlp(nn.Module):
     def __init__(self, spec: LlamaSpec) -> None:
@@ -142,17 +167,12 @@ class DecoderLayer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x)), keys, values
 
     def step(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, keys: Tensor, values: Tensor
+        self, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor, keys: Tensor, values: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One new row against a cache; returns its hidden state and the key and value to be stored for it.
-
-        `mask` `[b, 1, 1, cache + 1]`: the last column is the new row itself.
-        """
+        """One new row against a cache; returns its hidden state and the key and value to be stored for it."""
         y = self.input_layernorm(x)
         key, value = self.self_attn.project(y, cos, sin)
-        keys = torch.cat([keys.to(key.dtype), key], dim=2)
-        values = torch.cat([values.to(value.dtype), value], dim=2)
-        x = x + self.self_attn.attend(y, cos, sin, keys, values, mask)
+        x = x + self.self_attn.attend_cached(y, cos, sin, (keys, values), (key, value), bias)
         return x + self.mlp(self.post_attention_layernorm(x)), key, value
 
 
@@ -199,22 +219,24 @@ class Llama(nn.Module):
         self,
         x: Float[Tensor, "b 1 e"],
         position: Int[Tensor, " b"],
-        keys: Float[Tensor, "layers b kv cache width"],
-        values: Float[Tensor, "layers b kv cache width"],
+        keys: Sequence[Tensor] | Tensor,
+        values: Sequence[Tensor] | Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One more row at `position`; cache slots from `position` on are ignored.
+        """One more row at `position`; cache slots from `position` on are ignored. Caches are `[b, kv, cache, width]`
+        per layer, one after the other or stacked.
 
         Returns the hidden state and the row's keys and values `[layers, b, kv_heads, 1, head_width]`: the caller
         writes them into slot `position`, so that a cache is never copied through a graph.
         """
         cos, sin = rotary(position[:, None], self.spec.head_width, self.spec.rope_theta)
-        slots = torch.arange(keys.shape[3], device=keys.device)
-        past = slots[None, :] < position[:, None]
-        mask = torch.cat([past, torch.ones_like(past[:, :1])], dim=1)[:, None, None]
+        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+        slots = torch.arange(keys[0].shape[2], device=x.device)
+        empty = (slots[None, :] >= position[:, None])[:, None, None]
+        bias = torch.zeros_like(empty, dtype=x.dtype).masked_fill(empty, torch.finfo(x.dtype).min)
         new_keys, new_values = [], []
         for i, layer in enumerate(self.model.layers):
             assert isinstance(layer, DecoderLayer)
-            x, key, value = layer.step(x, cos, sin, mask, keys[i], values[i])
+            x, key, value = layer.step(x, cos, sin, bias, keys[i], values[i])
             new_keys.append(key)
             new_values.append(value)
         return self.model.norm(x), torch.stack(new_keys), torch.stack(new_values)

@@ -63,20 +63,25 @@ class PrefillGraph(nn.Module):
         hidden, keys, values = language.prefill(x, attention_mask(valid), positions)
         last = valid.long().sum(dim=1) - 1
         row = torch.gather(hidden, 1, last[:, None, None].expand(-1, 1, hidden.shape[2]))
-        return language.lm_head(row)[:, 0], keys, values
+        return self.model.choices(row)[:, 0], keys, values
 
 
 class StepGraph(nn.Module):
-    """Graph `step`: one token at `position` against the cache; returns logits and the new cache row."""
+    """Graph `step`: one token at `position` against the cache; returns logits and the new cache row.
+
+    Every layer's cache is an input of its own: taken out of one large tensor, each would be copied first.
+    """
 
     def __init__(self, model: "OpenVLA") -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, token: Tensor, position: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, token: Tensor, position: Tensor, **cache: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         language = self.model.body.language_model
+        layers = range(language.spec.layers)
+        keys, values = ([cache[f"{kind}_{i}"] for i in layers] for kind in ("keys", "values"))
         hidden, key, value = language.step(language.embed(token[:, None]), position, keys, values)
-        return language.lm_head(hidden)[:, 0], key, value
+        return self.model.choices(hidden)[:, 0], key, value
 
 
 class OpenVLA(VisionLanguageModel):
@@ -96,6 +101,13 @@ class OpenVLA(VisionLanguageModel):
     @property
     def tokens_per_chunk(self) -> int:
         return self.spec.horizon * self.spec.action_dim
+
+    def choices(self, hidden: Float[Tensor, "b l e"]) -> Float[Tensor, "b l v"]:
+        """Logits of the tokens that may be answered: the action tokens alone, where the choice is held to them."""
+        logits = self.body.language_model.lm_head(hidden)
+        if not self.token_spec.constrained:
+            return logits
+        return logits[..., self.action_tokens.first : self.action_tokens.vocabulary]
 
     def answer_logits(self, inputs: Tensors, tokens: Int[Tensor, "b n"]) -> Float[Tensor, "b n1 v"]:
         """Teacher-forced logits for each of `tokens` and for what follows the last."""
@@ -132,8 +144,9 @@ class OpenVLA(VisionLanguageModel):
         prefill, step = PrefillGraph(self), StepGraph(self)
         (patches,) = self.example_embeddings(self.spec.cameras * self.body_spec.patches)
         text_spec, length = self.body_spec.text, patches.shape[1] + inputs["input_ids"].shape[1]
-        shape = (text_spec.layers, 1, text_spec.kv_heads, length, text_spec.head_width)
-        text, cache = {0: "batch", 1: "tokens"}, {1: "batch", 3: "cache"}
+        shape = (1, text_spec.kv_heads, length, text_spec.head_width)
+        caches = [f"{kind}_{i}" for kind in ("keys", "values") for i in range(text_spec.layers)]
+        text, cache = {0: "batch", 1: "tokens"}, {0: "batch", 2: "cache"}
         device = patches.device
         return (
             self.vision_graph(inputs),
@@ -154,11 +167,10 @@ class OpenVLA(VisionLanguageModel):
                 {
                     "token": torch.tensor([self.action_tokens.first], device=device),
                     "position": torch.tensor([length - 1], device=device),
-                    "keys": patches.new_zeros(shape),
-                    "values": patches.new_zeros(shape),
+                    **{name: patches.new_zeros(shape) for name in caches},
                 },
                 ("logits", "key", "value"),
-                {"token": {0: "batch"}, "position": {0: "batch"}, "keys": cache, "values": cache},
+                {"token": {0: "batch"}, "position": {0: "batch"}, **dict.fromkeys(caches, cache)},
             ),
         )
 
@@ -194,6 +206,7 @@ class OpenVLA(VisionLanguageModel):
         first = run("prefill", {"patches": patches, "input_ids": inputs["input_ids"], "prompt_mask": mask})
         count, logits = self.tokens_per_chunk, first["logits"]
         keys, values = (_room(first[name], count - 1) for name in ("keys", "values"))
+        cache = {f"keys_{i}": k for i, k in enumerate(keys)} | {f"values_{i}": v for i, v in enumerate(values)}  # views
         rows = torch.arange(logits.shape[0], device=keys.device)
         slot = (patches.shape[1] + mask.long().sum(dim=1)).to(keys.device)
         chosen: list[Tensor] = []
@@ -202,7 +215,7 @@ class OpenVLA(VisionLanguageModel):
             chosen.append(self._choose(logits, allowed))
             if i == count - 1:
                 break
-            out = run("step", {"token": chosen[-1], "position": slot + i, "keys": keys, "values": values})
+            out = run("step", {"token": chosen[-1], "position": slot + i, **cache})
             logits = out["logits"]
             # [layers, b, kv, 1, width] -> the slot of each row
             keys[:, rows, :, slot + i] = out["key"][:, :, :, 0].transpose(0, 1).to(keys)
@@ -221,7 +234,7 @@ class OpenVLA(VisionLanguageModel):
         if allowed is None and not self.token_spec.constrained:
             return logits.argmax(dim=1)
         first, last = self.action_tokens.first, self.action_tokens.vocabulary
-        action = logits[:, first:last]
+        action = logits if self.token_spec.constrained else logits[:, first:last]
         if allowed is not None:
             # Ids count down from the top as values go up.
             action = action.masked_fill(~allowed.flip(0).to(action.device)[None], -torch.inf)

@@ -47,6 +47,10 @@ class Packed:
     def bytes(self) -> int:
         return self.codes.numel() * self.bits // 8 + self.scales.numel() * 2
 
+    def rows(self, first: int, last: int) -> "Packed":
+        """Some of the outputs."""
+        return Packed(self.codes[first:last].clone(), self.scales[first:last].clone(), self.bits)
+
     def dequantize(self) -> Float[Tensor, "out in"]:
         """float32, the very numbers every runtime has to compute with."""
         rows, columns = self.codes.shape

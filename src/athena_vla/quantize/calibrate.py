@@ -6,39 +6,18 @@ pass over the calibration frames. Weights may come from disk layer by layer, so 
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from athena_vla.embodiment import Observation
-from athena_vla.models.architecture import Tensors
+from athena_vla.models.architecture import Architecture
 from athena_vla.models.packed import Packed
 from athena_vla.models.store import TensorStore, as_float
 from athena_vla.policy import Policy
 
 RESIDENT = 2_000_000  # weights of a layer up to which it stays in memory while a large model streams through it
 MOST_ROWS = 8192  # input rows per layer that go into a second moment; more change little and cost time
-
-
-@dataclass
-class Scope:
-    """The graph that is running now."""
-
-    graph: str = ""
-
-
-def scoped(policy: Policy, scope: Scope) -> Policy:
-    """The same policy, telling `scope` which of its graphs runs."""
-
-    def run(name: str, inputs: Tensors) -> Tensors:
-        scope.graph = name
-        try:
-            return policy.run(name, inputs)
-        finally:
-            scope.graph = ""
-
-    return replace(policy, run=run)
 
 
 def linears(model: nn.Module) -> dict[str, nn.Linear]:
@@ -52,19 +31,26 @@ def linears(model: nn.Module) -> dict[str, nn.Linear]:
     return found
 
 
-def used_in(policy: Policy, observation: Observation, graphs: Sequence[str]) -> dict[str, str]:
-    """Weight name -> graph for the layers that run inside the named graphs, in the order they run."""
-    scope, order = Scope(), dict[str, str]()
+def used_in(skeleton: Architecture, graphs: Sequence[str]) -> dict[str, str]:
+    """Weight name -> graph for the layers that run inside the named graphs, in the order they run.
+
+    `skeleton` has no weights: the graphs run on their examples on the meta device, which costs nothing at any size.
+    """
+    order: dict[str, str] = {}
+    running = ""
     hooks = []
-    for name, layer in linears(policy.model).items():
+    for name, layer in linears(skeleton).items():
 
         def note(module: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-            if scope.graph in graphs:
-                order.setdefault(name, scope.graph)
+            order.setdefault(name, running)
 
         hooks.append(layer.register_forward_pre_hook(note))
     try:
-        scoped(policy, scope).act(observation)
+        with torch.inference_mode():
+            for graph in skeleton.graphs():
+                running = graph.name
+                if graph.name in graphs:
+                    graph.module(**graph.example)
     finally:
         for hook in hooks:
             hook.remove()

@@ -19,10 +19,10 @@ from athena_vla.embodiment import Observation
 from athena_vla.errors import BundleError, DatasetError, UnknownName
 from athena_vla.models.architecture import Architecture, run_torch
 from athena_vla.models.packed import Packed
-from athena_vla.models.store import StoreWriter, TensorStore
+from athena_vla.models.store import StoreWriter, TensorStore, as_float
 from athena_vla.policy import Policy, replay
 from athena_vla.quantize import choose, codes
-from athena_vla.quantize.calibrate import linears, quantize_in_order, streamed, used_in
+from athena_vla.quantize.calibrate import quantize_in_order, streamed, used_in
 from athena_vla.quantize.choose import Layer
 
 Method = Literal["gptq", "clip", "nearest"]
@@ -98,7 +98,7 @@ def quantize(config: QuantizeConfig) -> QuantizeResult:
     _require(config, source)
     calibration, held_out, origin = frames(config, source)
     torch.set_num_threads(config.threads)
-    store = TensorStore(source.path / "weights")
+    store = source.store()
     large = store.bytes > IN_MEMORY
     model = source.skeleton().eval() if large else source.model()
     manifest = dataclasses.replace(
@@ -113,12 +113,16 @@ def quantize(config: QuantizeConfig) -> QuantizeResult:
     )
     with bundles.writing(config.out, manifest, source.golden, source.tokenizer_files()) as folder:
         writer = StoreWriter(folder / "weights")
-        if large:
+        layers = plan_layers(config, source, store)
+        error: dict[str, Any] = {}
+        if large and config.method == "nearest":
+            layers = _round(layers, store, writer)
+        elif large:
             with streamed(model, store):
                 # The runner is made inside: it asks the weights where inputs belong.
-                layers, error = _choose_codes(config, _policy(source, model), calibration, [], writer)
+                layers = _choose_codes(config, _policy(source, model), layers, calibration, [], writer)
         else:
-            layers, error = _choose_codes(config, _policy(source, model), calibration, held_out, writer)
+            layers = _choose_codes(config, _policy(source, model), layers, calibration, held_out, writer)
         done = {x.name for x in layers}
         for name in store.names:
             if name not in done:
@@ -188,28 +192,46 @@ def _policy(source: Bundle, model: Architecture) -> Policy:
     return Policy(source.robot, source.normalizer, model, run_torch(model), name=source.path.name)
 
 
-def _choose_codes(
-    config: QuantizeConfig,
-    policy: Policy,
-    calibration: list[Observation],
-    held_out: list[Observation],
-    writer: StoreWriter,
-) -> tuple[list[Layer], dict[str, Any]]:
-    """Decide bits, quantise in order into the writer."""
-    shapes = {name: tuple(layer.weight.shape) for name, layer in linears(policy.model).items()}
-    heads = tuple(f"{h}." for h in policy.model.head_modules())
+def plan_layers(config: QuantizeConfig, source: Bundle, store: TensorStore) -> list[Layer]:
+    """The layers to quantise in the order they run, before any is lifted. Raises `UnknownName`."""
+    skeleton = source.skeleton().eval()
+    heads = tuple(f"{h}." for h in skeleton.head_modules())
     order = {
         name: graph
-        for name, graph in used_in(policy, calibration[0], config.graphs).items()
+        for name, graph in used_in(skeleton, config.graphs).items()
         if not name.startswith(heads) and name.removesuffix(".weight").rpartition(".")[2] not in config.keep
     }
     if not order:
-        known = sorted({g.name for g in policy.model.graphs()})
+        known = sorted({g.name for g in skeleton.graphs()})
         raise UnknownName("graph with linear layers", ", ".join(config.graphs), known)
-    layers = [
+    shapes = {name: store.shape(name) for name in order}
+    return [
         choose.first_choice(name, graph, (shapes[name][0], shapes[name][1]), config.bits, config.group)
         for name, graph in order.items()
     ]
+
+
+def _round(layers: list[Layer], store: TensorStore, writer: StoreWriter) -> list[Layer]:
+    """Plain rounding of a model that does not fit into memory: weight by weight, no pass over frames."""
+    done: list[Layer] = []
+    for layer in layers:
+        weight = as_float(store.read(layer.name))
+        packed = codes.nearest(weight, layer.bits, layer.group)
+        error = float((packed.dequantize() - weight).norm() / weight.norm().clamp_min(1e-12))
+        writer.add(layer.name, packed)
+        done.append(dataclasses.replace(layer, output_error=error))  # of white inputs: none were shown
+    return done
+
+
+def _choose_codes(
+    config: QuantizeConfig,
+    policy: Policy,
+    layers: list[Layer],
+    calibration: list[Observation],
+    held_out: list[Observation],
+    writer: StoreWriter,
+) -> list[Layer]:
+    """Decide bits, quantise in order into the writer."""
     if config.bits == 4 and config.sensitivity and held_out:
         tested = choose.sensitivities(policy, calibration[:16], layers)
         layers = [dataclasses.replace(x, sensitivity_rad=tested[x.name]) for x in layers]
@@ -228,7 +250,7 @@ def _choose_codes(
         return packed
 
     quantize_in_order(policy, calibration, list(plan), pick, writer.add)
-    return [plan[x.name] for x in layers], {}
+    return [plan[x.name] for x in layers]
 
 
 def _rest(weight: Tensor | Packed, bits: int) -> Tensor | Packed:
