@@ -49,11 +49,11 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     return load_file(path / "weights" / "adapter.safetensors")
 
 
-@pytest.mark.parametrize("sharding", ["ddp", "fsdp2"])
-def test_two_processes_equal_one(base_config, tmp_path, sharding):
+@pytest.mark.parametrize(("sharding", "quantization"), [("ddp", "none"), ("fsdp2", "none"), ("fsdp2", "nf4")])
+def test_two_processes_equal_one(base_config, tmp_path, sharding, quantization):
     """Horizon 1: every row is valid, so the mean over processes is the mean over samples."""
-    one = dataclasses.replace(base_config, out=tmp_path / "one")
-    two = dataclasses.replace(base_config, out=tmp_path / "two", batch=2, processes=2, sharding=sharding)
+    one = dataclasses.replace(base_config, out=tmp_path / "one", quantization=quantization)
+    two = dataclasses.replace(one, out=tmp_path / "two", batch=2, processes=2, sharding=sharding)
     finetune(one)
     result = finetune(two)
     a, b = weights(one.out), weights(two.out)

@@ -298,7 +298,6 @@ def test_presets_have_exactly_the_users_numbers():
         ({"patience": -1}, "--patience must not be negative"),
         ({"schedule": "exponential"}, "Known: constant, cosine, linear"),
         ({"method": "prefix"}, "Known: lora, full, heads"),
-        ({"sharding": "fsdp2", "quantization": "nf4"}, "4-bit weights are not sharded"),
         ({"vision": True, "cache_features": "always"}, "cannot be cached"),
     ],
 )

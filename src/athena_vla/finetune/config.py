@@ -28,7 +28,10 @@ class FinetuneConfig:
     """The base: a bundle's folder, builtin:NAME, or a released checkpoint: a folder or a Hub id such as
     openvla/openvla-7b or openvla/openvla-7b@REVISION."""
     data: Path = Path("dataset")
-    """A built dataset (athena data build)."""
+    """A built dataset (athena data build); or, with --robot, any recording, trained on in place."""
+    robot: str = ""
+    """Robot name or TOML file, where `data` is a recording: statistics and splits are made beside it, in the user's
+    cache, and its pictures stay where they are."""
     out: Path = Path("policy")
     """The new bundle. Logs, curves and checkpoints go to a folder beside it, named OUT.run."""
     family: str = ""
@@ -162,11 +165,6 @@ class FinetuneConfig:
         if self.vision and self.cache_features == "always":
             raise TrainingError("Features of vision towers that train cannot be cached; drop one of the two options.")
 
-        if self.sharding == "fsdp2" and self.quantization != "none":
-            raise TrainingError(
-                "4-bit weights are not sharded here: a 7B decoder in 4 bits takes 4 GB per card. Use --sharding ddp."
-            )
-
     @property
     def run_folder(self) -> Path:
         """Logs, curves, checkpoints."""
@@ -200,7 +198,7 @@ _LORA_FIELDS = (
 )
 # Where it lies, how it is watched and how often it is saved changes no weight. The data is compared by its hash.
 _NO_EFFECT = frozenset(
-    {"data", "out", "model", "log_every", "checkpoint_every", "keep", "resume", "tensorboard", "wandb", "progress"}
+    {"data", "robot", "out", "model", "log_every", "checkpoint_every", "keep", "resume", "tensorboard", "wandb", "progress"}
     | {"workers"}
 )
 

@@ -6,13 +6,23 @@ Used with `--sharding fsdp2` under torchrun (GPUs) or `--processes` (CPU, for te
 import contextlib
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from athena_vla.models import four_bit
+
 
 def shard(root: nn.Module) -> None:
-    """Shard every block of every list of blocks, then what is left, in place; optimisers come after this."""
+    """Shard every block of every list of blocks, then what is left, in place; optimisers come after this.
+
+    4-bit codes are kept in bfloat16 from here on: their shards have to be of a floating-point type. Their scales, a
+    tenth of them, stay whole in every process.
+    """
+    for module in list(root.modules()):
+        if four_bit.is_four_bit(module):
+            four_bit.store_as_(module, torch.bfloat16)
     for module in list(root.modules()):
         if isinstance(module, nn.ModuleList) and len(module) > 1:
             for block in module:
