@@ -2,6 +2,7 @@
 
     python benchmarks/bench_safety.py                 # writes benchmarks/safety.json
     python benchmarks/bench_safety.py --steps 100000  # a quick look
+    python benchmarks/bench_safety.py --only latency  # the times again, the attack's figures as they are
 
 Many copies of a robot are stacked into one vector, so one call filters `copies` robot steps; joints do not interact
 in the filter; faults of the whole vector (NaN, clock) hit all copies at once. Limits are checked on the outputs alone.
@@ -102,7 +103,8 @@ def attack(robot: Embodiment, copies: int, robot_steps: int, jerk: bool, seed: i
 
 
 def percentiles(samples: list[int]) -> dict[str, float]:
-    return {f"p{p}": round(float(np.percentile(samples, p)) / 1e3, 2) for p in (50, 95, 99)}
+    shares = {f"p{p}": round(float(np.percentile(samples, p)) / 1e3, 2) for p in (50, 95, 99)}
+    return shares | {"max": round(max(samples) / 1e3, 2)}
 
 
 def latency(robot: Embodiment, steps: int, jerk: bool, hostile: bool) -> dict[str, Any]:
@@ -158,38 +160,59 @@ def chunk_latency(robot: Embodiment, rows: int, chunks: int, hostile: bool) -> d
     }
 
 
+def machine() -> dict[str, Any]:
+    return {
+        "cpu": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "load": [round(x, 2) for x in os.getloadavg()],
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+    }
+
+
+def attacks(robots: list[Embodiment], arguments: argparse.Namespace) -> dict[str, Any]:
+    rows = []
+    for jerk, total in ((False, arguments.steps), (True, arguments.jerk_steps)):
+        for number, robot in enumerate(robots):
+            share = total // 3 + (total % 3 if number == 0 else 0)
+            rows.append(attack(robot, arguments.copies, share, jerk, seed=number))
+            print(rows[-1], flush=True)
+    return {
+        "attack_machine": machine(),
+        "robot_steps": sum(a["robot_steps"] for a in rows if not a["jerk"]),
+        "violations": sum(a["violations"] for a in rows),
+        "attacks": rows,
+    }
+
+
+def times(athena: Embodiment) -> dict[str, Any]:
+    return {
+        "machine": machine(),
+        "latency": [latency(athena, 5000, jerk, hostile) for jerk in (False, True) for hostile in (False, True)],
+        "chunk": [chunk_latency(athena, 20, 500, hostile) for hostile in (False, True)],
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=10_000_000, help="robot steps over the three robots")
     parser.add_argument("--jerk-steps", type=int, default=300_000, help="robot steps with the jerk stage on")
     parser.add_argument("--copies", type=int, default=64, help="copies of a robot in one vector")
+    parser.add_argument("--only", choices=("attack", "latency"), help="measure one part and keep the other's figures")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "safety.json")
     arguments = parser.parse_args()
     robots = [embodiment.load(name) for name in ROBOTS]
-    attacks = []
-    for jerk, total in ((False, arguments.steps), (True, arguments.jerk_steps)):
-        for number, robot in enumerate(robots):
-            share = total // 3 + (total % 3 if number == 0 else 0)
-            attacks.append(attack(robot, arguments.copies, share, jerk, seed=number))
-            print(attacks[-1], flush=True)
-    athena = robots[1]
-    result = {
+    result: dict[str, Any] = {
         "command": "python benchmarks/bench_safety.py",
         "what": "measured here",
         "version": __version__,
-        "machine": {
-            "cpu": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "load": [round(x, 2) for x in os.getloadavg()],
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-        },
-        "robot_steps": sum(a["robot_steps"] for a in attacks if not a["jerk"]),
-        "violations": sum(a["violations"] for a in attacks),
-        "attacks": attacks,
-        "latency": [latency(athena, 5000, jerk, hostile) for jerk in (False, True) for hostile in (False, True)],
-        "chunk": [chunk_latency(athena, 20, 500, hostile) for hostile in (False, True)],
     }
+    if arguments.only:
+        result = json.loads(arguments.out.read_text())
+    if arguments.only != "latency":
+        result |= attacks(robots, arguments)
+    if arguments.only != "attack":
+        result |= times(robots[1])
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     for row in (*result["latency"], *result["chunk"]):
         print(row)

@@ -229,6 +229,29 @@ def test_the_cheap_certificate_implies_the_full_one(seed: int) -> None:
         assert (limited.certify(q, v, a) | ~limited._certain(q, v, a)).all()
 
 
+@settings(max_examples=150, deadline=None)
+@given(seed=st.integers(0, 10_000), robot_name=st.sampled_from(ROBOTS))
+def test_what_passes_the_cheap_bounds_passes_the_exact_ones_unchanged(seed: int, robot_name: str) -> None:
+    rng = np.random.default_rng(seed)
+    robot = embodiment.load(robot_name)
+    bounds = StoppableSet(robot.lower, robot.upper, robot.max_velocity, robot.max_acceleration, robot.command_hz)
+    harmless = 0
+    for _ in range(40):
+        q = rng.uniform(robot.lower, robot.upper)
+        reach = np.minimum(bounds.braking(q), bounds.max_velocity)
+        v = rng.uniform(-reach[1], reach[0]) * rng.choice([0.0, 0.3, 1.0])
+        # Wishes up to a little more than what is possible: many on the border of one bound or another.
+        target = q + (v + rng.uniform(-1.02, 1.02) * bounds.velocity_step) / robot.command_hz
+        if bounds.harmless(q, v, target, np.clip(target, robot.lower, robot.upper)):
+            harmless += 1
+            wish = (target - q) * robot.command_hz
+            np.testing.assert_array_equal(bounds.choose(q, v, wish), wish)
+    if robot_name == "toy":
+        assert harmless > 0
+    bad = np.where(np.arange(len(robot.joints)) == 0, rng.choice([np.nan, np.inf, -np.inf, 1e308]), q)
+    assert not bounds.harmless(q, np.zeros_like(q), bad, np.clip(bad, robot.lower, robot.upper))
+
+
 def smooth_demonstration(robot: Embodiment, seconds: float) -> np.ndarray:
     """A recording inside all limits, jerk included: slow sines around the middle, starting from rest."""
     t = np.arange(1, int(seconds * robot.command_hz) + 1)[:, None] / robot.command_hz

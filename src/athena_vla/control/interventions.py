@@ -19,49 +19,88 @@ Event = dict[str, Any]  # {"t": [s], "kind": str, "level": str, "joints": {name:
 Log = Callable[[Event], None]
 
 
+# Which limit (index into the ledger's kinds) bound first: (wish, chosen, v [n, J] [rad/s], reach [n, 2, J]) -> [n, J]
+Reason = Callable[[Array, Array, Array, Array], NDArray[np.intp]]
+PENDING = 256  # steps that wait to be counted together: counting one costs as much as filtering one
+UNCHANGED = 1e-12  # [rad] an output this close to its target counts as untouched
+
+
 class Interventions:
     """The ledger of one filter; `kinds` are those that are counted joint by joint."""
 
-    def __init__(self, joint_names: tuple[str, ...], kinds: tuple[str, ...], log: Log | None) -> None:
-        self._names = joint_names
-        self._log = log
-        self._kinds = kinds
-        self._limits = np.zeros((len(kinds), len(joint_names)), dtype=np.int64)
-        self._columns = np.arange(len(joint_names))
+    def __init__(self, joint_names: tuple[str, ...], kinds: tuple[str, ...], reason: Reason, log: Log | None) -> None:
+        self._names, self._kinds, self._reason, self._log = joint_names, kinds, reason, log
+        self._counts = np.zeros((len(kinds), len(joint_names)), dtype=np.int64)
         self._faults: Counter[str] = Counter()
-        self.touched_steps = 0  # steps with at least one intervention
+        self._touched = 0
+        self._pending = np.empty((PENDING, 8, len(joint_names)))
+        self._flat = self._pending.reshape(PENDING, -1)
+        self._waiting = 0
+
+    @property
+    def touched_steps(self) -> int:
+        """Steps with at least one intervention."""
+        self._settle(0.0, "")
+        return self._touched
 
     def fault(self, kind: str, t: float, level: str) -> None:
         """Something wrong with the whole step."""
         self._faults[kind] += 1
-        self.touched_steps += 1
+        self._touched += 1
         if self._log is not None:
             self._log({"t": float(t), "kind": kind, "level": level, "joints": {}})
 
-    def limits(self, kinds: NDArray[np.intp], joints: NDArray[np.bool_], amount: Array, t: float, level: str) -> None:
-        """Joints that the limit of their kind kept from their target in this step, and by how much."""
-        self._limits[kinds, self._columns] += joints
-        if self._log is not None:
-            for kind in np.unique(kinds[joints]):
-                self._write(int(kind), joints & (kinds == kind), amount, t, level)
+    def limits(
+        self,
+        t: float,
+        level: str,
+        positions: tuple[Array, Array, Array],
+        velocities: tuple[Array, Array, Array],
+        reach: Array,
+    ) -> None:
+        """A step that may have been kept from its target: (target, the same inside the limits, command) [J] [rad];
+        (wish, chosen, last) [J] [rad/s] and the braking bounds [2, J] they were chosen under.
+        """
+        np.concatenate((*positions, *velocities, *reach), out=self._flat[self._waiting])
+        self._waiting += 1
+        if self._log is not None or self._waiting == PENDING:
+            self._settle(t, level)
 
-    def limit(self, kind: int, joints: NDArray[np.bool_], amount: Array, t: float, level: str) -> None:
-        """The same for joints kept from their target by one limit."""
-        self._limits[kind] += joints
-        self._write(kind, joints, amount, t, level)
+    def limit(self, kind: str, joints: NDArray[np.bool_], amount: Array, t: float, level: str) -> None:
+        """Joints changed by `amount` [J] for one reason."""
+        self._count(self._kinds.index(kind), joints[None], amount, t, level)
 
-    def _write(self, kind: int, joints: NDArray[np.bool_], amount: Array, t: float, level: str) -> None:
+    def _settle(self, t: float, level: str) -> None:
+        """Count what waits; with a log that is always one step, the one at `t`."""
+        rows = self._pending[: self._waiting]
+        self._waiting = 0
+        target, inside, command, wish, chosen, v = (rows[:, k] for k in range(6))
+        amount = np.abs(command - target)
+        changed = amount > UNCHANGED
+        self._touched += int(changed.any(axis=1).sum())
+        if not changed.any():
+            return
+        self._count(self._kinds.index("position"), (inside != target) & changed, amount[0], t, level)
+        late = (command != inside) & changed
+        kinds = self._reason(wish, chosen, v, rows[:, 6:])
+        for kind in range(int(kinds.min()), int(kinds.max()) + 1):
+            self._count(kind, late & (kinds == kind), amount[0], t, level)
+
+    def _count(self, kind: int, joints: NDArray[np.bool_], amount: Array, t: float, level: str) -> None:
+        self._counts[kind] += joints.sum(axis=0)
         if self._log is not None and joints.any():
-            names = {self._names[j]: float(amount[j]) for j in np.flatnonzero(joints)}
+            names = {self._names[j]: float(amount[j]) for j in np.flatnonzero(joints[0])}
             self._log({"t": float(t), "kind": self._kinds[kind], "level": level, "joints": names})
 
     def by_kind(self) -> Counter[str]:
-        totals = zip(self._kinds, self._limits.sum(axis=1).tolist(), strict=True)
+        self._settle(0.0, "")
+        totals = zip(self._kinds, self._counts.sum(axis=1).tolist(), strict=True)
         return Counter({kind: count for kind, count in (*totals, *self._faults.items()) if count})
 
     def by_joint(self) -> dict[str, dict[str, int]]:
+        self._settle(0.0, "")
         table = {kind: {WHOLE: count} for kind, count in sorted(self._faults.items())}
-        for kind, row in zip(self._kinds, self._limits.tolist(), strict=True):
+        for kind, row in zip(self._kinds, self._counts.tolist(), strict=True):
             joints = {name: count for name, count in zip(self._names, row, strict=True) if count}
             if joints:
                 table[kind] = joints

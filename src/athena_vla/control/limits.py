@@ -62,66 +62,105 @@ class StoppableSet:
         self._half = 0.5 * planned
         self._per_room = 2.0 / (planned * self.dt)  # turns room [rad] into 2 D
         joints = len(lower)
-        self._room = np.empty((2, joints))
-        self._count = np.empty((2, joints))
+        self._room, self._count = np.empty((3, joints)), np.empty((3, joints))  # up, down, to the target
         self._allowed = np.empty((2, joints))
-        self._low, self._high, self._chosen = np.empty(joints), np.empty(joints), np.empty(joints)
-        self._bounds = np.empty((3, joints))
-        self.reach = np.full((2, joints), np.inf)  # braking bounds of the last `choose`
+        self._low, self._chosen, self._wish = np.empty(joints), np.empty(joints), np.empty(joints)
+        self._steps, self._window = np.stack([-self.velocity_step, self.velocity_step]), np.empty((2, joints))
+        self.reach = self._room[:2]  # braking bounds of the last `choose`
+        # For `harmless`: S(v) <= v^2 / 2 a, so these three bounds, a hair inside the limits, are enough.
+        self._middle = 0.5 * (lower + upper)
+        self._per_square = 0.5 * self.dt / planned
+        hair = 1.0 - 1e-9
+        room = 0.5 * (upper - lower) * hair - 1e-12
+        self._harmless = np.stack([self.max_velocity * hair, self.velocity_step * hair, room])
+        self._probe, self._square = np.empty((3, joints)), np.empty(joints)
+        self._inside = np.empty((3, joints), dtype=bool)
 
-    def braking(self, q: Array, out: Array | None = None) -> Array:
+    def braking(self, q: Array) -> Array:
         """`[2, ...]`: the largest speed up, and down, from which the joint still stops inside the limits; [rad/s]."""
-        room = np.empty((2, *q.shape)) if out is None else out
-        np.subtract(self.upper, q, out=room[0])
-        np.subtract(q, self.lower, out=room[1])
-        return self._stoppable(room)
-
-    def closing(self, distance: Array) -> Array:
-        """The largest speed from which the joint still stops within the distance [rad]; [rad/s]."""
-        return self._stoppable(np.array(distance))
-
-    def _stoppable(self, room: Array) -> Array:
-        """In place: room [rad] to speed w(room) [rad/s]."""
+        room = np.stack([self.upper - q, q - self.lower])
         np.maximum(room, 0.0, out=room)
-        # n + 1 = floor((sqrt(1 + 8 D) + 1) / 2) = floor(sqrt(2 D + 1/4) + 1/2)
-        n = self._count if room.shape == self._count.shape else np.empty_like(room)
-        np.multiply(room, self._per_room, out=n)
-        n += 0.25
+        return self._stoppable(room, np.empty_like(room))
+
+    def _stoppable(self, room: Array, n: Array) -> Array:
+        """In place: room [rad] to speed w(room) [rad/s]; `n` is a buffer of the same shape."""
+        room *= self._per_room
+        # n + 1 = floor((sqrt(1 + 8 D) + 1) / 2) = round(sqrt(2 D + 1/4)), half up; at a tie both neighbours give one w.
+        np.add(room, 0.25 + 1e-15, out=n)
         np.sqrt(n, out=n)
-        n += 0.5
-        np.floor(n, out=n)
-        # w = room / dt / (n + 1) + A n / 2
+        np.rint(n, out=n)
+        # w = A (D / (n + 1) + n / 2)
         room /= n
-        room *= self.rate
-        n -= 1.0
-        n *= self._half
         room += n
+        room -= 1.0
+        room *= self._half
         return room
+
+    def harmless(self, q: Array, v: Array, target: Array, clipped: Array) -> bool:
+        """Whether a target is admissible in every joint by bounds so simple that they cost a few microseconds.
+
+        Sufficient, not necessary: what passes here would pass `choose` unchanged; NaN and infinities never do.
+        """
+        probe = self._probe
+        speed, step, room = probe
+        np.subtract(clipped, q, out=speed)  # not `target`: a huge one would overflow, and warn
+        speed *= self.rate
+        np.subtract(speed, v, out=step)
+        np.subtract(target, self._middle, out=room)
+        np.abs(probe, out=probe)
+        np.multiply(speed, speed, out=self._square)
+        self._square *= self._per_square
+        room += self._square
+        return bool(np.less_equal(probe, self._harmless, out=self._inside).all())
 
     def choose(self, q: Array, v: Array, desired: Array) -> Array:
         """The admissible next velocity closest to the desired one; a buffer of this object."""
-        reach = self.braking(q, self._room)
-        self.reach = reach
-        low, high, chosen = self._low, self._high, self._chosen
-        np.minimum(reach, self.max_velocity, out=self._allowed)
+        np.subtract(self.upper, q, out=self._room[0])
+        np.subtract(q, self.lower, out=self._room[1])
+        np.maximum(self.reach, 0.0, out=self.reach)
+        self._stoppable(self.reach, self._count[:2])
+        return self._nearest(v, desired)
+
+    def pursue(self, q: Array, v: Array, target: Array, drift: Array) -> tuple[Array, Array]:
+        """The same for a target [rad] that moves with the velocity `drift`, approached without running past it.
+
+        Relative to the target the joint may be as fast as it can still stop at it; without this a jump of the target
+        would be overshot by the whole braking distance. Returns the velocity and the wish it comes from.
+        """
+        room, wish, low = self._room, self._wish, self._low
+        np.subtract(target, q, out=wish)
+        np.multiply(drift, self.dt, out=low)
+        np.subtract(self.upper, q, out=room[0])
+        np.subtract(q, self.lower, out=room[1])
+        np.subtract(wish, low, out=room[2])
+        np.abs(room, out=room)  # a joint is never outside, but for the last bit
+        wish *= self.rate
+        self._stoppable(room, self._count)
+        np.subtract(drift, room[2], out=low)
+        np.maximum(wish, low, out=wish)
+        np.add(drift, room[2], out=low)
+        np.minimum(wish, low, out=wish)
+        return self._nearest(v, wish), wish
+
+    def _nearest(self, v: Array, desired: Array) -> Array:
+        low, window, chosen = self._low, self._window, self._chosen
+        np.minimum(self.reach, self.max_velocity, out=self._allowed)
         np.negative(self._allowed[1], out=low)
         np.maximum(desired, low, out=chosen)
         np.minimum(chosen, self._allowed[0], out=chosen)
         # Acceleration last: where rounding makes the intervals miss each other by a quantum, the motor's torque wins.
-        np.subtract(v, self.velocity_step, out=low)
-        np.add(v, self.velocity_step, out=high)
-        np.maximum(chosen, low, out=chosen)
-        np.minimum(chosen, high, out=chosen)
+        np.add(v, self._steps, out=window)
+        np.maximum(chosen, window[0], out=chosen)
+        np.minimum(chosen, window[1], out=chosen)
         return chosen
 
-    def reason(self, v: Array, desired: Array) -> NDArray[np.intp]:
-        """Index into `REASONS` of the limit that bound first in the last `choose`, joint by joint."""
-        up = desired > self._chosen
-        bounds = self._bounds
-        np.copyto(bounds[0], np.where(up, v, -v) + self.velocity_step)
-        np.copyto(bounds[1], np.where(up, self.reach[0], self.reach[1]))
-        bounds[2] = self.max_velocity
-        return np.argmin(bounds, axis=0)
+    def reason(self, wish: Array, chosen: Array, v: Array, reach: Array) -> NDArray[np.intp]:
+        """[n, J] index into `REASONS` of the limit that bound first; braking bounds are `[n, 2, J]`."""
+        up = wish > chosen
+        acceleration, braking = np.where(up, v, -v) + self.velocity_step, np.where(up, reach[:, 0], reach[:, 1])
+        kinds = (braking < acceleration).astype(np.intp)
+        kinds[self.max_velocity < np.minimum(acceleration, braking)] = 2
+        return kinds
 
     def admissible_prefix(self, q: Array, v: Array, targets: Array) -> int:
         """How many leading rows of `targets` [n, J] can be executed unchanged from `(q, v)`, one row per step."""

@@ -12,6 +12,7 @@ every output, also of the fallback ladder, is chosen from the interval that the 
 It is not a certified safety function: an emergency stop and the drive's own limits stay where they are.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,18 +20,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from athena_vla.control.interventions import Interventions, Log
+from athena_vla.control.interventions import UNCHANGED, Interventions, Log
 from athena_vla.control.jerk import JerkLimitedSet
 from athena_vla.control.ladder import Ladder, Level
 from athena_vla.control.limits import REASONS, Array, StoppableSet
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import SafetyError
 
-Flags = NDArray[np.bool_]
 # A check of a whole pose the robot could come to rest in: "" where it is fine, else the kind of intervention.
 Guard = Callable[[Array], str]
 KINDS = (*REASONS, "jerk", "position", "reset")  # interventions counted joint by joint; faults have names of their own
-UNCHANGED = 1e-12  # [rad] an output this close to its target counts as untouched
 
 
 class SafetyFilter:
@@ -74,10 +73,11 @@ class SafetyFilter:
         self._stale_after = stale_after
         self._tracking = np.inf if max_tracking_error is None else float(max_tracking_error)
         self._guards = tuple(guards)
+        self._plain = self._jerk is None and not self._guards  # steps depend on position and velocity alone
         self._safe_pose = self.ladder.pose_within(lower, upper)
         self._joints = len(lower)
         self._met = (self._jerk.tolerance if self._jerk else self._set.tolerance) * self._dt  # [rad]
-        self._ledger = Interventions(embodiment.joint_names, KINDS, log)
+        self._ledger = Interventions(embodiment.joint_names, KINDS, self._reason, log)
         self.steps = 0  # since construction
         self.reset(embodiment.default)
 
@@ -89,7 +89,7 @@ class SafetyFilter:
         self._v = np.zeros(self._joints)  # [rad/s] of the last output
         self._a = np.zeros(self._joints)  # [rad/s^2] of the last output
         self._good = self._q.copy()  # the last trustworthy target
-        self._time = float(t) if np.isfinite(t) else 0.0
+        self._time = float(t) if math.isfinite(t) else 0.0
         self._still_steps = 0  # steps since the clock last advanced
         self._faulty_steps = 0
         self._before = self._q.copy()  # the last target, inside the limits
@@ -98,7 +98,7 @@ class SafetyFilter:
         self.level: Level = "follow"
         outside = np.abs(self._q - pose) > UNCHANGED
         if outside.any():
-            self._ledger.limit(KINDS.index("reset"), outside, np.abs(self._q - pose), self._time, self.level)
+            self._ledger.limit("reset", outside, np.abs(self._q - pose), self._time, self.level)
 
     @property
     def position(self) -> Array:
@@ -147,16 +147,25 @@ class SafetyFilter:
         `t` is the caller's clock and `target_time` the instant the target was made at, both in [s]. Raises
         `SafetyError` for a target that is not a vector of J numbers, and for nothing else; the state is then unchanged.
         """
-        wanted = None if target is None else self._vector(target, "a target")
+        if target is None:
+            return self._step(self._q, self._q, "no_target", t, measured, target_time)
+        wanted = self._vector(target, "a target")
+        missing = "" if np.isfinite(wanted).all() else "not_finite"
+        return self._step(wanted, self._clipped(wanted), missing, t, measured, target_time)
+
+    def _step(self, target: Array, goal: Array, missing: str, t: float, measured: Any, made_at: float | None) -> Array:
+        """`goal` is the target inside the position limits, `missing` why there is none to follow."""
         self.steps += 1
-        fault = self._fault(wanted, t, measured, target_time)
+        fault = self._fault(missing, t, measured, made_at)
         if fault:
             return self._fall(fault, t)
-        assert wanted is not None
         self._faulty_steps = 0
         self.level = "follow"
-        self._good = wanted
-        return self._advance(wanted, t)
+        self._good = target
+        if self._plain and not self._lagging and self._set.harmless(self._q, self._v, target, goal):
+            self._before = target
+            return self._accept(target)
+        return self._advance(target, goal, t)
 
     def chunk(self, targets: ArrayLike, t: float, measured: ArrayLike | None = None) -> Array:
         """Commands [n, J] for n consecutive steps at the nominal rate, the first at `t`; equal to n calls of `step`.
@@ -169,6 +178,7 @@ class SafetyFilter:
                 f"A chunk for '{self.embodiment.name}' is [n, {self._joints}], this one has shape {list(rows.shape)}."
             )
         commands = np.empty_like(rows)
+        goals, finite = self._clipped(rows), np.isfinite(rows).all(axis=1)
         done, single = 0, 1  # rows done; rows to take one by one after a row that needed an intervention
         while done < len(rows):
             now = t + done * self._dt
@@ -179,14 +189,16 @@ class SafetyFilter:
             if passed:
                 single = 1
                 commands[done : done + passed] = rows[done : done + passed]
-                self._adopt(rows[done : done + passed])
-                self._good = self._before = commands[done + passed - 1].copy()
+                if passed > 1:
+                    self._q = rows[done + passed - 2]
+                self._good = self._before = self._accept(rows[done + passed - 1].copy())
                 self._time, self._still_steps, self._faulty_steps = now + (passed - 1) * self._dt, 0, 0
                 self.steps += passed
                 done += passed
                 continue
             for _ in range(min(single, len(rows) - done)):
-                commands[done] = self.step(rows[done], t + done * self._dt, measured if done == 0 else None)
+                missing, seen = "" if finite[done] else "not_finite", measured if done == 0 else None
+                commands[done] = self._step(rows[done], goals[done], missing, t + done * self._dt, seen, None)
                 done += 1
             single *= 2
         return commands
@@ -202,11 +214,11 @@ class SafetyFilter:
             "by_joint": self.interventions_by_joint,
         }
 
-    def _fault(self, target: Array | None, t: float, measured: ArrayLike | None, target_time: float | None) -> str:
+    def _fault(self, missing: str, t: float, measured: ArrayLike | None, made_at: float | None) -> str:
         """The gravest fault of this step's inputs by name, "" where there is none."""
         clock = "" if self._clock_is_fine(t) else "clock"
         self._still_steps = self._still_steps + 1 if t == self._time else 0
-        if np.isfinite(t):
+        if math.isfinite(t):
             self._time = float(t)
         if measured is not None:
             pose = np.asarray(measured)
@@ -215,24 +227,21 @@ class SafetyFilter:
                 return "measurement"
             if np.abs(pose - self._q).max() > self._tracking:
                 return "tracking"
-        if target is None:
-            return "no_target"
-        if not np.isfinite(target).all():
-            return "not_finite"
-        if target_time is not None and not 0.0 <= t - target_time + self._dt <= self._stale_after + self._dt:
+        if missing:
+            return missing
+        if made_at is not None and not 0.0 <= t - made_at + self._dt <= self._stale_after + self._dt:
             return "stale"
         return clock
 
     def _clock_is_fine(self, t: float) -> bool:
         if self._fresh:
-            return bool(np.isfinite(t))
+            return bool(math.isfinite(t))
         if t == self._time:
             return self._still_steps < self._stale_steps
         return 0.0 < t - self._time <= self._stale_after
 
     def _may_batch(self, t: float) -> bool:
-        plain = self._jerk is None and not self._guards and self.level == "follow" and not self._lagging
-        return plain and self._clock_is_fine(t)
+        return self._plain and self.level == "follow" and not self._lagging and self._clock_is_fine(t)
 
     def _fall(self, fault: str, t: float) -> Array:
         """One step of the fallback ladder."""
@@ -241,23 +250,22 @@ class SafetyFilter:
         self.level = self.ladder.rung(fault, self._faulty_steps * self._dt)
         self._ledger.fault(fault, t, self.level)
         if self.level == "hold":
-            self._before = self._clipped(self._good)
-            wish = self._catch_up((self._before - self._q) * self.rate_hz, self._before)
-        elif self.level == "safe_pose" and self._safe_pose is not None:
+            self._before = self._clipped(self._good)  # a target that stands still
+            return self._move(self._toward(self._before)[0])
+        if self.level == "safe_pose" and self._safe_pose is not None:
             wish = self.ladder.approaching(self._q, self._safe_pose, self.embodiment, self.rate_hz)
         else:
             wish = self.ladder.stopping(self._v, self._set.velocity_step)
         return self._move(self._choose(wish))
 
-    def _advance(self, target: Array, t: float) -> Array:
-        """Follow a finite target as far as the limits allow."""
-        reachable = self._clipped(target)
-        wish = (reachable - self._q) * self.rate_hz
-        if self._lagging:
-            wish = self._catch_up(wish, reachable)
-        command = self._q + self._choose(wish) * self._dt
+    def _advance(self, target: Array, reachable: Array, t: float) -> Array:
+        """Follow a finite target as far as the limits allow; `reachable` is the target inside the position limits."""
+        velocity, wish = self._toward(reachable)
+        command = velocity * self._dt
+        command += self._q
         # A target that is met is met bit for bit.
-        command = np.where(np.abs(command - reachable) <= self._met, reachable, command)
+        off = command - reachable
+        np.copyto(command, reachable, where=np.abs(off, out=off) <= self._met)
         for guard in self._guards:
             kind = guard(self._set.stopping_pose(command, (command - self._q) * self.rate_hz))
             if kind:
@@ -265,25 +273,26 @@ class SafetyFilter:
                 self.level, self._lagging, self._before = "stop", True, reachable
                 self._ledger.fault(kind, t, self.level)
                 return self._move(self._choose(np.zeros_like(wish)))
-        late = command != reachable
-        self._lagging, self._before = bool(late.any()), reachable
+        self._lagging, self._before = bool((command != reachable).any()), reachable
         if self._lagging or (reachable != target).any():
-            self._explain(target, wish, command, late, t)
+            positions, velocities = (target, reachable, command), (wish, velocity, self._v)
+            self._ledger.limits(t, self.level, positions, velocities, self._set.reach)
         return self._move_to(command)
 
-    def _catch_up(self, wish: Array, target: Array) -> Array:
-        """The velocity that closes in on a target that moves on, without running past it.
-
-        Relative to the target, which keeps the velocity of its last step, the joint may be as fast as it can still
-        stop at it; without this a jump of the target would be overshot by the whole braking distance.
-        """
-        drift = (target - self._before) * self.rate_hz
-        np.minimum(np.maximum(drift, -self.embodiment.max_velocity, out=drift), self.embodiment.max_velocity, out=drift)
+    def _toward(self, target: Array) -> tuple[Array, Array]:
+        """The next velocity on the way to a target inside the limits, and the wish it comes from."""
+        if not self._lagging:
+            wish = (target - self._q) * self.rate_hz
+            return self._choose(wish), wish
+        drift = target - self._before  # a target that moves on is taken to go on as in its last step
+        drift *= self.rate_hz
+        np.maximum(drift, -self.embodiment.max_velocity, out=drift)
+        np.minimum(drift, self.embodiment.max_velocity, out=drift)
+        if self._jerk is None:
+            return self._set.pursue(self._q, self._v, target, drift)
         away = target - drift * self._dt - self._q
-        if self._jerk is not None:
-            return drift + self._jerk.approach(away, self._v - drift, self._a)
-        speed = self._set.closing(np.abs(away))
-        return np.minimum(np.maximum(wish, drift - speed), drift + speed)
+        wish = drift + self._jerk.approach(away, self._v - drift, self._a)
+        return self._choose(wish), wish
 
     def _choose(self, desired: Array) -> Array:
         if self._jerk is not None:
@@ -296,33 +305,21 @@ class SafetyFilter:
     def _move_to(self, command: Array) -> Array:
         if self._jerk is None:  # only the last bit can be outside; with jerk even that bit would be felt
             np.minimum(np.maximum(command, self._lower, out=command), self._upper, out=command)
-        self._adopt(command[None])
+        return self._accept(command)
+
+    def _accept(self, command: Array) -> Array:
+        """Remember an output exactly as it is given, so that rounding cannot pile up; the caller gets a copy."""
+        velocity = (command - self._q) * self.rate_hz
+        if self._jerk is not None:
+            self._a = (velocity - self._v) * self.rate_hz
+        self._q, self._v, self._fresh = command, velocity, False
         return command.copy()
 
-    def _adopt(self, rows: Array) -> None:
-        """Remember outputs exactly as they were given, so that rounding cannot pile up."""
-        last = rows[-1].copy()
-        before = rows[-2] if len(rows) > 1 else self._q
-        velocity = (last - before) * self.rate_hz
-        self._a = (velocity - self._v) * self.rate_hz  # used by the jerk stage only, which takes one row at a time
-        self._q, self._v = last, velocity
-        self._fresh = False
-
-    def _explain(self, target: Array, wish: Array, command: Array, late: Flags, t: float) -> None:
-        amount = np.abs(command - target)
-        changed = amount > UNCHANGED
-        if not changed.any():
-            return
-        outside = (self._before != target) & changed
-        if outside.any():
-            self._ledger.limit(KINDS.index("position"), outside, amount, t, self.level)
-        if self._lagging:
-            late &= changed
-            if self._jerk is not None:
-                self._ledger.limit(KINDS.index("jerk"), late, amount, t, self.level)
-            else:
-                self._ledger.limits(self._set.reason(self._v, wish), late, amount, t, self.level)
-        self._ledger.touched_steps += 1
+    def _reason(self, wish: Array, chosen: Array, v: Array, reach: Array) -> NDArray[np.intp]:
+        """[n, J] index into `KINDS` of what kept joints from their wish."""
+        if self._jerk is not None:
+            return np.full(v.shape, KINDS.index("jerk"))
+        return self._set.reason(wish, chosen, v, reach)
 
     def _clipped(self, target: Array) -> Array:
         return np.minimum(np.maximum(target, self._lower), self._upper)
