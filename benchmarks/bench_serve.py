@@ -106,7 +106,20 @@ def fuzz(address: str, messages: int) -> dict[str, Any]:
     """Random and damaged messages over websockets, while another client goes on asking."""
     rng = np.random.default_rng(7)
     small = np.zeros((24, 32, 3), np.uint8)
-    good = pack({"observation/head": small, "observation/state": np.zeros(23), "prompt": "go", "request_id": 3})
+    right = {"observation/head": small, "observation/state": np.zeros(23), "prompt": "go", "request_id": 3}
+    good = pack(right)
+    wrong: tuple[dict[str, Any], ...] = (  # well-formed messages that are no observation
+        {},
+        {"prompt": "go"},
+        right | {"observation/state": np.zeros(7)},
+        right | {"observation/state": np.full(23, np.nan)},
+        right | {"observation/head": small.astype(np.float32)},
+        right | {"observation/head": small[..., :1]},
+        right | {"prompt": 3},
+        right | {"observation/elbow": small},
+        right | {"observation/state": "zeros"},
+    )
+    wrong_messages, wrong_answered = [pack(w) for w in wrong], 0
     errors = answers = 0
     began = time.perf_counter()
     with connect(address, compression=None) as client:
@@ -125,6 +138,9 @@ def fuzz(address: str, messages: int) -> dict[str, Any]:
                 answers += 1
             else:
                 errors += bool(json.loads(reply)["error"]["type"])
+        for message in wrong_messages * 20:
+            client.send(message)
+            wrong_answered += isinstance(client.recv(timeout=60), bytes)
         client.send(good)
         still_usable = isinstance(client.recv(timeout=60), bytes)
     return {
@@ -132,13 +148,14 @@ def fuzz(address: str, messages: int) -> dict[str, Any]:
         "typed_errors": errors,
         "answered": answers,
         "unanswered": messages - errors - answers,
+        "wrong_schemas": {"messages": 20 * len(wrong), "answered_with_actions": wrong_answered},
         "still_usable": still_usable,
         "seconds": round(time.perf_counter() - began, 1),
     }
 
 
 def raw_attacks(port: int, count: int) -> dict[str, int]:
-    """Random bytes and broken frames on fresh connections; counts what the server did with them."""
+    """Random bytes, broken and half frames on fresh connections; counts what the server did with them."""
     rng = np.random.default_rng(9)
     upgrade = (
         b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -149,7 +166,10 @@ def raw_attacks(port: int, count: int) -> dict[str, int]:
         with socket.create_connection(("127.0.0.1", port), timeout=10) as s:
             junk = rng.integers(0, 256, rng.integers(1, 400)).astype(np.uint8).tobytes()
             try:
-                s.sendall((upgrade if n % 2 else b"") + junk + b"\r\n\r\n")
+                if n % 3 == 2:  # half a frame: announces 65,535 bytes, sends a few, and goes
+                    s.sendall(upgrade + b"\x82\xfe\xff\xff" + junk)
+                else:
+                    s.sendall((upgrade if n % 3 else b"") + junk + b"\r\n\r\n")
                 s.shutdown(socket.SHUT_WR)
                 while s.recv(65536):
                     pass
