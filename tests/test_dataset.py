@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from athena_vla.data import build as build_module
+from athena_vla.data import workers as build_module
 from athena_vla.data.augment import AugmentConfig, augment, centre_crop
 from athena_vla.data.dataset import BuildConfig, Dataset, build
 from athena_vla.data.formats import open_recording
@@ -264,3 +264,25 @@ def test_real_pictures_build_at_two_cores(shared, tmp_path):
     assert (result.episodes, result.frames) == (2, 208 + 164)
     assert any("unnamed" in n for n in result.notes)
     assert Dataset.open(tmp_path / "set")[10].observation.images["head"].shape == (56, 56, 3)
+
+
+def test_fixes_of_a_build_are_asked_for_and_written_on_the_card(tmp_path):
+    rows = np.concatenate([np.zeros(25, int), np.arange(60), np.full(25, 59)])
+    still = clean(0)
+    long = replace(
+        still, actions=still.actions[rows], states=still.states[rows], timestamps=np.arange(110) / 10,
+        cameras={"front": type(still.cameras["front"])(still.cameras["front"].images[rows])})  # fmt: skip
+    root = write(tmp_path / "in", long, replace(long, id="twin"), clean(2))
+    assert build(config(root, tmp_path / "plain")).frames == 110 + 110 + 60
+    result = build(config(root, tmp_path / "set", fix=("trim-idle", "drop-duplicates")))
+    assert result.episodes == 2
+    assert 120 <= result.frames < 140
+    assert set(result.fixed) == {"episode_0000", "twin"}
+    assert "idle frames trimmed" in str(result)
+    card = (tmp_path / "set/README.md").read_text()
+    assert "## Repairs" in card
+    assert "duplicate of episode_0000" in card
+    assert json.loads((tmp_path / "set/meta/athena.json").read_text())["fixes"] == dict(result.fixed)
+    assert "## Repairs" not in (tmp_path / "plain/README.md").read_text()
+    with pytest.raises(AthenaError, match="no fix 'magic'"):
+        build(config(root, tmp_path / "x", fix=("magic",)))

@@ -84,6 +84,7 @@ def align(episode: Episode, robot: Embodiment, choice: Alignment) -> AlignedEpis
         "recorded_fps": float(fps),
         "control_hz": robot.control_hz,
         "resampling": rule,
+        "cameras": {name: next(k for k, v in episode.cameras.items() if v is s) for name, s in cameras.items()},
         "clock": str(episode.extras.get("clock", "recorded")),
         "notes": notes,
     }

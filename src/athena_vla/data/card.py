@@ -60,9 +60,19 @@ def dataset_card(content: Mapping[str, Any], robot: Embodiment) -> str:
         "|---|---|---|---|---|---|",
         *rows,
         "",
+        *_repairs(content),
         "## Notes",
         "",
         *(f"- {note}" for note in content["notes"] or ["none"]),
         "",
     ]
     return "\n".join(lines)
+
+
+def _repairs(content: Mapping[str, Any]) -> list[str]:
+    fixes = content.get("fixes") or {}
+    if not fixes:
+        return []
+    said = [f"- episode {i}: {'; '.join(what)}" for i, what in list(fixes.items())[:50]]
+    more = [f"- and {len(fixes) - 50} more episodes, in meta/athena.json"] if len(fixes) > 50 else []
+    return ["## Repairs", "", "Asked for with --fix; the recording itself is unchanged.", "", *said, *more, ""]

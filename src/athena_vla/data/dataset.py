@@ -1,9 +1,13 @@
-"""A built set, opened for training: random access to samples, splits by episode, decoded frames in a memory map.
+"""A set, opened for training: random access to samples, splits by episode, decoded frames in a memory map.
 
 Knows nothing of models. Numbers and pictures come from the files of a LeRobot v3.0 set; what that format cannot say
-(robot, statistics, splits, hash) comes from its sidecar meta/athena.json.
+(robot, statistics, splits, hash) comes from its sidecar meta/athena.json. Pictures may lie in the set or still in the
+recording it was built from.
 """
 
+import functools
+import itertools
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,11 +17,14 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from athena_vla.data.build import SIDECAR, SIDECAR_VERSION, BuildConfig, BuildResult, build, content_hash
+from athena_vla.data.build import BuildConfig, BuildResult, build, linked_set
 from athena_vla.data.episode import Image, Sample
-from athena_vla.data.formats.common import decode_image, guarded, read_json_object
+from athena_vla.data.formats import open_recording
+from athena_vla.data.formats.common import guarded, read_json_object
 from athena_vla.data.normalize import Normalizer
-from athena_vla.data.prepare import ACTION, IMAGES, STATE, resize
+from athena_vla.data.pictures import PictureStore
+from athena_vla.data.prepare import ACTION, PICTURE, STATE, resize
+from athena_vla.data.sidecar import SIDECAR, SIDECAR_VERSION, content_hash
 from athena_vla.data.windows import chunk_rows, starts
 from athena_vla.embodiment import Embodiment, Observation
 from athena_vla.errors import DatasetError
@@ -25,6 +32,7 @@ from athena_vla.errors import DatasetError
 __all__ = ["BuildConfig", "BuildResult", "Dataset", "build"]
 
 CACHE = ".cache"
+DISK_SHARE = 0.5  # of the free disk that decoded pictures may take; beyond it they are decoded when asked for
 
 
 class Dataset:
@@ -45,18 +53,26 @@ class Dataset:
         lengths = np.array([e["length"] for e in self.episodes], dtype=np.intp)
         self._first = np.concatenate([[0], np.cumsum(lengths)]).astype(np.intp)  # [E + 1] first frame of each episode
         self._files = sorted((path / "data").glob("chunk-*/file-*.parquet"))
-        self._states, self._actions = self._numbers()
+        self._linked: Mapping[str, Any] | None = sidecar.get("linked")
+        self._sizes: dict[str, tuple[int, int]] = {c: (int(h), int(w)) for c, (h, w) in sidecar["sizes"].items()}
+        self._states, self._actions, self._picture = self._numbers()
         self._frames: dict[str, NDArray[np.uint8]] = {}
+        self._store: PictureStore | None = None
         self._index_samples()
 
     @classmethod
-    def open(cls, path: str | Path) -> "Dataset":
-        """Raises `DatasetError` for a set that is not there, not ours, edited, or incomplete."""
+    def open(cls, path: str | Path, robot: str = "", horizon: int = 8) -> "Dataset":
+        """A built set; or, where `robot` is named, any recording, trained on in place (see `linked_set`).
+
+        Raises `DatasetError` for a set that is not there, not ours, edited, or incomplete.
+        """
         path = Path(path)
         if not (path / "meta" / SIDECAR).is_file():
+            if robot:
+                return cls.open(linked_set(path, robot, horizon))
             raise DatasetError(
-                f"'{path}' is not a built dataset: it has no meta/{SIDECAR}. "
-                f"Build one with: athena data build {path} OUT --robot ROBOT"
+                f"'{path}' is not a built dataset: it has no meta/{SIDECAR}. Build one with: athena data build {path} "
+                "OUT --robot ROBOT; or train on the recording in place by naming the robot: --robot ROBOT."
             )
         sidecar = read_json_object(path / "meta" / SIDECAR)
         if sidecar.get("version") != SIDECAR_VERSION:
@@ -104,8 +120,7 @@ class Dataset:
         Built whole or not at all; a second call, and any other process, finds the file and only opens it.
         """
         for camera in self.cameras:
-            shape = (int(self._first[-1]), *self._stored_size(camera, size), 3)
-            path = self._cache_folder() / f"frames-{camera}-{shape[1]}x{shape[2]}.npy"
+            path, shape = self._cache_file(camera, size)
             if not path.is_file():
                 self._decode_all(camera, path, shape, size)
             frames = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -115,11 +130,30 @@ class Dataset:
 
     def frames(self, camera: str) -> Iterator[Image]:
         """All pictures of one camera in order, decoded one by one."""
-        with guarded(f"pictures of '{camera}' in '{self.path}'"):
-            for file in self._files:
-                for batch in pq.ParquetFile(file).iter_batches(batch_size=64, columns=[IMAGES + camera]):
-                    for data in batch.column(0).field("bytes"):
-                        yield decode_image(data.as_py(), f"a picture of '{camera}' in '{file}'")
+        lengths = [int(e["length"]) for e in self.episodes]
+        for image in self.store.in_order(camera, lengths):
+            yield self._sized(image, camera)
+
+    @property
+    def store(self) -> PictureStore:
+        """The pictures where they are stored; opened when first needed. Raises `RecordingError` where they are gone."""
+        if self._store is None:
+            count = len(self.episodes)
+            if self._linked is None:
+                ids, steps = [str(i) for i in range(count)], [None] * count
+                cameras: list[Mapping[str, str]] = [{}] * count
+                recording = open_recording(self.path, format="lerobot")
+            else:
+                ids = [str(e["id"]) for e in self.episodes]
+                cameras = [e["alignment"]["cameras"] for e in self.episodes]
+                assert self._picture is not None
+                steps = [self._picture[a:b] for a, b in itertools.pairwise(self._first)]
+                link = self._linked
+                recording = open_recording(
+                    link["path"], format=link["format"], joints=tuple(link["joints"]), fps=link["fps"]
+                )
+            self._store = PictureStore(recording, ids, cameras, steps)
+        return self._store
 
     def _decode_all(self, camera: str, path: Path, shape: tuple[int, ...], size: tuple[int, int] | None) -> None:
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
@@ -140,16 +174,29 @@ class Dataset:
             raise
 
     def _image(self, camera: str, frame: int) -> Image:
-        if camera not in self._frames:
+        if camera not in self._frames and self._cache_fits:
             self.cache_frames()
-        return np.array(self._frames[camera][frame])
+        if camera in self._frames:
+            return np.array(self._frames[camera][frame])
+        episode = int(np.searchsorted(self._first, frame, side="right")) - 1
+        image = self.store.image(camera, episode, frame - int(self._first[episode]))
+        return np.array(self._sized(image, camera))
 
-    def _stored_size(self, camera: str, size: tuple[int, int] | None) -> tuple[int, int]:
-        if size is not None:
-            return size
-        info = read_json_object(self.path / "meta" / "info.json")
-        height, width, _ = info["features"][IMAGES + camera]["shape"]
-        return int(height), int(width)
+    @functools.cached_property
+    def _cache_fits(self) -> bool:
+        """True where decoded pictures of all cameras are there already, or leave most of the disk free."""
+        files = [self._cache_file(camera, None) for camera in self.cameras]
+        needed = sum(int(np.prod(shape)) for path, shape in files if not path.is_file())
+        return needed <= DISK_SHARE * shutil.disk_usage(self._cache_folder()).free
+
+    def _cache_file(self, camera: str, size: tuple[int, int] | None) -> tuple[Path, tuple[int, ...]]:
+        height, width = size or self._sizes[camera]
+        path = self._cache_folder() / f"frames-{camera}-{height}x{width}.npy"
+        return path, (int(self._first[-1]), height, width, 3)
+
+    def _sized(self, image: Image, camera: str) -> Image:
+        """Linked pictures come as they were recorded."""
+        return image if image.shape[:2] == self._sizes[camera] else resize(image, self._sizes[camera])
 
     def _cache_folder(self) -> Path:
         folder = self.path / CACHE
@@ -160,23 +207,27 @@ class Dataset:
             folder.mkdir(exist_ok=True)
         return folder
 
-    def _numbers(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """States `[F, S]` and actions `[F, D]` of all frames."""
+    def _numbers(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64] | None]:
+        """States `[F, S]`, actions `[F, D]`, and in a linked set the recorded frame `[F]`, of all frames."""
         total = int(self._first[-1])
         states = np.zeros((total, self.robot.state_dim), np.float32)
         actions = np.zeros((total, self.robot.action_dim), np.float32)
+        picture = np.zeros(total, np.int64) if self._linked is not None else None
+        columns = [STATE, ACTION] + ([PICTURE] if picture is not None else [])
         done = 0
         for file in self._files:
-            for batch in pq.ParquetFile(file).iter_batches(batch_size=65536, columns=[STATE, ACTION]):
+            for batch in pq.ParquetFile(file).iter_batches(batch_size=65536, columns=columns):
                 stop = done + len(batch)
                 if stop > total:
                     raise DatasetError(f"'{self.path}' holds more than the {total} frames its sidecar names.")
                 for target, name in ((states, STATE), (actions, ACTION)):
                     target[done:stop] = batch.column(name).flatten().to_numpy().reshape(len(batch), -1)
+                if picture is not None:
+                    picture[done:stop] = batch.column(PICTURE).to_numpy()
                 done = stop
         if done != total:
             raise DatasetError(f"'{self.path}' holds {done} frames, its sidecar names {total}. Build it again.")
-        return states, actions
+        return states, actions, picture
 
     def _index_samples(self) -> None:
         frames, episodes, texts = [], [], []

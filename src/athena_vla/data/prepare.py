@@ -20,16 +20,19 @@ from PIL import Image as PillowImage
 
 from athena_vla.data.alignment import AlignedEpisode, Alignment, align
 from athena_vla.data.episode import Recording, Segment
+from athena_vla.data.fixes import Cut, StillCut, apply_fixes
 from athena_vla.data.formats import open_recording
 from athena_vla.data.formats.common import StillFrames, decode_image
 from athena_vla.data.formats.lerobot_write import image_column, numbers_column
 from athena_vla.data.formats.statistics import Stats, column_stats, image_stats, sampled_indices
+from athena_vla.data.formats.video import VideoFrames
 from athena_vla.data.png import encode_png
 from athena_vla.data.segments import episode_segments, read_annotations
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import AthenaError, DatasetError
 
 STATE, ACTION, IMAGES = "observation.state", "action", "observation.images."
+PICTURE = "athena.picture"  # in a linked set, the recorded frame that a step shows
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Job:
     alignment: Alignment
     image_size: tuple[int, int] | None
     keep_failed: bool
+    fix: tuple[str, ...]
+    link: bool
     annotate: bool
     annotations: str
     seed: int
@@ -100,6 +105,10 @@ def _prepare(job: Job, episode_id: str, stem: Path) -> dict[str, Any]:
         episode = replace(episode, segments=_annotations(job.annotations).get(episode_id, ()))
     elif job.annotate:
         episode = replace(episode, segments=episode_segments(episode, robot, job.seed))
+    # Duplicates are seen by whoever sees all episodes.
+    episode, fixes = apply_fixes(episode, [f for f in job.fix if f != "drop-duplicates"], set())
+    if episode is None:
+        return {"id": episode_id, "status": "failed", "reason": "; ".join(fixes)}
     aligned = align(episode, robot, job.alignment)
     length = len(aligned.actions)
     columns: dict[str, pa.Array] = {}
@@ -111,7 +120,14 @@ def _prepare(job: Job, episode_id: str, stem: Path) -> dict[str, Any]:
     digest.update(aligned.actions.tobytes())
     motion = digest.copy().hexdigest()
     sizes: dict[str, list[int]] = {}
-    for camera in aligned.cameras:
+    for camera in aligned.cameras if job.link else ():
+        sizes[camera] = list(_looked_at(aligned, camera, job.image_size, digest))
+    if job.link:
+        # Frames of the recording, also where a fix cut the episode.
+        offset = next((s.start for s in aligned.cameras.values() if isinstance(s, Cut | StillCut)), 0)
+        columns[PICTURE] = numbers_column(aligned.picture.astype(np.int64) + offset)
+        stats[PICTURE] = column_stats(aligned.picture.astype(np.int64) + offset)
+    for camera in () if job.link else aligned.cameras:
         pictures, samples, size = _pictures(aligned, camera, job.image_size)
         for picture in pictures:
             digest.update(picture)
@@ -131,6 +147,7 @@ def _prepare(job: Job, episode_id: str, stem: Path) -> dict[str, Any]:
         "instructions": list(episode.instructions),
         "kind": str(episode.extras.get("kind") or episode.extras.get("task_kind") or ""),
         "segments": [asdict(s) for s in aligned.segments],
+        "fixes": fixes,
         "alignment": aligned.record,
         "sizes": sizes,
         "motion": motion,
@@ -178,6 +195,18 @@ def _pictures(
             samples.append(pixels)
     assert shape is not None
     return encoded, samples, shape
+
+
+def _looked_at(aligned: AlignedEpisode, camera: str, size: tuple[int, int] | None, digest: Any) -> tuple[int, int]:
+    """(height, width) of pictures that stay where they are; what is stored of them goes into the digest, undecoded."""
+    stream = aligned.cameras[camera]
+    whole = stream.stream if isinstance(stream, Cut | StillCut) else stream
+    if isinstance(whole, VideoFrames):
+        digest.update(whole.sizes.tobytes() + whole.times.tobytes())
+    for place in aligned.picture.tolist() if not isinstance(whole, VideoFrames) else ():
+        digest.update(stream.encoded(place) if isinstance(stream, StillFrames) else stream[place].tobytes())
+    first = stream[int(aligned.picture[0])]
+    return size or (first.shape[0], first.shape[1])
 
 
 def resize(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -1,0 +1,114 @@
+"""What a LeRobot set cannot say of itself: robot, statistics, windows, splits, hash. Written beside it, read back."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from athena_vla.data.build_config import BuildConfig
+from athena_vla.data.card import dataset_card
+from athena_vla.data.formats.common import read_names
+from athena_vla.data.formats.lerobot_write import LeRobotV3Writer, image_feature, numbers_feature
+from athena_vla.data.normalize import Normalizer
+from athena_vla.data.prepare import ACTION, IMAGES, PICTURE, STATE, read_stats, shard_path
+from athena_vla.embodiment import Embodiment
+
+SIDECAR = "athena.json"
+SIDECAR_VERSION = 1
+COPIED = "stored singly, lossless copies where the recording has single pictures, else PNG"
+LEFT = "left in the recording, which must stay where it is"
+
+
+def content_hash(sidecar: Mapping[str, Any]) -> str:
+    """Hash of what the set teaches: episodes, robot, windows, splits and statistics; not where it came from."""
+    said = {
+        "version": sidecar["version"],
+        "robot": sidecar["robot"],
+        "normalizer": sidecar["normalizer"],
+        "horizon": sidecar["horizon"],
+        "stride": sidecar["stride"],
+        "episodes": [(e["digest"], e["split"]) for e in sidecar["episodes"]],
+    }
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def sidecar_content(
+    config: BuildConfig,
+    robot: Embodiment,
+    normalizer: Normalizer,
+    good: Sequence[Mapping[str, Any]],
+    held_out: set[str],
+    broken: Mapping[str, str],
+    failed: Mapping[str, str],
+    fixed: Mapping[str, Sequence[str]],
+) -> dict[str, Any]:
+    """Everything but the frames themselves; `good` are the facts of the episodes in it."""
+    notes: dict[str, None] = {}
+    for f in good:
+        notes |= dict.fromkeys(f["alignment"]["notes"])
+        if f["success"] is None:
+            notes["some episodes do not say whether they succeeded; they are used"] = None
+        if f["length"] < config.horizon:
+            notes[f"episode {f['id']} has {f['length']} steps, fewer than one chunk of {config.horizon}"] = None
+    if normalizer.still:
+        notes[f"joints that hardly move: {', '.join(normalizer.still)}; their range was widened"] = None
+    kept = ("id", "source", "length", "success", "instructions", "kind", "segments", "alignment", "digest", "motion")
+    episodes = [{k: f[k] for k in kept} | {"split": "validation" if f["id"] in held_out else "train"} for f in good]
+    content: dict[str, Any] = {
+        "version": SIDECAR_VERSION,
+        "robot": robot.to_dict(),
+        "normalizer": normalizer.to_dict(),
+        "horizon": config.horizon,
+        "stride": config.stride,
+        "validation": config.validation,
+        "seed": config.seed,
+        "units": {j.name: j.unit for j in robot.joints},
+        "pictures": LEFT if config.link else COPIED,
+        "linked": _link(config) if config.link else None,
+        "sizes": good[0]["sizes"],
+        "licences": _licences(config.input),
+        "episodes": episodes,
+        "broken": dict(broken),
+        "failed": dict(failed),
+        "fixes": {i: list(said) for i, said in fixed.items()},
+        "notes": list(notes),
+    }
+    content["hash"] = content_hash(content)
+    return content
+
+
+def write_set(folder: Path, robot: Embodiment, good: Sequence[Mapping[str, Any]], work: Path, content: Any) -> None:
+    """The set itself: numbers and pictures of the prepared episodes, sidecar and card."""
+    features: dict[str, dict[str, Any]] = {
+        STATE: numbers_feature(robot.joint_names),
+        ACTION: numbers_feature(robot.action_joints),
+    }
+    if content["linked"]:
+        features[PICTURE] = {"dtype": "int64", "shape": [1], "names": None}
+    else:
+        for camera, (height, width) in good[0]["sizes"].items():
+            features[IMAGES + camera] = image_feature(height, width)
+    writer = LeRobotV3Writer(folder, features, robot.control_hz, robot.name)
+    for f in good:
+        table = pq.read_table(shard_path(work, f["id"]))
+        writer.add({n: table[n] for n in table.column_names}, f["length"], f["instructions"], read_stats(work, f["id"]))
+    writer.finish()
+    (folder / "meta" / SIDECAR).write_text(json.dumps(content, indent=1))
+    (folder / "README.md").write_text(dataset_card(content, robot))
+
+
+def _link(config: BuildConfig) -> dict[str, Any]:
+    """What it takes to open the recording again."""
+    names = list(read_names(config.joints))
+    return {"path": str(config.input.resolve()), "format": config.format, "joints": names, "fps": config.fps}
+
+
+def _licences(path: Path) -> list[str]:
+    """First lines of licence files beside the recording; nothing is assumed where there are none."""
+    folder = path if path.is_dir() else path.parent
+    found = sorted(f for f in folder.iterdir() if f.is_file() and f.name.upper().startswith(("LICENSE", "LICENCE")))
+    heads = [next((x.strip() for x in f.read_text(errors="replace").splitlines() if x.strip()), "") for f in found]
+    return [f"{f.name}: {head[:120]}" for f, head in zip(found, heads, strict=True)]
