@@ -199,7 +199,7 @@ _LORA_FIELDS = (
 # Where it lies, how it is watched and how often it is saved changes no weight. The data is compared by its hash.
 _NO_EFFECT = frozenset(
     {"data", "robot", "out", "model", "log_every", "checkpoint_every", "keep", "resume", "tensorboard", "wandb", "progress"}
-    | {"workers"}
+    | {"robot", "workers"}
 )
 
 # The user's three, exactly their numbers: learning rate 5e-5, batch 1 x accumulation 16, 3 epochs, 100 warm-up steps.

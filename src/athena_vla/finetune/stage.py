@@ -81,7 +81,8 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
 
 
 def _finetune(config: FinetuneConfig, accelerator: Accelerator) -> FinetuneResult:
-    dataset = Dataset.open(config.data)
+    with accelerator.main_process_first():  # a recording trained on in place is prepared by one process
+        dataset = Dataset.open(config.data, config.robot)
     _require_usable(dataset, config)
     base = open_base(config)
     torch.manual_seed(config.seed)
