@@ -309,3 +309,19 @@ def test_single_towers_and_older_layouts(tmp_path: Path) -> None:
         assert loaded.prompter.text("go").endswith("take to go? ASSISTANT:")
         assert loaded.pixel_values(IMAGE).shape == (1, 3, 28, 28)
         assert loaded.predict_action(IMAGE, "go").shape == (3,)
+
+
+def test_a_closed_store_maps_nothing_and_opens_again(released: Path) -> None:
+    from athena_vla.models.store import TensorStore
+
+    def mapped() -> bool:
+        return str(released.resolve()) in Path("/proc/self/maps").read_text()
+
+    with TensorStore(released) as store:
+        first = store.read(store.names[0]).clone()
+        assert mapped()
+    assert not mapped()
+    torch.testing.assert_close(store.read(store.names[0]), first, rtol=0, atol=0)
+    store.close()
+    checkpoint.load(released)
+    assert not mapped()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 import tiny_releases as tiny
 from athena_vla.errors import InvalidObservation, ModelError
@@ -119,7 +120,14 @@ def test_one_data_set_needs_no_name_several_do(vla: Recorded) -> None:
 
 def test_saving_gives_the_same_files_back(vla: Recorded, tmp_path: Path) -> None:
     raw = checkpoint.load(vla.folder, "bfloat16", unused=True)
-    checkpoint.save(tmp_path, raw.body, raw.tokenizer_files, raw.norm_stats, config=raw.config)
+    checkpoint.save(
+        tmp_path, raw.body, raw.tokenizer_files, raw.norm_stats, config={**raw.config, "auto_map": {"a": "b.C"}}
+    )
+    # What transformers 4.40.1 stopped at when the reference was given such a folder.
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as stream:
+        assert stream.metadata() == {"format": "pt"}
+    assert not any("auto_map" in json.loads(f.read_text()) for f in tmp_path.glob("*.json"))
+    assert all(isinstance(m, str) for m in json.loads((tmp_path / "tokenizer.json").read_text())["model"]["merges"])
     again = conformance.load(tmp_path)
     pixels = again.pixel_values(vla.pictures["wide"])
     np.testing.assert_array_equal(pixels, vla.checkpoint.pixel_values(vla.pictures["wide"]))

@@ -100,7 +100,6 @@ def load(
         raise UnknownName("precision", precision, get_args(Precision))
     folder = fetch(source, revision=revision, offline=offline)
     config, spec = read_spec(folder)
-    store = TensorStore(folder)
     with torch.device("meta"):
         full = Prismatic(spec)
         lean_spec = replace(
@@ -109,7 +108,8 @@ def load(
             text=replace(spec.text, output=output),
         )
         body = Prismatic(lean_spec)
-    _require_keys(full, store, folder)
+    with TensorStore(folder) as store:
+        _require_keys(full, store, folder)
     wanted = set(body.state_dict())
     shards: dict[str, list[str]] = {}
     for name in sorted(wanted):
@@ -177,11 +177,10 @@ def save(
             "eos_token_id": 2,
             "pad_token_id": spec.text.vocabulary,
         },
-        "processor_config.json": {
-            "auto_map": {"AutoProcessor": "processing_prismatic.PrismaticProcessor"},
-            "processor_class": "PrismaticProcessor",
-        },
+        "processor_config.json": {"processor_class": "PrismaticProcessor"},
     }
+    # Released files name model code that lies beside them. None is saved here, and loaders stop where it is missing.
+    settings.pop("auto_map", None)
     writer = StoreWriter(folder, shard_bytes)
     for name, tensor in body.state_dict().items():
         writer.add(name, tensor.cpu())

@@ -98,8 +98,8 @@ def quantized(weight: Tensor, *, double: bool) -> tuple[Tensor, Any]:
 
 
 def _codes(weight: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-    """Two codes per byte, and the largest magnitude of each block. Chunk by chunk and with a look-up instead of a search
-    per weight: bitsandbytes' own loop holds five copies in float32 and takes about three times as long.
+    """Two codes per byte, and the largest magnitude of each block. Chunk by chunk and with a look-up instead of a
+    search per weight: bitsandbytes' own loop holds five copies in float32 and takes about three times as long.
     """
     flat = weight.reshape(-1)
     bounds = (table[1:] + table[:-1]) / 2

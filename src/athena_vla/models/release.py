@@ -158,10 +158,6 @@ def release_config(spec: PrismaticSpec, norm_stats: Mapping[str, Any]) -> dict[s
     config: dict[str, Any] = {
         "arch_specifier": f"no-align+{spec.projector}",
         "architectures": ["OpenVLAForActionPrediction"],
-        "auto_map": {
-            "AutoConfig": "configuration_prismatic.OpenVLAConfig",
-            "AutoModelForVision2Seq": "modeling_prismatic.OpenVLAForActionPrediction",
-        },
         "hf_llm_id": "meta-llama/Llama-2-7b-hf",
         "image_resize_strategy": _strategy(spec.images),
         "image_sizes": sizes,
@@ -203,10 +199,6 @@ def release_processor(images: ImageSpec) -> dict[str, Any]:
     """A `preprocessor_config.json` that the reference reads."""
     towers = images.towers
     return {
-        "auto_map": {
-            "AutoImageProcessor": "processing_prismatic.PrismaticImageProcessor",
-            "AutoProcessor": "processing_prismatic.PrismaticProcessor",
-        },
         "image_processor_type": "PrismaticImageProcessor",
         "image_resize_strategy": _strategy(images),
         "input_sizes": [[3, *t.crop] for t in towers],

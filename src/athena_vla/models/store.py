@@ -6,7 +6,7 @@ Knows names, shards and the quantised form; nothing of models.
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,10 +20,14 @@ from athena_vla.models.packed import CODES, SCALES, Packed
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 SHARD_BYTES = 2_000_000_000
+_METADATA = {"format": "pt"}  # transformers refuses files without it
 
 
 class TensorStore:
-    """A folder of safetensors files, memory-mapped. Quantised weights appear under the name of the weight."""
+    """A folder of safetensors files, memory-mapped. Quantised weights appear under the name of the weight.
+
+    Files are opened when first needed and stay mapped; `close`, or leaving a `with` block, gives their pages back.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -32,6 +36,16 @@ class TensorStore:
         self.packed = set(packed.packed_names(self.places))
         parts = {n + s for n in self.packed for s in (*CODES.values(), SCALES)}
         self.names: tuple[str, ...] = tuple(sorted((set(self.places) - parts) | self.packed))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Forget the mapped files. Tensors that were read stay valid, and keep their own file mapped; clones do not."""
+        self.files.clear()
 
     def read(self, name: str) -> Tensor | Packed:
         """One weight. Raises `ModelError` for a name that is not there."""
@@ -137,7 +151,7 @@ class StoreWriter:
         """Write the rest, and the index where there is more than one shard."""
         if self.shards == 0:
             self.places |= dict.fromkeys(self.pending, 0)
-            save_file(self.pending, self.folder / SINGLE)
+            save_file(self.pending, self.folder / SINGLE, _METADATA)
             return
         self._flush()
         names = {i: f"model-{i:05d}-of-{self.shards:05d}.safetensors" for i in range(1, self.shards + 1)}
@@ -150,7 +164,7 @@ class StoreWriter:
         if not self.pending:
             return
         self.shards += 1
-        save_file(self.pending, self.folder / f"part-{self.shards}.safetensors")
+        save_file(self.pending, self.folder / f"part-{self.shards}.safetensors", _METADATA)
         self.places |= dict.fromkeys(self.pending, self.shards)
         self.total += self.size
         self.pending, self.size = {}, 0
