@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from athena_vla import embodiment
 from athena_vla.control.clearance import SelfCollision, Support, _convex_outline
 from athena_vla.control.constrain import reach, reachable_bins
+from athena_vla.control.ladder import Ladder
 from athena_vla.control.safety import SafetyFilter
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import SafetyError
@@ -72,6 +73,106 @@ def test_the_centre_of_mass_stays_above_the_foot(toy: Embodiment, model: str) ->
     assert np.sign(guard.margin(toy.default) + 1e-12) == (1 if guard(toy.default) == "" else -1)
     with pytest.raises(SafetyError, match="hoof"):
         Support(toy, ["hoof"], path=model)
+
+
+POSES = {  # of athena, that a body cannot have: [rad] by joint
+    "hand in the chest": {"left_shoulder_yaw": -1.5, "left_elbow": -2.0},
+    "forearms crossed": {
+        "left_shoulder_pitch": -1.2,
+        "right_shoulder_pitch": -1.2,
+        "left_shoulder_yaw": -0.8,
+        "right_shoulder_yaw": 0.8,
+    },
+    "legs crossed": {"left_hip_roll": -0.4, "right_hip_roll": 0.4},
+}
+
+
+def posed(robot: Embodiment, joints: dict[str, float]) -> np.ndarray:
+    q = robot.default.copy()
+    q[robot.index(tuple(joints))] = tuple(joints.values())
+    return np.clip(q, robot.lower, robot.upper)
+
+
+@pytest.fixture(scope="module")
+def apart() -> SelfCollision:
+    return SelfCollision(embodiment.load("athena"), distance=0.01)
+
+
+@pytest.mark.parametrize("jerk", [False, True])
+@pytest.mark.parametrize("pose", POSES)
+def test_athena_stops_before_it_touches_itself(athena: Embodiment, apart: SelfCollision, pose: str, jerk: bool) -> None:
+    """In every pose on the way, not only where it stops: here the poses between two approved ones are free as well."""
+    wanted = posed(athena, POSES[pose])
+    assert apart(athena.default) == ""
+    assert apart(wanted) == "collision"
+    assert apart.clearance(wanted) < 0.0
+    safe = SafetyFilter(athena, guards=[apart], jerk=jerk)
+    closest, outputs = np.inf, [athena.default] * 3
+    for k in range(150):
+        outputs.append(safe.step(wanted, k / athena.command_hz))
+        closest = min(closest, apart.clearance(outputs[-1]))
+    assert closest >= 0.01 - 1e-6
+    assert safe.interventions["collision"] > 0
+    assert np.abs(safe.velocity).max() < 1e-6
+    assert np.abs(safe.position - athena.default).max() > 0.05  # it did set out
+    difference = np.array(outputs)
+    for limit in (athena.max_velocity, athena.max_acceleration, *([athena.max_jerk] if jerk else [])):
+        difference = np.diff(difference, axis=0) * athena.command_hz
+        assert (np.abs(difference) <= limit + 1e-9).all()
+
+
+@pytest.mark.parametrize("jerk", [False, True])
+def test_faults_and_guards_together_keep_both_promises(athena: Embodiment, apart: SelfCollision, jerk: bool) -> None:
+    """Hold, stop and safe pose pass the guards too: random jumps with missing targets, and a safe pose in the chest."""
+    rng = np.random.default_rng(4)
+    inside_the_chest = tuple(posed(athena, POSES["hand in the chest"]))
+    ladder = Ladder(hold_s=0.1, safe_after_s=0.2, safe_pose=inside_the_chest)
+    safe = SafetyFilter(athena, guards=[apart], jerk=jerk, ladder=ladder)
+    target, resting = athena.default, []
+    for k in range(250 if jerk else 500):
+        if k % 40 == 0:
+            target = rng.uniform(athena.lower, athena.upper)
+        safe.step(None if (k // 25) % 2 else target, k / athena.command_hz)
+        if safe.at_rest or k % 60 == 59:  # stop it here: hardest braking must end in a pose that was approved
+            resting.append(apart(safe.stopping_pose) if not jerk else apart(safe.position))
+    assert safe.interventions["collision"] > 0
+    assert set(resting) == {""}
+
+
+def test_guards_do_not_hinder_demonstrations_that_keep_apart(athena: Embodiment) -> None:
+    """At no distance at all: the simulator's experts brush past their own chest, but never through it."""
+    from athena_vla.sim.experts import Expert
+    from athena_vla.sim.robot import SimRobot
+    from athena_vla.sim.tasks import sample_scene
+
+    touch = SelfCollision(athena, distance=0.0)
+    robot = SimRobot(sample_scene(0, "train"), athena, "rays", (8, 8))
+    for number in range(4):
+        scene = sample_scene(number, "train")
+        robot.reset(scene)
+        trajectory = Expert(robot.world).plan(scene)
+        safe = SafetyFilter(athena, guards=[touch])
+        safe.reset(trajectory.at(0.0))
+        for k in range(1, int(trajectory.duration * athena.command_hz)):
+            row = trajectory.at(k / athena.command_hz)
+            np.testing.assert_array_equal(safe.step(row, k / athena.command_hz), row)
+
+
+def test_athena_stays_above_its_feet(athena: Embodiment) -> None:
+    feet = Support(athena, ["left_foot", "right_foot"], margin=0.02)
+    assert feet.margin(athena.default) > 0.05
+    bow = posed(athena, {"left_hip_pitch": 0.9, "right_hip_pitch": 0.9})  # both feet behind the body
+    assert feet(bow) == "support"
+    safe = SafetyFilter(athena, guards=[feet])
+    least = min(feet.margin(safe.step(bow, k / athena.command_hz)) for k in range(200))
+    assert 0.02 - 1e-6 <= least < 0.04
+    assert safe.interventions["support"] > 0
+
+
+def test_a_start_that_a_guard_refuses_is_refused(athena: Embodiment, apart: SelfCollision) -> None:
+    safe = SafetyFilter(athena, guards=[apart])
+    with pytest.raises(SafetyError, match="collision"):
+        safe.reset(posed(athena, POSES["legs crossed"]))
 
 
 def test_guards_need_a_model_that_fits(toy: Embodiment, model: str, tmp_path) -> None:

@@ -146,7 +146,10 @@ def _far_apart_in_the_tree(model: Model, skip: int) -> list[tuple[int, int]]:
 
     moving = {int(m.jnt_bodyid[j]) for j in range(m.njnt)}
     roots = {to_root(int(m.jnt_bodyid[_joint(model, n)]))[-2] for n in model.robot.joint_names}
-    solid = [g for g in range(m.ngeom) if m.geom_contype[g] or m.geom_conaffinity[g]]
+    # What collides in the file's own physics, and every primitive (a file may leave contacts of the robot with itself
+    # out, as ours does, to be fast); a mesh that collides with nothing is decoration.
+    mesh = model.mujoco.mjtGeom.mjGEOM_MESH
+    solid = [g for g in range(m.ngeom) if m.geom_contype[g] or m.geom_conaffinity[g] or m.geom_type[g] != mesh]
     ours = [g for g in solid if m.geom_bodyid[g] != 0 and to_root(int(m.geom_bodyid[g]))[-2] in roots]
     pairs = []
     for i, a in enumerate(ours):

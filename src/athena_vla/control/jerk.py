@@ -77,6 +77,16 @@ class JerkLimitedSet:
         """The acceleration of the braking law in every joint."""
         return self._whole.brake(v, a)
 
+    def stopping_pose(self, q: Array, v: Array, a: Array) -> Array:
+        """Where the braking law comes to rest, by running it."""
+        for _ in range(self._horizon):
+            if np.abs(v).max() <= 1e-9 and (np.abs(a) <= self.step).all():
+                break
+            a = self._whole.brake(v, a)
+            v = v + a * self.dt
+            q = q + v * self.dt
+        return q
+
     def certify(self, q: Array, v: Array, a: Array) -> NDArray[np.bool_]:
         """Whether the braking law from each state comes to rest inside the limits, by running it."""
         return self._whole.certify(q, v, a)

@@ -12,7 +12,6 @@ every output, also of the fallback ladder, is chosen from the interval that the 
 It is not a certified safety function: an emergency stop and the drive's own limits stay where they are.
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,6 +23,7 @@ from athena_vla.control.interventions import UNCHANGED, Interventions, Log
 from athena_vla.control.jerk import JerkLimitedSet
 from athena_vla.control.ladder import Ladder, Level
 from athena_vla.control.limits import REASONS, Array, StoppableSet
+from athena_vla.control.watchdog import Watchdog
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import SafetyError
 
@@ -69,9 +69,7 @@ class SafetyFilter:
         self._lower, self._upper = lower, upper
         self._set = StoppableSet(lower, upper, embodiment.max_velocity, embodiment.max_acceleration, rate)
         self._jerk = JerkLimitedSet(self._set, embodiment.max_jerk) if jerk else None
-        self._stale_steps = max(1, round(stale_after * rate))
-        self._stale_after = stale_after
-        self._tracking = np.inf if max_tracking_error is None else float(max_tracking_error)
+        self._watchdog = Watchdog(rate, stale_after, max_tracking_error)
         self._guards = tuple(guards)
         self._plain = self._jerk is None and not self._guards  # steps depend on position and velocity alone
         self._safe_pose = self.ladder.pose_within(lower, upper)
@@ -82,23 +80,26 @@ class SafetyFilter:
         self.reset(embodiment.default)
 
     def reset(self, q: ArrayLike, t: float = 0.0) -> None:
-        """Start from rest at `q` [J] rad. A pose outside the limits is moved to them and counted as `reset`."""
+        """Start from rest at `q` [J] rad. A pose outside the limits is moved to them and counted as `reset`.
+
+        Raises `SafetyError` for what is no pose, and for one that a guard objects to.
+        """
         pose = self._vector(q, "a start pose")
         _refuse_unless(bool(np.isfinite(pose).all()), "cannot start from a pose that is not a number")
         self._q = np.clip(pose, self._lower, self._upper)
+        for guard in self._guards:  # from there it would never let go of the brake
+            _refuse_unless(not guard(self._q), f"cannot start from a pose that has a {guard(self._q)} already")
         self._v = np.zeros(self._joints)  # [rad/s] of the last output
         self._a = np.zeros(self._joints)  # [rad/s^2] of the last output
         self._good = self._q.copy()  # the last trustworthy target
-        self._time = float(t) if math.isfinite(t) else 0.0
-        self._still_steps = 0  # steps since the clock last advanced
+        self._watchdog.reset(t)
         self._faulty_steps = 0
         self._before = self._q.copy()  # the last target, inside the limits
         self._lagging = False  # whether it was not met
-        self._fresh = True  # the next step sets the clock, whatever it shows
         self.level: Level = "follow"
         outside = np.abs(self._q - pose) > UNCHANGED
         if outside.any():
-            self._ledger.limit("reset", outside, np.abs(self._q - pose), self._time, self.level)
+            self._ledger.limit("reset", outside, np.abs(self._q - pose), t, self.level)
 
     @property
     def position(self) -> Array:
@@ -156,7 +157,7 @@ class SafetyFilter:
     def _step(self, target: Array, goal: Array, missing: str, t: float, measured: Any, made_at: float | None) -> Array:
         """`goal` is the target inside the position limits, `missing` why there is none to follow."""
         self.steps += 1
-        fault = self._fault(missing, t, measured, made_at)
+        fault = self._watchdog.fault(missing, t, measured, made_at, self._q)
         if fault:
             return self._fall(fault, t)
         self._faulty_steps = 0
@@ -192,7 +193,8 @@ class SafetyFilter:
                 if passed > 1:
                     self._q = rows[done + passed - 2]
                 self._good = self._before = self._accept(rows[done + passed - 1].copy())
-                self._time, self._still_steps, self._faulty_steps = now + (passed - 1) * self._dt, 0, 0
+                self._watchdog.advanced(now + (passed - 1) * self._dt)
+                self._faulty_steps = 0
                 self.steps += passed
                 done += passed
                 continue
@@ -214,34 +216,8 @@ class SafetyFilter:
             "by_joint": self.interventions_by_joint,
         }
 
-    def _fault(self, missing: str, t: float, measured: ArrayLike | None, made_at: float | None) -> str:
-        """The gravest fault of this step's inputs by name, "" where there is none."""
-        clock = "" if self._clock_is_fine(t) else "clock"
-        self._still_steps = self._still_steps + 1 if t == self._time else 0
-        if math.isfinite(t):
-            self._time = float(t)
-        if measured is not None:
-            pose = np.asarray(measured)
-            # An unreadable measurement proves nothing about the joint, but neither can it be ignored.
-            if pose.shape != (self._joints,) or pose.dtype.kind not in "fiu" or not np.isfinite(pose).all():
-                return "measurement"
-            if np.abs(pose - self._q).max() > self._tracking:
-                return "tracking"
-        if missing:
-            return missing
-        if made_at is not None and not 0.0 <= t - made_at + self._dt <= self._stale_after + self._dt:
-            return "stale"
-        return clock
-
-    def _clock_is_fine(self, t: float) -> bool:
-        if self._fresh:
-            return bool(math.isfinite(t))
-        if t == self._time:
-            return self._still_steps < self._stale_steps
-        return 0.0 < t - self._time <= self._stale_after
-
     def _may_batch(self, t: float) -> bool:
-        return self._plain and self.level == "follow" and not self._lagging and self._clock_is_fine(t)
+        return self._plain and self.level == "follow" and not self._lagging and self._watchdog.clock_is_fine(t)
 
     def _fall(self, fault: str, t: float) -> Array:
         """One step of the fallback ladder."""
@@ -251,12 +227,12 @@ class SafetyFilter:
         self._ledger.fault(fault, t, self.level)
         if self.level == "hold":
             self._before = self._clipped(self._good)  # a target that stands still
-            return self._move(self._toward(self._before)[0])
+            return self._move(self._toward(self._before)[0], t)
         if self.level == "safe_pose" and self._safe_pose is not None:
             wish = self.ladder.approaching(self._q, self._safe_pose, self.embodiment, self.rate_hz)
         else:
             wish = self.ladder.stopping(self._v, self._set.velocity_step)
-        return self._move(self._choose(wish))
+        return self._move(self._choose(wish), t)
 
     def _advance(self, target: Array, reachable: Array, t: float) -> Array:
         """Follow a finite target as far as the limits allow; `reachable` is the target inside the position limits."""
@@ -266,13 +242,9 @@ class SafetyFilter:
         # A target that is met is met bit for bit.
         off = command - reachable
         np.copyto(command, reachable, where=np.abs(off, out=off) <= self._met)
-        for guard in self._guards:
-            kind = guard(self._set.stopping_pose(command, (command - self._q) * self.rate_hz))
-            if kind:
-                # Braking ends in the pose that was checked when the last command was accepted.
-                self.level, self._lagging, self._before = "stop", True, reachable
-                self._ledger.fault(kind, t, self.level)
-                return self._move(self._choose(np.zeros_like(wish)))
+        if self._objection(command, t):
+            self._before = reachable
+            return self._brake()
         self._lagging, self._before = bool((command != reachable).any()), reachable
         if self._lagging or (reachable != target).any():
             positions, velocities = (target, reachable, command), (wish, velocity, self._v)
@@ -299,8 +271,31 @@ class SafetyFilter:
             return self._jerk.choose(self._q, self._v, self._a, desired)
         return self._set.choose(self._q, self._v, desired)
 
-    def _move(self, velocity: Array) -> Array:
-        return self._move_to(self._q + velocity * self._dt)
+    def _move(self, velocity: Array, t: float) -> Array:
+        command = self._q + velocity * self._dt
+        return self._brake() if self._objection(command, t) else self._move_to(command)
+
+    def _objection(self, command: Array, t: float) -> bool:
+        """Whether a guard objects to the pose in which the robot would come to rest after this command."""
+        if not self._guards:
+            return False
+        velocity = (command - self._q) * self.rate_hz
+        if self._jerk is None:
+            rest = self._set.stopping_pose(command, velocity)
+        else:
+            rest = self._jerk.stopping_pose(command, velocity, (velocity - self._v) * self.rate_hz)
+        kind = next(filter(None, (guard(rest) for guard in self._guards)), "")
+        if kind:
+            self.level, self._lagging = "stop", True
+            self._ledger.fault(kind, t, self.level)
+        return bool(kind)
+
+    def _brake(self) -> Array:
+        """One step of the motion that ends in the pose that was checked when the last command was accepted."""
+        if self._jerk is None:
+            return self._move_to(self._q + self._choose(np.zeros(self._joints)) * self._dt)
+        law = self._v + self._jerk.brake(self._v, self._a) * self._dt
+        return self._move_to(self._q + self._choose(law) * self._dt)
 
     def _move_to(self, command: Array) -> Array:
         if self._jerk is None:  # only the last bit can be outside; with jerk even that bit would be felt
@@ -312,7 +307,7 @@ class SafetyFilter:
         velocity = (command - self._q) * self.rate_hz
         if self._jerk is not None:
             self._a = (velocity - self._v) * self.rate_hz
-        self._q, self._v, self._fresh = command, velocity, False
+        self._q, self._v = command, velocity
         return command.copy()
 
     def _reason(self, wish: Array, chosen: Array, v: Array, reach: Array) -> NDArray[np.intp]:
