@@ -5,12 +5,18 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
+from athena_vla import bundle as bundles
 from athena_vla.bundle import Bundle
 from athena_vla.errors import BundleError
-from athena_vla.export import GateConfig, GateLimits, check
+from athena_vla.export import ExportConfig, GateConfig, GateLimits, check, export
+from athena_vla.merge import MergeConfig, merge
+from athena_vla.models.lora import LoraSettings
+from athena_vla.models.store import StoreWriter
 from athena_vla.quantize import QuantizeConfig, quantize
-from small_bundles import write_base
+from athena_vla.serving import open_policy
+from small_bundles import write_base, write_finetuned
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +56,34 @@ def test_tokens_are_compared_teacher_forced(folder) -> None:
     gates = check(GateConfig(bundle=folder / "tokens8")).gates
     assert 0 <= gates["kl_nats"]["value"] < 0.05
     assert gates["greedy_agreement_teacher_forced"]["value"] > 0.5
+    assert 0.5 < gates["greedy_agreement_free_running"]["value"] <= 1
+    assert "greedy_agreement_free_running" not in check(GateConfig(bundle=folder / "int8")).gates, "no tokens there"
+
+
+def test_every_stage_asks_whether_the_policy_still_sees(folder, tmp_path, toy) -> None:
+    """merge, quantize and export ask it of what they wrote; a bundle that is blind is marked, and not served."""
+    for path in (folder / "int8", folder / "int4"):
+        assert "sensitivity_black_white" in Bundle.open(path).manifest.gates
+    base = Bundle.open(write_base(tmp_path / "base", toy).path)
+    tuned = write_finetuned(tmp_path / "tuned", base, LoraSettings(rank=4))
+    merge(MergeConfig(tuned.path, tmp_path / "merged"))
+    export(ExportConfig(tmp_path / "merged", tmp_path / "float"))
+    for name in ("merged", "float"):
+        gates = Bundle.open(tmp_path / name).manifest.gates
+        assert {"sensitivity_language", "sensitivity_proprio"} <= set(gates)
+        assert all(g["passed"] for g in gates.values())
+    store = base.store()
+    with bundles.writing(tmp_path / "blind", base.manifest, base.golden, base.tokenizer_files()) as written:
+        writer = StoreWriter(written / "weights")
+        for name in store.names:
+            weight = store.read(name)
+            assert isinstance(weight, torch.Tensor)
+            writer.add(name, weight * 0 if name == "head.fc2.weight" else weight)
+        writer.close()
+    quantize(QuantizeConfig(tmp_path / "blind", tmp_path / "q", bits=8))
+    assert not Bundle.open(tmp_path / "q").manifest.gates["sensitivity_black_white"]["passed"]
+    with pytest.raises(BundleError, match="marked as failed by its gates.*sensitivity_black_white"):
+        open_policy(tmp_path / "q")
 
 
 def test_closed_loop_result_is_a_gate(folder, tmp_path) -> None:

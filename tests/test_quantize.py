@@ -192,3 +192,27 @@ def test_bad_input(base, tmp_path) -> None:
     assert not (tmp_path / "q").exists()
     with pytest.raises(ModelError, match="codes but no scales"):
         packed.load("w", {"w.codes4": torch.zeros(1, 1, dtype=torch.uint8)})
+
+
+def test_vision_in_8_bits_where_memory_is_short(base, tmp_path) -> None:
+    result = quantize(QuantizeConfig(input=base.path, out=tmp_path / "q", vision_bits=8, sensitivity=False))
+    layers = Bundle.open(tmp_path / "q").manifest.stage_info["layers"]
+    vision = [e for e in layers.values() if e["graph"] == "vision"]
+    assert vision
+    assert {e["bits"] for e in vision} == {8}
+    assert 4 in {e["bits"] for e in layers.values()}
+    assert result.error["max_rad"] < 0.5
+
+
+def test_a_large_model_is_rounded_without_frames(base, tmp_path, monkeypatch) -> None:
+    """The same codes as in memory, weight by weight, and nothing is run."""
+    settings = {"input": base.path, "method": "nearest", "sensitivity": False}
+    quantize(QuantizeConfig(out=tmp_path / "memory", **settings))
+    monkeypatch.setattr("athena_vla.quantize.stage.IN_MEMORY", 0)
+    monkeypatch.setattr("athena_vla.quantize.stage.quantize_in_order", None)
+    quantize(QuantizeConfig(out=tmp_path / "disk", **settings))
+    a, b = (Bundle.open(tmp_path / n).store() for n in ("memory", "disk"))
+    assert a.packed == b.packed
+    assert a.packed
+    for name in a.packed:
+        assert torch.equal(a.read(name).codes, b.read(name).codes)

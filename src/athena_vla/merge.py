@@ -20,7 +20,7 @@ from athena_vla.errors import BundleError, ModelError
 from athena_vla.models import four_bit, lora
 from athena_vla.models.lora import LoraSettings
 from athena_vla.models.store import StoreWriter, as_float
-from athena_vla.policy import Policy, replay
+from athena_vla.policy import Policy, replay, sensitivity
 
 Base = Literal["auto", "original", "nf4"]
 _FACTOR = re.compile(r"^(.*)\.(lora_A|lora_B|lora_magnitude_vector)\.[^.]+\.weight$")
@@ -131,6 +131,7 @@ def merge(config: MergeConfig) -> MergeResult:
         config={"merge": {"base": base, "tolerance": tolerance}},
         stage_info={"base": base, "merged": len(adapter.factors), "replaced": len(adapter.full)},
         deviation={},
+        gates={},
         files={},
     )
     with bundles.writing(config.out, manifest, source.golden, source.tokenizer_files()) as folder:
@@ -148,15 +149,18 @@ def merge(config: MergeConfig) -> MergeResult:
             writer.add(name, weight)
         writer.close()
         deviation: dict[str, Any] = {}
+        gates: dict[str, Any] = {}
         if config.verify and store.bytes <= _IN_MEMORY:
             bundles.seal(folder, manifest)
-            deviation = verify(source, Bundle.open(folder))
+            written = Bundle.open(folder)
+            deviation = verify(source, written)
+            gates = sensitivity(Policy.of(written, "torch"), source.golden.observations)
             if not deviation["max_rad"] <= tolerance:
                 raise BundleError(
                     f"Merging '{source.path}' moves its chunks by {deviation['max_rad']:.2e} rad, more than the "
                     f"allowed {tolerance:.0e}. Base: {base}; try the other one (--base), or raise --tolerance."
                 )
-        bundles.seal(folder, dataclasses.replace(manifest, deviation=deviation))
+        bundles.seal(folder, dataclasses.replace(manifest, deviation=deviation, gates=gates))
     return MergeResult(config.out, len(adapter.factors), len(adapter.full), base, deviation)
 
 

@@ -18,6 +18,7 @@ from athena_vla.data.normalize import Normalizer
 from athena_vla.embodiment import ActionChunk, Embodiment, Observation
 from athena_vla.errors import BundleError
 from athena_vla.models.architecture import Architecture, ModelInput, Run, run_torch
+from athena_vla.models.gates import check_sensitivity, count_vision_calls
 
 
 def encode(observation: Observation, robot: Embodiment, normalizer: Normalizer) -> ModelInput:
@@ -94,6 +95,18 @@ def replay(policy: Policy, golden: Golden) -> dict[str, Any]:
         "mean_rad": float(error.mean()),
         "per_joint_max_rad": dict(zip(policy.robot.action_joints, error.max(axis=(0, 1)).tolist(), strict=True)),
     }
+
+
+def sensitivity(policy: Policy, observations: Sequence[Observation]) -> dict[str, dict[str, Any]]:
+    """Whether the policy sees, listens and feels, as gates of a manifest: every stage asks it of what it wrote."""
+    found = check_sensitivity(policy.act, observations, proprio=policy.model.reads_state).to_dict()
+    gates = {
+        f"sensitivity_{name}": {"value": gate["change"], "limit": gate["threshold"], "passed": gate["passed"]}
+        for name, gate in found.items()
+    }
+    calls = count_vision_calls(policy.model, policy.run)
+    worst = max(calls.values(), key=lambda count: abs(count - 1), default=1)
+    return gates | {"vision_calls": {"value": worst, "limit": 1, "passed": worst == 1}}
 
 
 def require_replay(policy: Policy, bundle: Bundle) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from athena_vla.demo.run import Run, quiet_threads
 from athena_vla.evaluate.actors import ActorSpec
 from athena_vla.evaluate.openloop import open_loop, spread
 from athena_vla.evaluate.summary import compare_pair
-from athena_vla.export import ExportConfig, deployment_config, export
+from athena_vla.export import ExportConfig, GateConfig, check, deployment_config, export
 from athena_vla.export.deployment import write_json
 from athena_vla.merge import MergeConfig, merge
 from athena_vla.plan import PlanConfig, plan
@@ -61,10 +61,30 @@ def deploy(run: Run) -> dict[str, Any]:
         outcome["action_error"] = action_errors(run)
         if not own:
             outcome.update(play(run))
+        outcome["gates"] = {name: gates(run, name, outcome) for name in PRECISIONS}
+        for name in PRECISIONS:  # the outcome of the gates is part of a bundle
+            outcome["export"][name]["hash"] = Bundle.open(run.bundle(name)).hash
         return outcome
 
     outputs = tuple(f"bundles/{n}" for n in ("merged", "float", *PRECISIONS))
     return run.journal.step("deploy", "Merge, quantise and export, and measure what it costs", inputs, work, outputs)
+
+
+def gates(run: Run, name: str, outcome: dict[str, Any]) -> dict[str, Any]:
+    """All gates of one exported bundle in one report, the closed loop that was just played among them."""
+    paired = None
+    if "paired" in outcome:
+        paired = run.evaluation / f"paired-{name}.json"
+        write_json(paired, outcome["paired"][name])
+    frames = 24 if run.config.quick else 64
+    report = check(
+        GateConfig(run.bundle(name), data=run.dataset, frames=frames, closed_loop=paired, seed=run.config.seed)
+    )
+    failed = [n for n, gate in report.gates.items() if not gate["passed"]]
+    run.journal.say(
+        f"{name}: {len(report.gates)} gates, " + (f"FAILED {', '.join(failed)}: not served" if failed else "all passed")
+    )
+    return plain(report)
 
 
 def action_errors(run: Run) -> dict[str, Any]:
@@ -159,19 +179,27 @@ def _range(predicted: dict[str, Any]) -> str:
 
 
 def serve(run: Run) -> dict[str, Any]:
-    """One episode with the int4 policy in another process, over a socket, behind the safety filter."""
+    """One episode with the int4 policy in another process, over a socket, behind the safety filter.
+
+    Where int4 failed a gate it is not served; the most compact bundle that passed takes its place.
+    """
     from athena_vla.demo.serving import serve_one_episode
 
-    inputs = {"int4": run.result("deploy")["export"]["int4"]["hash"], "seed": run.config.seed, "setup": run.setup}
+    deployed = run.result("deploy")
+    name = next((n for n in ("int4", "int8") if deployed["gates"][n]["passed"]), "float")
+    inputs = {name: deployed["export"][name]["hash"], "seed": run.config.seed, "setup": run.setup}
 
     def work() -> dict[str, Any]:
-        played = run.result("deploy")["closed_loop"]["int4"]
-        result = serve_one_episode(run)
+        if name != "int4":
+            run.journal.say(f"int4 did not pass its gates and is not served; {name} is")
+        played = deployed["closed_loop"].get(name)
+        result = serve_one_episode(run, name)
         run.journal.say(
             f"'{result['instruction']}': {'succeeded' if result['success'] else 'did not succeed'}; "
             f"{result['asked']} questions over {result['address']}, median round trip "
             f"{1000 * result['median_seconds']:.1f} ms; {result['violations']} violations"
         )
-        return {**result, "rate_without_socket": played["success"]["success"]}
+        rate = None if played is None else played["success"]["success"]
+        return {**result, "bundle": name, "rate_without_socket": rate}
 
-    return run.journal.step("serve", "Serve the int4 policy over a socket to the simulated robot", inputs, work)
+    return run.journal.step("serve", f"Serve the {name} policy over a socket to the simulated robot", inputs, work)

@@ -1,4 +1,4 @@
-"""The int4 policy in a process of its own, asked over a socket by the simulated robot, behind the safety filter.
+"""A deployed policy in a process of its own, asked over a socket by the simulated robot, behind the safety filter.
 
 The same `athena serve` that a robot's computer runs; the port is free and local, the process is stopped at the end.
 """
@@ -58,8 +58,11 @@ def server(bundle: Path, log: Path) -> Iterator[str]:
             process.wait()
 
 
-def serve_one_episode(run: Run) -> dict[str, Any]:
-    """Play the first test scene with an object. Raises `ServerError` when the server does not answer."""
+def serve_one_episode(run: Run, name: str) -> dict[str, Any]:
+    """Play the first test scene with an object, driven by the run's bundle `name`.
+
+    Raises `ServerError` when the server does not answer.
+    """
     robot = embodiment.load(run.setup.robot)
     first = run.config.seed * 1_000_000
     number = next(s for s in range(first, first + 1000) if sample_scene(s, run.setup.split).target is not None)
@@ -67,7 +70,7 @@ def serve_one_episode(run: Run) -> dict[str, Any]:
     sim = SimRobot(scene, robot, run.setup.renderer, run.setup.image_size)
     guard = SafetyFilter(robot)
     config = RuntimeConfig(replan_every=run.setup.replan_every, owners=run.setup.owners)
-    with server(run.bundle("int4"), run.folder / "serve.log") as address, RemotePolicy(address, robot) as remote:
+    with server(run.bundle(name), run.folder / "serve.log") as address, RemotePolicy(address, robot) as remote:
         told = remote.connect()
         actor = Timed(remote)
         trace = run_episode(sim, actor, guard, duration=run.setup.duration, config=config, until=sim.is_over)

@@ -22,7 +22,7 @@ from athena_vla.export.writer import OPSET, DataFile
 from athena_vla.models.architecture import Architecture
 from athena_vla.models.store import TensorStore
 from athena_vla.plan import DEVICES
-from athena_vla.policy import Policy, replay
+from athena_vla.policy import Policy, replay, sensitivity
 
 LARGE = 1_000_000_000  # [bytes] of weights from which int8 activations pay on a CPU
 DATA = "model.data"
@@ -122,9 +122,14 @@ def export(config: ExportConfig) -> ExportResult:
         write_json(folder / "deployment_config.json", deployment_config(source, config.target, config.out, info))
         bundles.seal(folder, manifest)
         deviation: dict[str, Any] = {}
+        gates: dict[str, Any] = {}
         if config.compare:
-            deviation = _compare(config, source, Bundle.open(folder), store, info)
-        bundles.seal(folder, dataclasses.replace(manifest, deviation=deviation, stage_info=info))
+            written = Bundle.open(folder)
+            _require_parity(config, source, written, store, info)
+            runner = Policy.of(written, "onnxruntime", config.threads)
+            deviation = replay(runner, source.golden)
+            gates = sensitivity(runner, source.golden.observations)
+        bundles.seal(folder, dataclasses.replace(manifest, deviation=deviation, gates=gates, stage_info=info))
         size = sum(f.stat().st_size for f in (folder / "weights").iterdir())
     engine = device.available_engine() if on_device else "onnx"
     return ExportResult(config.out, config.target, info["precision"], info["graphs"], size, deviation, engine, note)
@@ -179,14 +184,13 @@ def parameter_names(model: Architecture) -> dict[int, str]:
     return {id(t): n for n, t in tensors.items()}
 
 
-def _compare(
+def _require_parity(
     config: ExportConfig, source: Bundle, exported: Bundle, store: TensorStore, info: dict[str, Any]
-) -> dict[str, Any]:
-    """Parity of each graph into `info`, and the golden replay through ONNX Runtime."""
+) -> None:
+    """Parity of each graph into `info`. Raises `ExportError`."""
     limits = parity.Limits(config.tolerance, config.packed_tolerance)
     for name, result in parity.graphs(source, exported, store, limits).items():
         info["graphs"][name]["parity"] = result
-    return replay(Policy.of(exported, "onnxruntime", config.threads), source.golden)
 
 
 def _weights_summary(source: Bundle, store: TensorStore) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from athena_vla.errors import BundleError, DatasetError, UnknownName
 from athena_vla.models.architecture import Architecture, run_torch
 from athena_vla.models.packed import Packed
 from athena_vla.models.store import StoreWriter, TensorStore, as_float
-from athena_vla.policy import Policy, replay
+from athena_vla.policy import Policy, replay, sensitivity
 from athena_vla.quantize import choose, codes
 from athena_vla.quantize.calibrate import quantize_in_order, streamed, used_in
 from athena_vla.quantize.choose import Layer
@@ -56,6 +56,8 @@ class QuantizeConfig:
     keep: tuple[str, ...] = ("lm_head",)
     """Layers that stay in 16 bits although they run in those graphs, by the last part of their name. The robot's own
     heads always do."""
+    vision_bits: Literal[8, 16] = 16
+    """8: the layers of vision towers and projector per output channel in 8 bits, for machines with little memory."""
     budget_bits: float = 5.0
     """Mean bits per quantised weight, scales included, up to which the worst layers are lifted to 8 bits."""
     sensitivity: bool = True
@@ -108,6 +110,7 @@ def quantize(config: QuantizeConfig) -> QuantizeResult:
         parent_path=str(source.path),
         config={"quantize": _plain(config)},
         deviation={},
+        gates={},
         stage_info={},
         files={},
     )
@@ -130,9 +133,11 @@ def quantize(config: QuantizeConfig) -> QuantizeResult:
         writer.close()
         bundles.seal(folder, manifest)
         deviation: dict[str, Any] = {}
+        gates: dict[str, Any] = {}
         if not large:
             final = Policy.of(Bundle.open(folder), "torch")
             deviation = replay(final, source.golden)
+            gates = sensitivity(final, source.golden.observations)
             reference = choose.batch_chunks(Policy.of(source, "torch"), held_out)
             error = choose.action_error(choose.batch_chunks(final, held_out), reference, source.robot.action_joints)
         info = {
@@ -144,7 +149,7 @@ def quantize(config: QuantizeConfig) -> QuantizeResult:
             "minutes": (time.perf_counter() - started) / 60,
             "peak_gb": peak_gb(),
         }
-        bundles.seal(folder, dataclasses.replace(manifest, deviation=deviation, stage_info=info))
+        bundles.seal(folder, dataclasses.replace(manifest, deviation=deviation, gates=gates, stage_info=info))
         size = TensorStore(folder / "weights").bytes
     return QuantizeResult(
         path=config.out,
@@ -195,18 +200,21 @@ def _policy(source: Bundle, model: Architecture) -> Policy:
 def plan_layers(config: QuantizeConfig, source: Bundle, store: TensorStore) -> list[Layer]:
     """The layers to quantise in the order they run, before any is lifted. Raises `UnknownName`."""
     skeleton = source.skeleton().eval()
+    graphs = (*config.graphs, *(("vision",) if config.vision_bits == 8 else ()))
     heads = tuple(f"{h}." for h in skeleton.head_modules())
     order = {
         name: graph
-        for name, graph in used_in(skeleton, config.graphs).items()
+        for name, graph in used_in(skeleton, graphs).items()
         if not name.startswith(heads) and name.removesuffix(".weight").rpartition(".")[2] not in config.keep
     }
     if not order:
         known = sorted({g.name for g in skeleton.graphs()})
-        raise UnknownName("graph with linear layers", ", ".join(config.graphs), known)
+        raise UnknownName("graph with linear layers", ", ".join(graphs), known)
     shapes = {name: store.shape(name) for name in order}
     return [
-        choose.first_choice(name, graph, (shapes[name][0], shapes[name][1]), config.bits, config.group)
+        choose.first_choice(
+            name, graph, (shapes[name][0], shapes[name][1]), 8 if graph == "vision" else config.bits, config.group
+        )
         for name, graph in order.items()
     ]
 
@@ -268,6 +276,8 @@ def _require(config: QuantizeConfig, source: Bundle) -> None:
         )
     if config.method not in METHODS:
         raise UnknownName("quantisation method", config.method, METHODS)
+    if config.vision_bits not in (8, 16):
+        raise UnknownName("number of bits for vision", config.vision_bits, (8, 16))
     if config.bits not in (4, 8):
         raise UnknownName("number of bits", config.bits, (4, 8))
     if config.group < 32 or config.group & (config.group - 1):

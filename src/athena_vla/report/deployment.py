@@ -67,8 +67,27 @@ def precision(source: Source) -> Section:
         "Judged by what the joints do, not by perplexity: in radians, and in success on the same scenes.",
         card("", table(head, rows), note=note),
         columns(joints, same) if same else joints,
+        _gates(deployed.get("gates", {})),
     )
     return Section("precision", "Precision", body)
+
+
+def _gates(reports: dict[str, Any]) -> str:
+    """Every gate of every quantised bundle: value, limit, outcome."""
+    names = list(dict.fromkeys(n for report in reports.values() for n in report["gates"]))
+    if not names:
+        return ""
+    rows = []
+    for name in names:
+        row = [name.replace("_", " ")]
+        for report in reports.values():
+            gate = report["gates"].get(name)
+            row += ["", ""] if gate is None else [significant(gate["value"]), "passed" if gate["passed"] else "FAILED"]
+        limit = next(r["gates"][name]["limit"] for r in reports.values() if name in r["gates"])
+        rows.append([*row, significant(limit)])
+    head = ["gate", *(h for name in reports for h in (name, "")), "limit"]
+    note = "Against the float model on held-out recordings. A bundle that fails one is marked, and not served."
+    return card("gates", table(head, rows), note=note)
 
 
 def latency(source: Source) -> Section:

@@ -1,0 +1,192 @@
+"""Engines on the full-size bundles: whole actions from process start, bare layers, and the settings to choose from.
+
+Used by bench_7b_cpu.py, one call per process. Knows bundles and engines, not how they were made.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def act(folder: Path, engine: str, threads: int, runs: int, started: float) -> dict[str, Any]:
+    """From this process's start, with no file of the bundle in the page cache, to the first action; then by stage."""
+    dropped = drop_from_cache(folder)
+    import torch
+
+    from athena_vla.bundle import Bundle
+    from athena_vla.policy import Policy
+
+    torch.set_num_threads(threads)
+    bundle = Bundle.open(folder, verify=False)  # hashing 5 GB is timed by itself below
+    times: dict[str, list[float]] = {}
+    policy = Policy.of(bundle, engine, threads)  # pyright: ignore[reportArgumentType]
+    inner = policy.run
+
+    def run(name: str, inputs: Any) -> Any:
+        start = time.perf_counter()
+        outputs = inner(name, inputs)
+        times.setdefault(name, []).append(time.perf_counter() - start)
+        return outputs
+
+    policy = Policy(policy.robot, policy.normalizer, policy.model, run)
+    frame = bundle.golden.observations[0]
+    policy.act(frame)
+    first = time.perf_counter() - started
+    first_stages = {k: v[0] for k, v in times.items()}
+    times.clear()
+    whole = [timed(lambda: policy.act(frame)) for _ in range(runs)]
+    start = time.perf_counter()
+    bundle.verify()
+    result: dict[str, Any] = {
+        "status": "measured here",
+        "first_action_seconds": first,
+        "first_calls_s": first_stages,
+        "dropped_from_page_cache": dropped,
+        "verify_hashes_seconds": time.perf_counter() - start,
+        "act_median_s": float(np.median(whole)),
+        "act_best_s": min(whole),
+        "act_samples_s": whole,
+        "stages": {n: {"median_s": float(np.median(v)), "best_s": min(v), "n": len(v)} for n, v in times.items()},
+        "peak_resident_gb": status_gb("VmHWM"),
+        "resident_gb": status_gb("VmRSS"),
+        "anonymous_gb": status_gb("RssAnon"),
+        "threads": threads,
+        "settings": {k: bundle.manifest.stage_info.get(k) for k in ("accuracy_level", "session", "openvino")},
+    }
+    if "step" in times:
+        result["decode_tokens_per_second"] = 1.0 / float(np.median(times["step"]))
+        result["decode_best_tokens_per_second"] = 1.0 / min(times["step"])
+        result["bytes_per_token"] = bytes_per_token(bundle)
+    return result
+
+
+def bytes_per_token(bundle: Any) -> int:
+    """What one token must read in the canonical form: int4 codes with fp16 scales, the cache in fp16, 256 rows."""
+    text = bundle.spec.body.text
+    width, kv = text.width, text.kv_heads * text.head_width
+    weights = text.layers * (2 * width * text.heads * text.head_width + 2 * width * kv + 3 * width * text.mlp_width)
+    prompt = 1 + bundle.spec.body.patches + 30
+    cache = 2 * text.layers * kv * (prompt + bundle.spec.action_dim // 2) * 2
+    return int(weights * 4.125 / 8 + 256 * width * 2 + cache)
+
+
+def bare(folder: Path, threads: int, runs: int) -> dict[str, Any]:
+    """Only the 4-bit layers of the step graph, one after the other: what plain ONNX Runtime can reach at best."""
+    import onnx
+    import onnxruntime
+    from onnx import helper
+
+    model = onnx.load(str(folder / "weights" / "step.onnx"), load_external_data=False)
+    layers = [n for n in model.graph.node if n.op_type == "MatMulNBits" and _attribute(n, "bits") == 4]
+    sizes = sorted({_attribute(n, "K") for n in layers})
+    used = {name for n in layers for name in n.input[1:]}
+    inputs = [helper.make_tensor_value_info(f"x{k}", 1, ["rows", k]) for k in sizes]
+    outputs = []
+    for n in layers:
+        n.input[0] = f"x{_attribute(n, 'K')}"
+        outputs.append(helper.make_tensor_value_info(n.output[0], 1, ["rows", _attribute(n, "N")]))
+    graph = helper.make_graph(layers, "bare", inputs, outputs, [t for t in model.graph.initializer if t.name in used])
+    file = folder / "weights" / "bare.tmp.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version), str(file))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    try:
+        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    finally:
+        file.unlink()
+    result: dict[str, Any] = {"status": "measured here", "layers": len(layers), "threads": threads}
+    random = np.random.default_rng(0)
+    for rows, count in ((1, 4 * runs), (306, max(2, runs // 2))):
+        feed = {f"x{k}": random.standard_normal((rows, k)).astype(np.float32) for k in sizes}
+        session.run(None, feed)
+        samples = [timed(lambda feed=feed: session.run(None, feed)) for _ in range(count)]
+        result[f"rows_{rows}"] = {"median_s": float(np.median(samples)), "best_s": min(samples), "n": count}
+    result["peak_resident_gb"] = status_gb("VmHWM")
+    return result
+
+
+def settings(threads: int, small: bool) -> dict[str, Any]:
+    """Two layers' 4-bit matrices with every combination of block size, accuracy level and threads, in ONNX Runtime."""
+    width, mlp = (256, 512) if small else (4096, 11008)
+    rows: list[dict[str, Any]] = []
+    for block in (32, 64, 128):
+        for accuracy in (1, 4):
+            for count in sorted({1, threads}):
+                call = nbits_layers(width, mlp, block, accuracy, count)
+                for tokens, repeats in ((1, 12), (306, 2)):
+                    samples = [call(tokens) for _ in range(repeats + 1)][1:]
+                    rows.append(
+                        {"block": block, "accuracy": accuracy, "threads": count, "rows": tokens}
+                        | {"median_ms": 1e3 * float(np.median(samples)), "best_ms": 1e3 * min(samples)}
+                    )
+    return {"status": "measured here", "layers": 2, "rows": rows}
+
+
+def nbits_layers(width: int, mlp: int, block: int, accuracy: int, threads: int) -> Callable[[int], float]:
+    """Seconds of one pass over two layers' matrices, as a function of the number of rows."""
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    shapes = [(width, width)] * 4 + [(mlp, width)] * 2 + [(width, mlp)]
+    random, nodes, constants, outputs = np.random.default_rng(0), [], [], []
+    for i, (n, k) in enumerate(shapes * 2):
+        raw = random.integers(0, 256, n * k // 2, dtype=np.uint8)
+        shape = (n, k // block, block // 2)
+        constants.append(helper.make_tensor(f"w{i}", TensorProto.UINT8, shape, raw.tobytes(), raw=True))
+        scales = np.full(n * k // block, 0.01, np.float32)
+        constants.append(helper.make_tensor(f"s{i}", TensorProto.FLOAT, scales.shape, scales.tobytes(), raw=True))
+        options = {"K": k, "N": n, "bits": 4, "block_size": block, "accuracy_level": accuracy}
+        nodes.append(helper.make_node("MatMulNBits", [f"x{k}", f"w{i}", f"s{i}"], [f"y{i}"], **MS, **options))
+        outputs.append(helper.make_tensor_value_info(f"y{i}", 1, ["rows", n]))
+    inputs = [helper.make_tensor_value_info(f"x{k}", 1, ["rows", k]) for k in sorted({width, mlp})]
+    graph = helper.make_graph(nodes, "layers", inputs, outputs, constants)
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    session_options = onnxruntime.SessionOptions()
+    session_options.intra_op_num_threads, session_options.inter_op_num_threads = threads, 1
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), session_options, providers=["CPUExecutionProvider"]
+    )
+
+    def run(rows: int) -> float:
+        feed = {f"x{k}": np.ones((rows, k), np.float32) for k in sorted({width, mlp})}
+        return timed(lambda: session.run(None, feed))
+
+    return run
+
+
+MS = {"domain": "com.microsoft"}
+
+
+def drop_from_cache(folder: Path) -> bool:
+    """Ask the kernel to forget the bundle's files, so that a first action starts from the disk."""
+    if not hasattr(os, "posix_fadvise"):
+        return False
+    for file in files(folder):
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return True
+
+
+def files(folder: Path) -> Iterator[Path]:
+    return (f for f in folder.rglob("*") if f.is_file())
+
+
+def timed(call: Any) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def status_gb(key: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1]) / 1e6
+
+
+def _attribute(node: Any, name: str) -> int:
+    return next(a.i for a in node.attribute if a.name == name)
