@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from athena_vla.embodiment import Observation
 from athena_vla.errors import BlindPolicy, InvalidObservation
 from athena_vla.models import gates, openvla_chunk
-from athena_vla.models.architecture import ModelInput, Tensors
+from athena_vla.models.architecture import ModelInput, Tensors, run_torch
 from athena_vla.models.openvla_chunk import OpenVLAChunk
 
 RANDOM = np.random.default_rng(0)
@@ -143,8 +143,48 @@ def test_zeroed_projector_is_blind() -> None:
 def test_vision_that_does_not_run_exactly_once_is_refused(kind: type[OpenVLAChunk]) -> None:
     model = planted(kind)
     if kind is CachedVision:
-        gates.count_vision_calls(model, model.vision_modules())  # fills the cache
+        gates.count_vision_calls(model)  # fills the cache
     with pytest.raises(BlindPolicy, match="instead of once"):
+        gates.require_vision_runs_once(model)
+
+
+@pytest.mark.parametrize("times", [0, 1, 2])
+def test_vision_of_another_backend_is_counted_by_its_graph(times: int) -> None:
+    model = small_model()
+    run = run_torch(model)
+
+    def backend(name: str, inputs: Tensors) -> Tensors:
+        return run(name, inputs)
+
+    class Elsewhere(OpenVLAChunk):
+        """The host loop of an exported model: no weights, every graph through `run`."""
+
+        def run_vision(self, run: Any, inputs: Tensors) -> torch.Tensor:
+            patches = torch.zeros(1, 16, 32)
+            for _ in range(times):
+                patches = super().run_vision(run, inputs)
+            return patches
+
+    with torch.device("meta"):
+        weightless = Elsewhere(model.chunk_spec, model.tokenizer_files())
+    if times == 1:
+        assert gates.require_vision_runs_once(weightless, run=backend) == {"vision graph": 1}
+    else:
+        with pytest.raises(BlindPolicy, match=f"'vision graph' {times} times"):
+            gates.require_vision_runs_once(weightless, run=backend)
+
+
+@pytest.mark.parametrize("tower", ["featurizer", "fused_featurizer"])
+def test_a_tower_that_is_not_called_is_refused(tower: str) -> None:
+    """As a port does that falls back on one encoder: the other still makes the actions depend on the image."""
+    model = small_model()
+    backbone = model.body.vision_backbone
+    other, channels = (backbone.fused_featurizer, slice(3, 6))
+    if tower == "fused_featurizer":
+        other, channels = backbone.featurizer, slice(0, 3)
+    backbone.forward = lambda pixels: other(pixels[:, channels]).repeat(1, 1, 2)
+    assert gates.check_model(model).blind_to == ()
+    with pytest.raises(BlindPolicy, match=rf"\.{tower}' 0 times"):
         gates.require_vision_runs_once(model)
 
 

@@ -14,7 +14,7 @@ from athena_vla.bundle import Bundle
 from athena_vla.control import serve as server
 from athena_vla.control.service import ServeConfig
 from athena_vla.errors import BundleError
-from athena_vla.models.gates import require_sensitive
+from athena_vla.models.gates import require_sensitive, require_vision_runs_once
 from athena_vla.policy import Policy, require_replay
 
 
@@ -61,6 +61,7 @@ def open_policy(where: str | Path, backend: Name = "auto", threads: int = 1) -> 
     deviation = require_replay(policy, bundle)
     if bundle.manifest.stage != "base":  # the generic base has never been taught this robot's tasks
         require_sensitive(policy.act, bundle.golden.observations, proprio=policy.model.reads_state)
+    require_vision_runs_once(policy.model, f"Bundle '{bundle.path}'", policy.run)
     return policy, metadata(bundle, backend, deviation)
 
 

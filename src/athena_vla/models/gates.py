@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from athena_vla.embodiment import ActionChunk, Observation
 from athena_vla.errors import BlindPolicy, InvalidObservation
-from athena_vla.models.architecture import Architecture, ModelInput, Run, run_torch
+from athena_vla.models.architecture import Architecture, ModelInput, Run, Tensors, run_torch
 
 Act = Callable[[Observation], ActionChunk | NDArray[np.floating[Any]]]
 
@@ -128,17 +127,27 @@ def check_model(model: Architecture, run: Run | None = None, threshold: float = 
     return Sensitivity({k: float(v) for k, v in changes.items()}, threshold)
 
 
-def count_vision_calls(model: Architecture, modules: Sequence[str]) -> dict[str, int]:
-    """How often each named module runs in one decode; a vision tower that does not run cannot be looked through."""
-    counts = dict.fromkeys(modules, 0)
+def count_vision_calls(model: Architecture, run: Run | None = None) -> dict[str, int]:
+    """How often vision runs in one decode: each tower and the projector, by hooks, and where another backend runs the
+    model, its vision graph. Empty for a model that names no vision modules.
+    """
+    here = run is None or not any(p.is_meta for p in model.parameters())  # an exported model's weights are elsewhere
+    modules = model.vision_modules()
+    counts = dict.fromkeys(modules if here else ["vision graph"] * bool(modules), 0)
+    runner = run or run_torch(model)
 
-    def counter(name: str) -> Callable[..., None]:
-        def count(_module: nn.Module, _inputs: Any, _output: Any) -> None:
+    def hook(name: str) -> Callable[..., None]:
+        def count(*_: Any) -> None:
             counts[name] += 1
 
         return count
 
-    hooks = [model.get_submodule(name).register_forward_hook(counter(name)) for name in modules]
+    def counted(name: str, inputs: Tensors) -> Tensors:
+        if name == "vision" and not here:
+            counts["vision graph"] += 1
+        return runner(name, inputs)
+
+    hooks = [model.get_submodule(name).register_forward_hook(hook(name)) for name in modules] if here else []
     try:
         check = ModelInput(
             images=(np.zeros((64, 64, 3), np.uint8),) * model.spec.cameras,
@@ -147,16 +156,16 @@ def count_vision_calls(model: Architecture, modules: Sequence[str]) -> dict[str,
         )
         inputs = model.collate([check])
         with torch.inference_mode():
-            model.decode(run_torch(model), inputs, model.noise(1, torch.Generator().manual_seed(0)))
+            model.decode(counted, inputs, model.noise(1, torch.Generator().manual_seed(0)))
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in hooks:
+            handle.remove()
     return counts
 
 
-def require_vision_runs_once(model: Architecture, name: str = "The model") -> dict[str, int]:
+def require_vision_runs_once(model: Architecture, name: str = "The model", run: Run | None = None) -> dict[str, int]:
     """Vision towers and projector run exactly once per call. Raises `BlindPolicy`."""
-    counts = count_vision_calls(model, model.vision_modules())
+    counts = count_vision_calls(model, run)
     wrong = {module: count for module, count in counts.items() if count != 1}
     if wrong:
         told = ", ".join(f"'{module}' {count} times" for module, count in wrong.items())
