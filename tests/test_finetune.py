@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 from athena_vla.bundle import Bundle
 from athena_vla.data.dataset import BuildConfig, Dataset, build
-from athena_vla.errors import AthenaError, TrainingError
+from athena_vla.errors import AthenaError, DatasetError, TrainingError
 from athena_vla.finetune import PRESETS, FinetuneConfig, checkpoint, features, finetune, loop, stage
-from athena_vla.finetune.batches import Order
+from athena_vla.finetune.batches import Loader, Order
 from athena_vla.finetune.log import read
 from athena_vla.policy import Policy, require_replay
 from recordings import clean, write
@@ -238,6 +238,83 @@ def test_activation_checkpointing_changes_no_gradient(world, tmp_path):
     finetune(config(world, tmp_path / "less", gradient_checkpointing=True, **common))
     a, b = weights(tmp_path / "plain"), weights(tmp_path / "less")
     assert all(torch.allclose(a[k], b[k], atol=1e-6) for k in a)
+
+
+@pytest.mark.parametrize("cache", ["never", "always"])
+def test_workers_prepare_the_very_same_batches(world, tmp_path, cache):
+    common = {"max_steps": 4, "accumulation": 2, "batch": 2, "state_noise": 0.1, "cache_features": cache}
+    finetune(config(world, tmp_path / "one", **common))
+    finetune(config(world, tmp_path / "two", workers=2, **common))
+    a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_an_error_in_a_worker_is_its_sentence(world, tmp_path, monkeypatch):
+    def broken(self, indices, step):
+        raise DatasetError("episode_0003 frame 7 cannot be read.")
+
+    monkeypatch.setattr(Loader, "training", broken)
+    with pytest.raises(TrainingError, match=r"^episode_0003 frame 7 cannot be read\.$"):
+        finetune(config(world, tmp_path / "policy", workers=1, cache_features="never"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's compiler means to hide it
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_layers_give_the_same_weights(world, tmp_path, monkeypatch, checkpointing):
+    """Traced and differentiated by torch.compile; generating C++ for it takes minutes and is torch's own business."""
+    compiled = []
+
+    def trace(function, **options):
+        compiled.append(function)
+        return original(function, backend="aot_eager", **options)
+
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", trace)
+    common = {"precision": "fp32", "max_steps": 2, "augment": False, "gradient_checkpointing": checkpointing}
+    finetune(config(world, tmp_path / "plain", **common))
+    finetune(config(world, tmp_path / "compiled", compile=True, **common))
+    ours = [f for f in compiled if getattr(f, "__name__", "") == "forward"]  # bitsandbytes compiles its own
+    assert len(ours) == 2, "both decoder layers"
+    a, b = weights(tmp_path / "plain"), weights(tmp_path / "compiled")
+    # Adam's first steps divide gradients by their size: rounding shows more than it weighs.
+    assert all(torch.allclose(a[k], b[k], atol=1e-4) for k in a)
+    bundle = Bundle.open(tmp_path / "compiled")
+    assert require_replay(Policy.of(bundle), bundle)["max_rad"] == 0.0, "golden answers are of the model as written"
+
+
+@pytest.mark.parametrize("optimizer", ["adamw8bit", "paged_adamw8bit"])
+def test_8_bit_adamw_learns_and_resumes_to_the_same_weights(world, tmp_path, monkeypatch, optimizer):
+    """Rank 32 makes factors of 4,096 numbers, from which on bitsandbytes keeps moments in 8 bits."""
+    whole = config(world, tmp_path / "whole", optimizer=optimizer, rank=32, max_steps=4, checkpoint_every=2)
+    finetune(whole)
+    moments = load_file(whole.run_folder / "checkpoints" / "step-000004" / "optimizer.safetensors")
+    assert any(t.dtype == torch.uint8 for t in moments.values())
+    broken = dataclasses.replace(whole, out=tmp_path / "broken")
+    original = loop.Trainer._step
+
+    def dies(self, step):
+        if step == 3:
+            raise KeyboardInterrupt
+        return original(self, step)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.Trainer, "_step", dies)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(broken)
+    finetune(broken)
+    a, b = weights(whole.out), weights(broken.out)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_weights_and_biases_runs_offline_with_no_account(world, tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    cfg = config(world, tmp_path / "policy", wandb="offline", max_steps=2)
+    finetune(cfg)
+    runs = list((cfg.run_folder / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert len(runs) == 1
+    assert runs[0].stat().st_size > 500
 
 
 def test_early_stopping_keeps_the_best(world, tmp_path, capsys):

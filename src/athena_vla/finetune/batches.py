@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from athena_vla.data.augment import AugmentConfig, augment
 from athena_vla.data.dataset import Dataset
 from athena_vla.data.episode import Sample
+from athena_vla.errors import AthenaError, TrainingError
 from athena_vla.finetune.config import FinetuneConfig
 from athena_vla.finetune.features import Features
 from athena_vla.models.architecture import Architecture, Tensors
@@ -32,6 +34,11 @@ class Batch:
     target: Tensor  # [B, H, D] in [-1, 1]
     valid: Tensor  # [B, H]
     samples: tuple[int, ...]  # indices into the dataset, to name them when something is wrong
+
+    def pin_memory(self) -> "Batch":
+        """Where a GPU can fetch it while it computes; called by torch's loader."""
+        inputs = {k: v.pin_memory() for k, v in self.inputs.items()}
+        return Batch(inputs, self.target.pin_memory(), self.valid.pin_memory(), self.samples)
 
 
 class Order:
@@ -110,6 +117,25 @@ class Loader:
             batch.inputs["state"] = state + torch.from_numpy(noise)
         return batch
 
+    def ahead(self, order: Order, first: int, steps: int, rank: int) -> Iterator[Batch]:
+        """The training batches of steps `first` to `steps` in process `rank`, prepared by `workers` processes.
+
+        Raises what preparing raised.
+        """
+        rows = _Rows(self, order, first, steps, rank)
+        # A batch depends on seed and step alone, so workers need no state and no seed of torch's.
+        for batch in DataLoader(
+            rows,
+            batch_size=None,
+            num_workers=self.config.workers,
+            pin_memory=torch.cuda.is_available() and self.config.device != "cpu",
+            prefetch_factor=2 if self.config.workers else None,
+            multiprocessing_context="fork" if self.config.workers else None,
+        ):
+            if isinstance(batch, str):
+                raise TrainingError(batch)
+            yield batch
+
     def plain(self, indices: Sequence[int]) -> Batch:
         """As the robot will see it: for evaluation."""
         return self._batch(indices, [self.dataset[i] for i in indices], [0] * len(indices))
@@ -132,3 +158,25 @@ class Loader:
             torch.from_numpy(np.stack([s.valid for s in samples])),
             tuple(indices),
         )
+
+
+class _Rows(torch.utils.data.Dataset[Batch | str]):
+    """One process's forward passes, in order; an error of ours travels as its sentence, not as a traceback."""
+
+    def __init__(self, loader: Loader, order: Order, first: int, steps: int, rank: int) -> None:
+        self.loader, self.order, self.first, self.rank = loader, order, first, rank
+        self.parts = loader.config.accumulation
+        self.count = (steps - first) * self.parts
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int, /) -> Batch | str:
+        if index >= self.count:
+            raise IndexError(index)
+        ahead, part = divmod(index, self.parts)
+        step = self.first + ahead
+        try:
+            return self.loader.training(self.order.micro_batch(step, part, self.rank), step)
+        except AthenaError as error:
+            return str(error)

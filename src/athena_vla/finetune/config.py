@@ -76,7 +76,7 @@ class FinetuneConfig:
     clip_norm: float = 1.0
     """Largest gradient norm; 0 = no clipping."""
     optimizer: Optimizer = "adamw"
-    """adamw8bit and paged_adamw8bit need bitsandbytes."""
+    """adamw8bit keeps moments in 8 bits (bitsandbytes); paged: moments move to the host where GPU memory runs short."""
     batch: int = 1
     """Samples per process and forward pass."""
     accumulation: int = 16
@@ -90,7 +90,7 @@ class FinetuneConfig:
     gradient_checkpointing: bool = False
     """Recompute each decoder layer in the backward pass: less memory, a third more time."""
     compile: bool = False
-    """torch.compile the decoder layers; no gain on CPUs."""
+    """torch.compile the decoder layers: worth it on GPUs in long runs; on CPUs it takes a minute and gains nothing."""
     seed: int = 0
     """Of everything drawn: order, augmentation, dropout, new weights."""
 
@@ -108,7 +108,8 @@ class FinetuneConfig:
     cache_features: Literal["auto", "never", "always"] = "auto"
     """Compute frozen vision features once per picture. auto: where no vision weight trains and they fit the disk."""
     workers: int = 0
-    """Loader processes for pictures; 0 = in the training process."""
+    """Processes that prepare batches ahead of the training process, into pinned memory where there is a GPU; 0 = none:
+    enough with cached features. The batches are the same for any number."""
 
     # Bookkeeping
     log_every: int = 10
@@ -198,7 +199,7 @@ _LORA_FIELDS = (
 )
 # Where it lies, how it is watched and how often it is saved changes no weight. The data is compared by its hash.
 _NO_EFFECT = frozenset(
-    {"data", "robot", "out", "model", "log_every", "checkpoint_every", "keep", "resume", "tensorboard", "wandb", "progress"}
+    {"data", "out", "model", "log_every", "checkpoint_every", "keep", "resume", "tensorboard", "wandb", "progress"}
     | {"robot", "workers"}
 )
 

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,6 +82,7 @@ class Trainer:
             self.wrapped, self.optimizer = accelerator.prepare(self.root, optimizer)
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.last_good = 0
+        self.batches: Iterator[Batch] = iter(())
 
     def train(self, identity: dict[str, Any]) -> int:
         """All steps, from the last checkpoint where there is one; returns the number of steps done.
@@ -91,6 +93,9 @@ class Trainer:
         self.wrapped.train()
         lora.trust_autocast(self.model, on=self.accelerator.mixed_precision != "no")
         lora.fuse_forward(self.model, on=self.accelerator.device.type == "cpu" and not self.sharded)
+        if self.config.compile:
+            self.model.compile_layers(on=True)
+        self.batches = self.loader.ahead(self.order, first, self.steps, self.accelerator.process_index)
         started = time.monotonic()
         for step in self.log.track(range(first, self.steps), first, self.steps):
             self._set_rates(step)
@@ -164,7 +169,7 @@ class Trainer:
         total = 0.0
         rank = self.accelerator.process_index
         for part in range(self.config.accumulation):
-            batch = self.loader.training(self.order.micro_batch(step, part, rank), step)
+            batch = next(self.batches)
             # Dropout draws from torch's generator: its state follows from the step, so nothing has to be stored.
             torch.manual_seed(_mix(self.config.seed, step, part, rank))
             last = part == self.config.accumulation - 1
@@ -259,7 +264,8 @@ def make_optimizer(
     if config.optimizer == "adamw":
         return torch.optim.AdamW(listed, fused=True)
     bnb = four_bit.library(f"for --optimizer {config.optimizer}")
-    kind = bnb.optim.PagedAdamW8bit if config.optimizer == "paged_adamw8bit" else bnb.optim.AdamW8bit
+    paged = config.optimizer == "paged_adamw8bit" and next(iter(parameters.values())).is_cuda  # pages are a GPU's
+    kind = bnb.optim.PagedAdamW8bit if paged else bnb.optim.AdamW8bit
     return kind(listed)
 
 

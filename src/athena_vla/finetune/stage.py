@@ -236,6 +236,8 @@ def _answers(trainer: Trainer, dataset: Dataset) -> tuple[Golden, dict[str, Any]
     model = trainer.model
     lora.trust_autocast(model, on=False)
     lora.fuse_forward(model, on=False)
+    if trainer.config.compile:
+        model.compile_layers(on=False)
     model.eval()
     small = sum(p.numel() for p in model.parameters()) < _LARGE
     if not trainer.sharded and small:

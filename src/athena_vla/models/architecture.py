@@ -124,6 +124,10 @@ class Architecture(nn.Module, ABC):
         """Recompute layers in the backward pass instead of keeping what is inside them. Raises `ModelError`."""
         raise ModelError(f"The {self.family} family cannot recompute its layers; train without gradient checkpointing.")
 
+    def compile_layers(self, *, on: bool) -> None:
+        """Run the repeated layers through torch.compile, or as written again. Raises `ModelError`."""
+        raise ModelError(f"The {self.family} family has no layers to compile; train without --compile.")
+
     @abstractmethod
     def rebind(self, spec: Spec) -> "Architecture":
         """The same body with heads for another robot (action and state size, cameras, horizon); heads start fresh."""

@@ -106,6 +106,13 @@ class VisionLanguageModel(Architecture):
     def checkpoint_layers(self) -> None:
         self.body.language_model.checkpointing = True
 
+    def compile_layers(self, *, on: bool) -> None:
+        for layer in self.body.language_model.model.layers:
+            # Layers alone, not the whole: one compilation serves them all. Prompts differ in length, hence dynamic.
+            layer.__dict__.pop("forward", None)
+            if on:
+                layer.forward = torch.compile(layer.forward, dynamic=True)
+
     def tokenizer_files(self) -> dict[str, bytes]:
         return dict(self.prompter.files)
 
