@@ -14,6 +14,7 @@ from athena_vla.errors import ExportError, MissingDependency, UnknownName
 from athena_vla.models.architecture import Tensors
 
 RECORD = "engines.json"  # written by the bundle's device/build_on_device.py
+DEVICE = "cuda"
 
 
 class TensorRT:
@@ -42,7 +43,7 @@ class TensorRT:
             if engine.get_tensor_mode(port) == self.tensorrt.TensorIOMode.INPUT:
                 if port not in inputs:
                     raise ExportError(f"Graph '{name}' needs the input '{port}'; it was given {sorted(inputs)}.")
-                held[port] = inputs[port].to(device="cuda", dtype=kind).contiguous()
+                held[port] = inputs[port].to(device=DEVICE, dtype=kind).contiguous()
                 if not context.set_input_shape(port, tuple(held[port].shape)):
                     raise ExportError(
                         f"Graph '{name}': input '{port}' of shape {list(held[port].shape)} is outside the engine's "
@@ -53,7 +54,7 @@ class TensorRT:
             port = engine.get_tensor_name(i)
             if engine.get_tensor_mode(port) != self.tensorrt.TensorIOMode.INPUT:
                 kind = _torch_type(self.tensorrt, engine.get_tensor_dtype(port))
-                outputs[port] = torch.empty(tuple(context.get_tensor_shape(port)), dtype=kind, device="cuda")
+                outputs[port] = torch.empty(tuple(context.get_tensor_shape(port)), dtype=kind, device=DEVICE)
                 context.set_tensor_address(port, outputs[port].data_ptr())
         if not context.execute_async_v3(stream.cuda_stream):
             raise ExportError(f"TensorRT could not run graph '{name}' of '{self.folder}'; see its messages above.")

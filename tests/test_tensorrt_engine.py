@@ -1,0 +1,139 @@
+"""The TensorRT runner against a stand-in for the library (no engine was ever run): order of calls, bindings, refusals.
+
+The stand-in executes a graph by reading and writing the very addresses it was given, so a binding that is wrong, stale
+or set before its shape shows in the numbers.
+"""
+
+import ctypes
+import hashlib
+import json
+import sys
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from athena_vla import tensorrt_engine
+from athena_vla.errors import ExportError, UnknownName
+from athena_vla.tensorrt_engine import TensorRT
+
+PORTS = {"x": "FLOAT", "ids": "INT64", "y": "HALF"}
+INPUTS = ("x", "ids")
+
+
+class Context:
+    """y = 2 x + sum(ids), in half precision, computed from addresses at execution."""
+
+    def __init__(self, longest: int = 16) -> None:
+        self.calls: list[tuple[str, str]] = []
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+        self.longest = longest
+        self.works = True
+        names = list(PORTS)
+        self.engine = SimpleNamespace(
+            num_io_tensors=len(names),
+            get_tensor_name=names.__getitem__,
+            get_tensor_dtype=PORTS.__getitem__,
+            get_tensor_mode=lambda port: "INPUT" if port in INPUTS else "OUTPUT",
+        )
+
+    def set_input_shape(self, port: str, shape: tuple[int, ...]) -> bool:
+        self.calls.append(("shape", port))
+        self.shapes[port] = shape
+        return shape[-1] <= self.longest
+
+    def get_tensor_shape(self, port: str) -> tuple[int, ...]:
+        assert set(self.shapes) == set(INPUTS), "an output's shape is known once all input shapes are set"
+        self.calls.append(("output shape", port))
+        return self.shapes["x"]
+
+    def set_tensor_address(self, port: str, address: int) -> None:
+        self.calls.append(("address", port))
+        self.addresses[port] = address
+
+    def execute_async_v3(self, stream: int) -> bool:
+        assert stream == 7
+        self.calls.append(("execute", ""))
+        assert set(self.addresses) == set(PORTS)
+
+        def view(port: str, kind: type) -> np.ndarray:
+            shape = self.shapes.get(port, self.shapes["x"])
+            size = int(np.prod(shape)) * np.dtype(kind).itemsize
+            raw = (ctypes.c_char * size).from_address(self.addresses[port])
+            return np.frombuffer(raw, dtype=kind).reshape(shape)
+
+        if self.works:
+            view("y", np.float16)[:] = 2 * view("x", np.float32) + view("ids", np.int64).sum()
+        return self.works
+
+
+@pytest.fixture
+def context(monkeypatch) -> Context:
+    made = Context()
+    module = ModuleType("tensorrt")
+    kinds = {k: k for k in ("FLOAT", "HALF", "INT32", "INT64", "BOOL")}
+    module.__dict__.update(
+        __version__="10.3.0",
+        Logger=type("Logger", (), {"WARNING": 1, "__init__": lambda self, level: None}),
+        Runtime=lambda logger: SimpleNamespace(
+            deserialize_cuda_engine=lambda plan: SimpleNamespace(create_execution_context=lambda: made)
+        ),
+        TensorIOMode=SimpleNamespace(INPUT="INPUT", OUTPUT="OUTPUT"),
+        DataType=SimpleNamespace(**kinds),
+    )
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    monkeypatch.setattr(tensorrt_engine, "DEVICE", "cpu")
+    stream = SimpleNamespace(cuda_stream=7, synchronize=lambda: made.calls.append(("synchronize", "")))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: "Orin")
+    return made
+
+
+@pytest.fixture
+def runner(context, tmp_path) -> TensorRT:
+    for name, content in (("g.onnx", b"onnx"), ("g.plan", b"plan")):
+        (tmp_path / name).write_bytes(content)
+    entry = {
+        "status": "built",
+        "tensorrt": "10.3.0",
+        "device": {"gpu": "Orin"},
+        "onnx_sha256": hashlib.sha256(b"onnx").hexdigest(),
+        "plan_sha256": hashlib.sha256(b"plan").hexdigest(),
+    }
+    (tmp_path / "engines.json").write_text(json.dumps({"engine": "tensorrt", "graphs": {"g": entry}}))
+    return TensorRT(tmp_path, {})
+
+
+def test_the_numbers_come_from_the_bound_memory(runner, context) -> None:
+    x = torch.randn(2, 6).t()  # not contiguous, as a caller may have it
+    ids = torch.tensor([[1, 2, 3]], dtype=torch.int32)  # another integer type than the engine's
+    y = runner("g", {"x": x, "ids": ids, "unused": torch.zeros(1)})["y"]
+    assert y.dtype == torch.float16
+    torch.testing.assert_close(y, (2 * x + 6).half())
+    # A second call with other shapes binds anew and leaves the first answer alone.
+    kept = y.clone()
+    longer = runner("g", {"x": torch.ones(1, 8), "ids": torch.tensor([[5]])})["y"]
+    torch.testing.assert_close(longer, torch.full((1, 8), 7.0).half())
+    torch.testing.assert_close(y, kept, rtol=0, atol=0)
+
+
+def test_shapes_before_outputs_before_execution_before_synchronisation(runner, context) -> None:
+    runner("g", {"x": torch.ones(1, 2), "ids": torch.tensor([[1]])})
+    kinds = [kind for kind, _ in context.calls]
+    assert kinds.index("output shape") > max(i for i, k in enumerate(kinds) if k == "shape")
+    assert kinds[-2:] == ["execute", "synchronize"]
+    assert {port for kind, port in context.calls if kind == "address"} == set(PORTS)
+
+
+def test_refusals_are_one_sentence(runner, context) -> None:
+    with pytest.raises(ExportError, match=r"needs the input 'ids'; it was given \['x'\]"):
+        runner("g", {"x": torch.ones(1, 2)})
+    with pytest.raises(ExportError, match=r"'x' of shape \[1, 17\] is outside the engine's profile"):
+        runner("g", {"x": torch.ones(1, 17), "ids": torch.tensor([[1]])})
+    with pytest.raises(UnknownName, match="'other'"):
+        runner("other", {})
+    context.works = False
+    with pytest.raises(ExportError, match="could not run graph 'g'"):
+        runner("g", {"x": torch.ones(1, 2), "ids": torch.tensor([[1]])})
