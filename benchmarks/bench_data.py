@@ -1,34 +1,42 @@
 """Data path against lerobot on the same machine and recordings: writing, random reading, checking, memory.
 
 ATHENA_LEROBOT_PYTHON names the Python of an environment with the real lerobot (`make interop` makes one); without it
-only our own numbers are measured. Writes benchmarks/data.json.
+only our own numbers are measured. Pictures are those of a real recording where ../shared/data holds it, else drawn.
+Writes benchmarks/data.json.
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
-import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import av
 import numpy as np
 
 from athena_vla import embodiment
+from athena_vla.data import dataset as dataset_module
 from athena_vla.data.check import CheckConfig, check
-from athena_vla.data.dataset import BuildConfig, Dataset, build
+from athena_vla.data.dataset import Dataset
 from athena_vla.data.episode import Episode
+from athena_vla.data.formats import open_recording
 from athena_vla.data.formats.isaac_folder import write_episode
 from athena_vla.data.formats.lerobot_rows import episode_rows, features_of
 from athena_vla.data.formats.lerobot_write import LeRobotV3Writer
-from athena_vla.data.formats.video import VideoFrames, encode_video
+from athena_vla.data.formats.video import VideoFrames
+from athena_vla.data.prepare import resize
 
 HERE = Path(__file__).resolve().parent
+REAL = HERE.parents[1] / "shared/data/g1_inspire_v21"
 LEROBOT = os.environ.get("ATHENA_LEROBOT_PYTHON", "")
-EPISODES, LENGTH, SIZE, HORIZON, READS = 10, 60, 224, 16, 400
+EPISODES, LENGTH, SIZE, HORIZON, READS = 10, 60, 224, 16, 100
 
 
 class Held:
@@ -44,28 +52,42 @@ class Held:
         return self.images[index]
 
 
-def scene(length: int, height: int, width: int, seed: int) -> np.ndarray:
-    """A smooth picture with a moving square: compresses as a rendered scene does."""
-    y, x = np.mgrid[0:height, 0:width]
-    base = np.stack([(x + seed * 7) % 256, (y * 2) % 256, (x + y) // 2 % 256], axis=-1).astype(np.uint8)
-    images = np.repeat(base[None], length, axis=0)
-    for t, image in enumerate(images):
-        place = 5 + 2 * t % (min(height, width) - 40)
-        image[place : place + 24, place : place + 24] = (240, 80, 40)
-    return images
+def drawn(seed: int) -> Iterator[np.ndarray]:
+    """Without the real recording: smooth shapes under camera noise, with a square that moves."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:480, 0:640]
+    base = np.stack([128 + 90 * np.sin((x + seed * 7) / (29 + 9 * c)) * np.cos(y / 41) for c in range(3)], axis=-1)
+    for t in range(LENGTH):
+        image = np.clip(base + rng.normal(0, 4, base.shape), 0, 255).astype(np.uint8)
+        image[200:260, 5 * t : 5 * t + 60] = (240, 80, 40)
+        yield image
 
 
-def episodes(count: int, length: int, size: int) -> list[Episode]:
+def pictures(count: int, length: int) -> tuple[list[np.ndarray], str]:
+    """(per episode [length, 224, 224, 3], where they come from)."""
+    if not REAL.is_dir():
+        each = [itertools.islice(drawn(k), length) for k in range(count)]
+        return [np.stack([resize(i, (SIZE, SIZE)) for i in images]) for images in each], "drawn"
+    recording = open_recording(REAL)
+    found = []
+    for k in range(count):
+        stream = recording.read(recording.ids()[k % len(recording.ids())]).cameras["cam_high"]
+        first = length * (k // len(recording.ids()))
+        found.append(np.stack([resize(stream[first + i], (SIZE, SIZE)) for i in range(length)]))
+    return found, "a real Unitree G1, head camera, 640x480 AV1, resized to 224x224"
+
+
+def episodes(images: list[np.ndarray]) -> list[Episode]:
     robot = embodiment.load("athena")
     made = []
-    for k in range(count):
-        t = np.arange(length)[:, None] / 10
+    for k, each in enumerate(images):
+        t = np.arange(len(each))[:, None] / 10
         q = (robot.default + 0.1 * np.sin(t + np.arange(robot.state_dim) + k)).astype(np.float32)
         made.append(
             Episode(
                 id=f"episode_{k:05d}", fps=10.0, joint_names=robot.action_joints, actions=q[:, robot.action_index],
-                state_names=robot.joint_names, states=q, timestamps=np.arange(length) / 10.0,
-                cameras={"head": Held(scene(length, size, size, k))}, instructions=("touch the red box",), success=True,
+                state_names=robot.joint_names, states=q, timestamps=np.arange(len(each)) / 10.0,
+                cameras={"head": Held(each)}, instructions=("touch the red box",), success=True,
             )
         )  # fmt: skip
     return made
@@ -76,25 +98,83 @@ def lerobot(*words: str) -> float | None:
         return None
     surroundings = {**os.environ, "PYTHONPATH": str(HERE.parent / "interop"), "HF_HUB_OFFLINE": "1"}
     script = HERE.parent / "interop" / "lerobot_opens.py"
-    done = subprocess.run([LEROBOT, script, *words], capture_output=True, text=True, env=surroundings, check=True)
+    done = subprocess.run([LEROBOT, script, *words], capture_output=True, text=True, env=surroundings, check=False)
+    if done.returncode:
+        sys.exit(f"lerobot failed on {words}:\n{done.stderr[-2000:]}")
     return float(json.loads(done.stdout.splitlines()[-1]))
 
 
-def write_ours(made: list[Episode], out: Path) -> float:
+def write_ours(made: list[Episode], out: Path, video: bool = False) -> float:
     start = time.perf_counter()
-    features = features_of(made[0], video=False, language=False)
+    features = features_of(made[0], video=video, language=False)
     writer = LeRobotV3Writer(out, features, 10.0, "athena")
     for episode in made:
-        columns, stats, videos = episode_rows(episode, writer.features, out)
+        columns, stats, videos = episode_rows(episode, writer.features, out / ".videos")
         writer.add(columns, len(episode), list(episode.instructions), stats, videos)
     writer.finish()
     return time.perf_counter() - start
 
 
+def against(ours: float, theirs: float | None, is_rate: bool = False) -> dict[str, float | None]:
+    ratio = None if theirs is None else ours / theirs if is_rate else theirs / ours
+    return {"ours": ours, "lerobot": theirs, "ratio": ratio}
+
+
+def writing(made: list[Episode], folder: Path) -> dict[str, object]:
+    """[s] for the same frames; lerobot runs after ours, in its own process, its imports not counted."""
+    arrays = folder / "arrays.npz"
+    np.savez(
+        arrays,
+        images=np.concatenate([e.cameras["head"].images for e in made]),  # pyright: ignore[reportAttributeAccessIssue]
+        actions=np.concatenate([e.actions for e in made]),
+        states=np.concatenate([e.states for e in made]),
+        lengths=np.array([len(e) for e in made]),
+    )
+    return {
+        "single pictures": against(
+            write_ours(made, folder / "ours"), lerobot("writes", str(arrays), str(folder / "theirs"), "image")
+        ),
+        "video, each its own default (h264 crf 18, AV1 crf 30)": against(
+            write_ours(made, folder / "ours_video", video=True),
+            lerobot("writes", str(arrays), str(folder / "theirs_video"), "video"),
+        ),
+    }
+
+
+def rate(dataset: Dataset, reads: int) -> float:
+    order = np.random.default_rng(0).integers(0, len(dataset), reads)
+    start = time.perf_counter()
+    for i in order:
+        dataset[int(i)]
+    return reads / (time.perf_counter() - start)
+
+
+def reading(source: Path, folder: Path, reads: int) -> dict[str, object]:
+    """Random training samples per second, from the set lerobot wrote: both read the same files."""
+    started = time.perf_counter()
+    dataset = Dataset.open(source, robot="athena", horizon=HORIZON)
+    prepared = time.perf_counter() - started
+    theirs = lerobot("reads", str(source), str(reads), str(HORIZON))
+    share, dataset_module.DISK_SHARE = dataset_module.DISK_SHARE, -1.0
+    stored = rate(dataset, reads)
+    dataset_module.DISK_SHARE = share
+    started = time.perf_counter()
+    dataset = Dataset.open(source, robot="athena", horizon=HORIZON)
+    dataset.cache_frames()
+    once = time.perf_counter() - started
+    shutil.rmtree(dataset.path)
+    return {
+        "decoded when asked for": against(stored, theirs, is_rate=True),
+        "from the memory map (default)": against(rate(dataset, 20 * reads), theirs, is_rate=True),
+        "seconds once": {"statistics and splits": prepared, "memory map": once},
+    }
+
+
 def peak_memory(count: int, folder: Path) -> float:
     """[MiB] peak of a fresh process that builds a set of `count` episodes."""
     root = folder / f"in{count}"
-    for episode in episodes(1, 20, 64):
+    small = [np.stack([resize(i, (64, 64)) for i in pictures(1, 20)[0][0]])]
+    for episode in episodes(small):
         for k in range(count):
             write_episode(root, Episode(**{**vars(episode), "id": f"e{k:05d}", "actions": episode.actions + 1e-4 * k}))
     code = (
@@ -106,72 +186,98 @@ def peak_memory(count: int, folder: Path) -> float:
     return float(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
 
 
+def h264(images: Iterator[np.ndarray], path: Path) -> None:
+    """As lerobot encodes h264: crf 30, a key frame every 2 frames."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.height, stream.width, stream.pix_fmt = 480, 640, "yuv420p"
+        stream.options = {"g": "2", "crf": "30"}
+        for image in images:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def decode_all(path: Path) -> int:
+    with av.open(str(path)) as container:
+        container.streams.video[0].codec_context.thread_count = 1
+        return sum(1 for _ in container.decode(container.streams.video[0]))
+
+
+def checking(folder: Path) -> dict[str, object]:
+    """Seconds of recording checked per second of one core; beside it what only decoding the video would take."""
+    if not REAL.is_dir():
+        return {"left out": "the real recording is not here"}
+    shutil.copytree(REAL, folder / "h264", ignore=shutil.ignore_patterns("videos"))
+    for source in sorted(REAL.rglob("*.mp4")):
+        target = folder / "h264" / source.relative_to(REAL)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        stream = VideoFrames(source)
+        h264((stream[i] for i in range(len(stream))), target)
+    found: dict[str, object] = {}
+    for name, path in (("AV1", REAL), ("h264", folder / "h264")):
+        info = open_recording(path).info()
+
+        def speed(work: Callable[[], object], seconds: float = info.duration) -> float:
+            start = time.process_time()
+            work()
+            return seconds / (time.process_time() - start)
+
+        def run(every: bool, path: Path = path) -> None:
+            assert check(CheckConfig(input=path, every_picture=every)).frames == 1617
+
+        found[f"640x480 {name}"] = {
+            "times real time": speed(lambda run=run: run(False)),
+            "with --every-picture": speed(lambda run=run: run(True)),
+            "only decoding": speed(lambda path=path: [decode_all(v) for v in sorted(path.rglob("*.mp4"))]),
+            "seconds of recording": info.duration,
+        }
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tenth of the work, no memory measurement, prints only")
-    quick = parser.parse_args().quick
+    parser.add_argument("--out", type=Path, default=HERE / "data.json")
+    arguments = parser.parse_args()
+    quick = arguments.quick
     count, length, reads = (3, 30, 60) if quick else (EPISODES, LENGTH, READS)
-    result: dict[str, object] = {
-        "command": "python benchmarks/bench_data.py",
-        "machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "load_at_start": os.getloadavg()},
-        "python": platform.python_version(),
-        "setting": {"episodes": count, "length": length, "pixels": SIZE, "horizon": HORIZON, "pictures": "PNG"},
-    }
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
-        made = episodes(count, length, SIZE)
-        stacked = {
-            "images": np.concatenate([e.cameras["head"].images for e in made]),
-            "actions": np.concatenate([e.actions for e in made]),
-            "states": np.concatenate([e.states for e in made]),
-            "lengths": np.array([len(e) for e in made]),
+        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+        images, origin = pictures(count, length)
+        result: dict[str, object] = {
+            "command": "python benchmarks/bench_data.py",
+            "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "load_at_start": os.getloadavg()[0]},
+            "versions": {"python": platform.python_version(), "av": av.__version__, "lerobot": _lerobot_version()},
+            "setting": {"episodes": count, "frames each": length, "pixels": SIZE, "chunk": HORIZON, "pictures": origin},
         }
-        np.savez(folder / "arrays.npz", **stacked)
-        ours = write_ours(made, folder / "ours")
-        theirs = lerobot("writes", str(folder / "arrays.npz"), str(folder / "theirs"))
-        result["write_seconds"] = {"ours": ours, "lerobot": theirs, "ratio": theirs / ours if theirs else None}
-        for episode in made:
-            write_episode(folder / "rec", episode)
-        start = time.perf_counter()
-        build(BuildConfig(input=folder / "rec", out=folder / "set", robot="athena", horizon=HORIZON, annotate=False))
-        result["build_seconds"] = time.perf_counter() - start
-        start = time.perf_counter()
-        dataset = Dataset.open(folder / "set")
-        dataset.cache_frames()
-        cache = time.perf_counter() - start
-        order = np.random.default_rng(0).integers(0, len(dataset), 20 * reads)
-        start = time.perf_counter()
-        for i in order:
-            dataset[int(i)]
-        rate = len(order) / (time.perf_counter() - start)
-        theirs = lerobot("reads", str(folder / "set"), str(reads), str(HORIZON))
-        result["read_samples_per_second"] = {
-            "ours": rate, "cache_seconds_once": cache, "lerobot": theirs, "ratio": rate / theirs if theirs else None,
-        }  # fmt: skip
-        result["check"] = check_speed(folder)
+        made = episodes(images)
+        result["writing [s]"] = writing(made, folder)
+        if LEROBOT:
+            result["random training samples [1/s]"] = {
+                "single pictures": reading(folder / "theirs", folder, reads),
+                "video (AV1), lerobot with PyAV: torchcodec does not load here": reading(
+                    folder / "theirs_video", folder, reads
+                ),
+            }
+        result["checking, per core"] = checking(folder)
         if quick:
             print(json.dumps(result, indent=1))
             return
         few, many = peak_memory(10, folder), peak_memory(1000, folder)
-        result["build_peak_mib"] = {"10 episodes": few, "1000 episodes": many, "growth": many / few - 1}
-    result["own_peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    (HERE / "data.json").write_text(json.dumps(result, indent=1) + "\n")
+        result["peak memory of a build [MiB]"] = {"10 episodes": few, "1000 episodes": many, "growth": many / few - 1}
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
 
-def check_speed(folder: Path) -> dict[str, float]:
-    """Seconds of 30 Hz 640x480 h264 video checked per second of one core."""
-    from athena_vla.data.check.cameras import scan_camera
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), platform.machine())
 
-    encode_video(folder / "v.mp4", scene(600, 480, 640, 0), 30.0)
-    episode = episodes(1, 600, 8)[0]
-    start = time.process_time()
-    scan_camera(Episode(**{**vars(episode), "fps": 30.0}), "head", VideoFrames(folder / "v.mp4"), None)
-    seconds = time.process_time() - start
-    start = time.process_time()
-    report = check(CheckConfig(input=folder / "rec", robot="athena"))
-    frames = report.frames / (time.process_time() - start)
-    return {"video_times_real_time": 20.0 / seconds, "folder_224px_frames_per_second": frames}
+
+def _lerobot_version() -> str | None:
+    code = "import importlib.metadata as m; print(m.version('lerobot'))"
+    return subprocess.run([LEROBOT, "-c", code], capture_output=True, text=True).stdout.strip() if LEROBOT else None
 
 
 if __name__ == "__main__":

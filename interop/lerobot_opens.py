@@ -9,8 +9,35 @@ from pathlib import Path
 with contextlib.suppress(RuntimeError):
     import torchvision_shim  # noqa: F401 only where torchvision's binary does not fit torch
 
+import av
 import numpy as np
+import torch
+from lerobot.datasets import lerobot_dataset
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+
+def decode(path, timestamps, tolerance_s, backend=None):
+    """PyAV in place of torchcodec, which has no binary here: seek to the key frame before, decode to the last stamp."""
+    wanted = np.asarray(timestamps, np.float64)
+    times, frames = [], []
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        container.seek(int(max(wanted.min() - tolerance_s, 0) / stream.time_base), stream=stream, backward=True)
+        for frame in container.decode(stream):
+            times.append(frame.time)
+            frames.append(frame)
+            if frame.time >= wanted.max() - tolerance_s:
+                break
+    distance = np.abs(np.asarray(times)[None, :] - wanted[:, None])
+    assert (distance.min(axis=1) < tolerance_s).all(), "no frame within the tolerance of a time stamp"
+    pictures = np.stack([frames[i].to_ndarray(format="rgb24") for i in distance.argmin(axis=1)])
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+
+
+try:
+    import torchcodec  # noqa: F401
+except Exception:  # whatever keeps its binary from loading
+    lerobot_dataset.decode_video_frames = decode
 
 
 def opens(root: Path) -> dict:
@@ -26,25 +53,27 @@ def opens(root: Path) -> dict:
         "first_action": np.asarray(first["action"], np.float64).tolist(),
         "last_action": np.asarray(last["action"], np.float64).tolist(),
         "pictures": {k: [list(first[k].shape), float(first[k].mean())] for k in cameras},
+        "tasks": sorted(data.meta.tasks.index),
+        "episode_lengths": [int(x) for x in data.meta.episodes["length"]],
         "names": data.meta.features["action"]["names"],
     }
 
 
-def writes(source: Path, out: Path) -> float:
-    """[s] that add_frame and save_episode take for the frames in an npz of arrays, as single pictures."""
+def writes(source: Path, out: Path, kind: str) -> float:
+    """[s] that add_frame and save_episode take for the frames in an npz of arrays; `kind`: image or video."""
     arrays = np.load(source)
     images, actions, states, lengths = (arrays[k] for k in ("images", "actions", "states", "lengths"))
     features = {
         "observation.state": {"dtype": "float32", "shape": (states.shape[1],), "names": None},
         "action": {"dtype": "float32", "shape": (actions.shape[1],), "names": None},
         "observation.images.head": {
-            "dtype": "image",
+            "dtype": kind,
             "shape": images.shape[1:],
             "names": ["height", "width", "channels"],
         },
     }
     start = time.perf_counter()
-    data = LeRobotDataset.create("local/w", fps=10, features=features, root=out, use_videos=False)
+    data = LeRobotDataset.create("local/w", fps=10, features=features, root=out, use_videos=kind == "video")
     row = 0
     for length in lengths:
         for _ in range(length):
@@ -73,6 +102,6 @@ if __name__ == "__main__":
     if what == "opens":
         print(json.dumps(opens(Path(rest[0]))))
     elif what == "writes":
-        print(json.dumps(writes(Path(rest[0]), Path(rest[1]))))
+        print(json.dumps(writes(Path(rest[0]), Path(rest[1]), rest[2])))
     elif what == "reads":
         print(json.dumps(reads(Path(rest[0]), int(rest[1]), int(rest[2]))))
