@@ -59,6 +59,15 @@ def opens(root: Path) -> dict:
     }
 
 
+def upgrades(root: Path) -> int:
+    """lerobot's own v2.1 -> v3.0 converter, in place; how many episodes it leaves."""
+    from lerobot.datasets.v30.convert_dataset_v21_to_v30 import convert_dataset
+
+    with contextlib.redirect_stdout(sys.stderr):
+        convert_dataset(root.name, root=root.parent, push_to_hub=False, force_conversion=True)
+    return LeRobotDataset("local/set", root=root).num_episodes
+
+
 def writes(source: Path, out: Path, kind: str) -> float:
     """[s] that add_frame and save_episode take for the frames in an npz of arrays; `kind`: image or video."""
     arrays = np.load(source)
@@ -101,6 +110,8 @@ if __name__ == "__main__":
     what, *rest = sys.argv[1:]
     if what == "opens":
         print(json.dumps(opens(Path(rest[0]))))
+    elif what == "upgrades":
+        print(json.dumps(upgrades(Path(rest[0]))))
     elif what == "writes":
         print(json.dumps(writes(Path(rest[0]), Path(rest[1]), rest[2])))
     elif what == "reads":

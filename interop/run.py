@@ -1,7 +1,8 @@
 """Our files against the real packages, each in an environment of its own: `make interop`.
 
-lerobot (0.4.x on Python 3.11) opens a set we built and sets we converted from its v2.1, and sees the same numbers and
-pictures as our reader. Its pins (torch < 2.11, av < 16) exclude the package's own, hence the separate environment.
+lerobot (0.4.x on Python 3.11) opens a set we built and sets we converted, video and single pictures, and sees the same
+numbers and pictures as our reader; its own converter upgrades the v2.1 sets we write. Its pins (torch < 2.11, av < 16)
+exclude the package's own, hence the separate environment.
 """
 
 import argparse
@@ -18,6 +19,15 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[1] / "shared" / "data"
 LEROBOT = "lerobot==0.4.4"
+# Pictures as files, in records, in HDF5; h264 and AV1 video; numbers only. [Hz] where the recording does not say.
+SOURCES: dict[str, float | None] = {
+    "athena_isaac_folder_gr1": None,
+    "rlds_bridge_octo_debug": 5.0,
+    "isaaclab_arena_layout_camera/derived_gr1_camera.hdf5": 20.0,
+    "gr1_pnp_v20": None,
+    "g1_inspire_v21": None,
+    "isaaclab_hdf5/franka_stack_mimic_annotated.hdf5": None,
+}
 NEEDS = (
     "torch>=2.9,<2.14", "datasets>=4,<5", "huggingface_hub<0.36", "av<16", "numpy<2.3", "pandas", "pyarrow", "draccus",
     "jsonlines", "packaging", "pillow", "einops", "deepdiff", "gymnasium", "accelerate", "imageio",
@@ -67,6 +77,25 @@ def compare(python: Path, root: Path) -> None:
     print(f"lerobot opens {root.name}: {seen['episodes']} episodes, {seen['frames']} frames, same numbers and pictures")
 
 
+def upgraded(python: Path, root: Path) -> None:
+    """A v2.1 set of ours after lerobot's own converter: every number as it was before. Raises AssertionError."""
+    from athena_vla.data.formats import open_recording
+
+    recording = open_recording(root)
+    before = [recording.read(i) for i in recording.ids()]
+    first = [{k: v[0] for k, v in e.cameras.items()} for e in before[:1]]
+    assert ask(python, "upgrades", str(root)) == len(before)
+    after = open_recording(root)
+    assert after.info().version == "v3.0"
+    for i, (a, b) in enumerate(zip(before, after.episodes(), strict=True)):
+        assert a.actions.tobytes() == np.ascontiguousarray(b.actions).tobytes(), f"episode {i}"
+        assert a.states.tobytes() == np.ascontiguousarray(b.states).tobytes(), f"episode {i}"
+        assert a.instructions == b.instructions
+    one = after.read(after.ids()[0])
+    assert all(np.array_equal(picture, one.cameras[k][0]) for k, picture in first[0].items())
+    compare(python, root)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--environment", type=Path, default=HERE.parent / ".venv-lerobot")
@@ -81,9 +110,13 @@ def main() -> None:
         source = SHARED / "athena_isaac_folder_gr1"
         build(BuildConfig(input=source, out=folder / "built", robot="athena", image_size=(96, 96)))
         compare(python, folder / "built")
-        for name in ("athena_isaac_folder_gr1", "rlds_bridge_octo_debug"):
-            convert(ConvertConfig(input=SHARED / name, out=folder / name, fps=None if "gr1" in name else 5.0))
-            compare(python, folder / name)
+        for name, fps in SOURCES.items():
+            out = folder / Path(name).stem
+            convert(ConvertConfig(input=SHARED / name, out=out, fps=fps))
+            compare(python, out)
+            old = folder / f"{out.name}_v21"
+            convert(ConvertConfig(input=SHARED / name, out=old, fps=fps, to="lerobot_v21"))
+            upgraded(python, old)
 
 
 if __name__ == "__main__":

@@ -269,3 +269,15 @@ def test_every_format_of_the_table_can_be_imported():
     from athena_vla.data.formats import format_module
 
     assert all(hasattr(format_module(n), "detect") and hasattr(format_module(n), "open_path") for n in FORMATS)
+
+
+def test_a_folder_with_one_hdf5_file_is_that_file_and_several_are_asked_about(shared, tmp_path):
+    import shutil
+
+    source = shared / "data/isaaclab_hdf5/indy7_reach_recorded.hdf5"
+    shutil.copy(source, tmp_path / "dataset.hdf5")
+    (tmp_path / "README.md").write_text("a download")
+    assert open_recording(tmp_path).info() == open_recording(source).info()
+    shutil.copy(source, tmp_path / "more.hdf5")
+    with pytest.raises(RecordingError, match="name one of them"):
+        open_recording(tmp_path)

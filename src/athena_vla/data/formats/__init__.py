@@ -55,6 +55,8 @@ def open_recording(
     if path.is_file() and is_lfs_pointer(path):
         raise RecordingError(f"'{path}' is a git-LFS pointer, not the data. Fetch it with: git lfs pull")
     several = sorted(p.name for p in path.glob("*.[hH]*5") if p.is_file()) if path.is_dir() else []
+    if len(several) == 1:  # a download as it came: the file, and perhaps a README beside it
+        return open_recording(path / several[0], joints=joints, fps=fps)
     if several:
         raise RecordingError(f"'{path}' holds HDF5 files {several[:8]}; name one of them.")
     raise RecordingError(
