@@ -15,6 +15,7 @@ from athena_vla import bundle as bundles
 from athena_vla.bundle import Bundle
 from athena_vla.errors import BundleError, ExportError, MissingDependency, UnknownName
 from athena_vla.export import device, parity
+from athena_vla.export.compressed import write_compressed
 from athena_vla.export.deployment import deployment_config, write_json
 from athena_vla.export.linear import LinearForm
 from athena_vla.export.translate import translate
@@ -26,6 +27,11 @@ from athena_vla.policy import Policy, replay, sensitivity
 
 LARGE = 1_000_000_000  # [bytes] of weights from which int8 activations pay on a CPU
 DATA = "model.data"
+EDGE_LLM = "edge-llm"
+COMPRESSED_NOTE = (
+    "A compressed checkpoint, no bundle: tensorrt-edgellm-export FOLDER OUT --reduced-vocab-dir FOLDER/reduced_vocab "
+    "makes its graphs, on any machine; its engines are built on the device."
+)
 GROUP = 128  # inputs that share a scale where a runtime rounds activations
 
 
@@ -38,7 +44,8 @@ class ExportConfig:
     out: Path
     """Where the exported bundle goes."""
     target: str = "cpu"
-    """cpu, or a device that `athena plan` knows, such as jetson-orin-nx-16gb."""
+    """cpu, or a device that `athena plan` knows, such as jetson-orin-nx-16gb; edge-llm: the decoder of a token family
+    as a compressed checkpoint that TensorRT Edge-LLM's own exporter reads."""
     precision: Literal["auto", "float32", "float16"] = "auto"
     """Type of the activations. auto: float32 on CPUs, float16 for TensorRT."""
     accuracy: Literal["auto", "float32", "int8"] = "auto"
@@ -80,9 +87,12 @@ class ExportResult:
 def export(config: ExportConfig) -> ExportResult:
     """Write the exported bundle. Raises `BundleError`, `ExportError`, `UnknownName`."""
     _require_onnx()
-    if config.target != "cpu" and config.target not in DEVICES:
-        raise UnknownName("export target", config.target, ("cpu", *DEVICES))
+    if config.target not in ("cpu", EDGE_LLM, *DEVICES):
+        raise UnknownName("export target", config.target, ("cpu", *DEVICES, EDGE_LLM))
     source = Bundle.open(config.input)
+    if config.target == EDGE_LLM:
+        size = sum(f.stat().st_size for f in write_compressed(source, config.out).iterdir() if f.is_file())
+        return ExportResult(config.out, EDGE_LLM, "float16", {}, size, {}, "none", COMPRESSED_NOTE)
     if source.manifest.stage not in ("base", "merged", "quantized"):
         todo = "run `athena merge` on it first" if source.manifest.stage == "finetuned" else "export its parent"
         raise BundleError(f"'{source.path}' is {source.manifest.stage}; {todo}.")
