@@ -92,7 +92,7 @@ def convert(config: ConvertConfig, progress: Callable[[int, int, str], None] | N
     seen: set[str] = set()
     frames = episodes = 0
     ids = recording.ids()
-    tasks = recording.tasks if isinstance(recording, LeRobot) else {}
+    tasks = recording.meta.tasks if isinstance(recording, LeRobot) else {}
     try:
         for number, item in enumerate(recording.episodes()):
             if progress:

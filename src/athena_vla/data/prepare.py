@@ -23,7 +23,7 @@ from athena_vla.data.episode import Recording, Segment
 from athena_vla.data.fixes import Cut, StillCut, apply_fixes
 from athena_vla.data.formats import open_recording
 from athena_vla.data.formats.common import StillFrames, decode_image
-from athena_vla.data.formats.lerobot_write import image_column, numbers_column
+from athena_vla.data.formats.lerobot_schema import image_column, numbers_column
 from athena_vla.data.formats.statistics import Stats, column_stats, image_stats, sampled_indices
 from athena_vla.data.formats.video import VideoFrames
 from athena_vla.data.png import encode_png

@@ -28,12 +28,12 @@ def check_leakage(recording: Recording, digests: Mapping[str, str]) -> Iterator[
 def declared_splits(recording: Recording) -> dict[str, list[str]]:
     """Split name -> episode ids, from whatever the format says about splits."""
     if isinstance(recording, LeRobot):
-        if recording.sidecar:
+        if recording.meta.sidecar:
             found: dict[str, list[str]] = {}
-            for index, episode in recording.sidecar.items():
+            for index, episode in recording.meta.sidecar.items():
                 found.setdefault(str(episode.get("split", "train")), []).append(str(index))
             return found
-        return _ranges(recording.raw.get("splits"), recording.ids())
+        return _ranges(recording.meta.raw.get("splits"), recording.ids())
     if isinstance(recording, RLDS):
         found = {}
         for episode_id in recording.ids():

@@ -13,9 +13,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from athena_vla.data.episode import Episode, Frames, Image, RecordingInfo, Segment
+from athena_vla.data.episode import Episode, Frames, RecordingInfo, Segment
 from athena_vla.data.formats.common import (
-    MAX_ARRAY_BYTES,
     NOT_RGB,
     BaseRecording,
     OpenOptions,
@@ -24,10 +23,10 @@ from athena_vla.data.formats.common import (
     optional_bool,
     refuse_lfs,
 )
+from athena_vla.data.formats.hdf5 import HDF5Frames, is_hdf5, numbers_of
 from athena_vla.errors import RecordingError
 
 NAME = "isaaclab_hdf5"
-MAGIC = b"\x89HDF\r\n\x1a\n"
 JOINT_TERMS = ("joint_pos", "robot_joint_pos")
 # (sim.dt [s], decimation) of environments whose files do not record them, from Isaac Lab's task configurations.
 PUBLISHED_STEPS = {"Isaac-Stack-Cube-Franka": (0.01, 5), "Isaac-Stack-Cube-UR10": (0.01, 5)}
@@ -37,21 +36,15 @@ IDENTITY_TOLERANCE = 1e-3  # [rad] recorders store float32; the real files agree
 
 def detect(path: Path) -> bool:
     """True for an HDF5 file with demos whose states are groups (robomimic's are plain arrays)."""
-    return is_hdf5(path) and not _is_robomimic(path)
+    return is_hdf5(path) and not is_robomimic(path)
 
 
 def open_path(path: Path, options: OpenOptions) -> "IsaacLabHDF5":
     return IsaacLabHDF5(path, options)
 
 
-def is_hdf5(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with open(path, "rb") as file:
-        return file.read(8) == MAGIC
-
-
-def _is_robomimic(path: Path) -> bool:
+def is_robomimic(path: Path) -> bool:
+    """True where demos hold flat states, next observations or dones, as robomimic writes them."""
     with guarded(f"'{path}'"), h5py.File(path, "r") as file:
         data = file.get("data")
         first = next((data[k] for k in data if isinstance(data[k], h5py.Group)), None) if data is not None else None
@@ -148,7 +141,7 @@ class IsaacLabHDF5(BaseRecording):
         length = self._length(demo)
         notes: list[str] = []
         name = "processed_actions" if isinstance(group.get("processed_actions"), h5py.Dataset) else "actions"
-        actions = _array(group[name], f"{name} of {demo}")
+        actions = numbers_of(group[name], f"{name} of {demo}")
         if actions.ndim != 2 or len(actions) != length:
             raise RecordingError(f"Demo '{demo}' of '{self.path}': {name} has shape {list(actions.shape)}.")
         states, relative, default = self._states(group, length, notes)
@@ -209,14 +202,14 @@ class IsaacLabHDF5(BaseRecording):
         robot = _robot_name(articulations)
         after = initial = None
         if robot and isinstance(articulations, h5py.Group):
-            after = _array(articulations[robot]["joint_position"], "joint_position")
+            after = numbers_of(articulations[robot]["joint_position"], "joint_position")
             start = group.get(f"initial_state/articulation/{robot}/joint_position")
-            initial = _array(start, "initial joint_position") if isinstance(start, h5py.Dataset) else None
+            initial = numbers_of(start, "initial joint_position") if isinstance(start, h5py.Dataset) else None
         observed = None
         obs = group.get("obs")
         if isinstance(obs, h5py.Group):
             name = next((t for t in JOINT_TERMS if isinstance(obs.get(t), h5py.Dataset)), None)
-            observed = _array(obs[name], f"obs/{name}") if name else None
+            observed = numbers_of(obs[name], f"obs/{name}") if name else None
         if observed is not None and (observed.ndim != 2 or len(observed) != length):
             observed = None
         if after is not None and (after.ndim != 2 or len(after) != length):
@@ -271,33 +264,10 @@ class IsaacLabHDF5(BaseRecording):
                 if not NOT_RGB.search(leaf) and item.dtype.kind in "uf":
                     cameras[leaf.removesuffix("_rgb")] = HDF5Frames(item)
             elif item.ndim <= 3 and item.dtype.kind in "fbiu" and name.startswith(STREAMS):
-                streams[name] = _array(item, name)
+                streams[name] = numbers_of(item, name)
 
         group.visititems(visit)
         return streams, cameras
-
-
-class HDF5Frames:
-    """Pictures of one dataset [T, H, W, 3 or 4], read frame by frame; float ones are scaled back to 0..255."""
-
-    def __init__(self, dataset: h5py.Dataset) -> None:
-        self.dataset = dataset
-        self.size = (int(dataset.shape[1]), int(dataset.shape[2]))
-
-    def __len__(self) -> int:
-        return int(self.dataset.shape[0])
-
-    def __getitem__(self, index: int, /) -> Image:
-        with guarded(f"frame {index} of '{self.dataset.name}'"):
-            picture = np.asarray(self.dataset[index])[..., :3]
-        if picture.dtype == np.uint8:
-            return picture
-        if picture.dtype.kind == "u":
-            return picture.astype(np.uint8)
-        # Isaac Lab's `normalize=True` divides by 255 and subtracts the picture's mean: the mean is lost, 0.5 stands in.
-        shift = 0.5 if picture.min() < -1e-6 else 0.0
-        scale = 255.0 if picture.max() <= 1.5 else 1.0
-        return np.clip(np.rint((picture.astype(np.float32) + shift) * scale), 0, 255).astype(np.uint8)
 
 
 def _environment(data: h5py.Group, path: Path) -> dict[str, Any]:
@@ -307,16 +277,6 @@ def _environment(data: h5py.Group, path: Path) -> dict[str, Any]:
     with guarded(f"env_args of '{path}'"):
         parsed = json.loads(raw if isinstance(raw, str) else bytes(raw).decode())
     return parsed if isinstance(parsed, dict) else {}
-
-
-def _array(dataset: Any, what: str) -> NDArray[Any]:
-    if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "fiub":
-        raise RecordingError(f"{what} is not an array of numbers.")
-    if dataset.size * dataset.dtype.itemsize > MAX_ARRAY_BYTES:
-        raise RecordingError(f"{what} claims {dataset.size} numbers; that is a damaged header.")
-    if dataset.size * dataset.dtype.itemsize > 2**26 and dataset.id.get_storage_size() * 1000 < dataset.size:
-        raise RecordingError(f"{what} claims shape {list(dataset.shape)}, the file holds nearly nothing of it.")
-    return np.asarray(dataset[()])
 
 
 def _robot_name(articulations: Any) -> str:
@@ -338,8 +298,8 @@ def _rate_from_velocities(group: h5py.Group) -> float | None:
     robot = _robot_name(articulations)
     if not robot or not isinstance(articulations, h5py.Group) or "joint_velocity" not in articulations[robot]:
         return None
-    positions = _array(articulations[robot]["joint_position"], "joint_position").astype(np.float64)
-    velocities = _array(articulations[robot]["joint_velocity"], "joint_velocity").astype(np.float64)
+    positions = numbers_of(articulations[robot]["joint_position"], "joint_position").astype(np.float64)
+    velocities = numbers_of(articulations[robot]["joint_velocity"], "joint_velocity").astype(np.float64)
     if positions.shape != velocities.shape or len(positions) < 5:
         return None
     step, speed = np.diff(positions, axis=0), (velocities[1:] + velocities[:-1]) / 2
@@ -357,7 +317,7 @@ def _signals(group: h5py.Group, length: int) -> tuple[Segment, ...]:
     for name in signals:
         if not isinstance(signals[name], h5py.Dataset):
             continue
-        values = _array(signals[name], name).reshape(-1)
+        values = numbers_of(signals[name], name).reshape(-1)
         if len(values) == length and values.any():
             ends.append((int(np.argmax(values > 0)), name))
     segments, start = [], 0

@@ -3,7 +3,6 @@
 Follows what the files hold; where metadata and files disagree, the files win and a note says so.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,25 +18,20 @@ from athena_vla.data.formats.common import (
     OpenOptions,
     guarded,
     image_size,
-    inside,
-    natural_key,
     optional_bool,
-    read_json_lines,
-    read_json_object,
     refuse_lfs,
     text_list,
 )
+from athena_vla.data.formats.lerobot_meta import LeRobotMeta
 from athena_vla.data.formats.lerobot_names import column_names, language_segments, runs
 from athena_vla.data.formats.video import VideoFrames
 from athena_vla.errors import RecordingError
 
 NAME = "lerobot"
-VERSIONS = ("v2.0", "v2.1", "v3.0")
 ACTIONS, STATES = ("action", "actions"), ("observation.state", "state")
 INDICES = {"timestamp", "frame_index", "episode_index", "index", "task_index"}
 IMAGE_PREFIX = "observation.images."
 EXACT_TIME = "athena.timestamp"  # the recorder's own time stamps, where the format's float32 would round them
-FIELD = re.compile(r"\{(\w+)(?::0(\d{1,2})d)?\}")
 
 
 def detect(path: Path) -> bool:
@@ -56,73 +50,26 @@ class LeRobot(BaseRecording):
 
     def __init__(self, path: Path, options: OpenOptions) -> None:
         super().__init__(path, options)
-        self.raw = read_json_object(path / "meta" / "info.json")
-        self.version = str(self.raw.get("codebase_version", ""))
-        if self.version not in VERSIONS:
-            raise RecordingError(
-                f"'{path}' says codebase_version '{self.version}'; known are {', '.join(VERSIONS)}. "
-                "Convert it with lerobot."
-            )
-        features = self.raw.get("features")
-        if not isinstance(features, dict) or not all(isinstance(f, dict) for f in features.values()):
-            raise RecordingError(f"'{path / 'meta/info.json'}' has no table of features.")
-        self.features: dict[str, dict[str, Any]] = features
-        self.fps = options.fps or _rate(self.raw.get("fps"), path)
-        self.notes: list[str] = []
-        modality = path / "meta" / "modality.json"
-        self.modality = read_json_object(modality) if modality.is_file() else {}
-        self.tasks = self._tasks()
-        self.sidecar = self._sidecar()
-        self.rows = self._episodes_v3() if self.version == "v3.0" else self._episodes_v2()
+        self.meta = LeRobotMeta(path, options.fps)
         self._cached: tuple[Path, Any] | None = None
 
     def ids(self) -> tuple[str, ...]:
-        return tuple(str(i) for i in sorted(self.rows))
+        return tuple(str(i) for i in sorted(self.meta.rows))
 
     def read(self, episode_id: str, /) -> Episode:
-        if not episode_id.isdigit() or int(episode_id) not in self.rows:
+        if not episode_id.isdigit() or int(episode_id) not in self.meta.rows:
             raise RecordingError(f"There is no episode '{episode_id}' in '{self.path}'.")
         index = int(episode_id)
         with guarded(f"episode {index} of '{self.path}'"):
             return self._read(index)
 
-    def data_file(self, index: int) -> Path:
-        """The parquet file of an episode. Raises `RecordingError` where none exists."""
-        if self.version == "v3.0":
-            row = self.rows[index]
-            values = {"chunk_index": row["data/chunk_index"], "file_index": row["data/file_index"]}
-        else:
-            values = self._v2_values(index)
-        path = self._file("data_path", values)
-        if not path.is_file() and self.version != "v3.0":
-            found = sorted(self.path.glob(f"data/*/episode_{index:06d}.parquet"))
-            path = found[0] if len(found) == 1 else path
-        if not path.is_file():
-            raise RecordingError(f"Episode {index} of '{self.path}' has no data file; expected '{path}'.")
-        return path
-
-    def video_span(self, index: int, key: str) -> tuple[Path, float | None, float | None]:
-        """(file, from [s], to [s]) of a camera of an episode; the file may be missing."""
-        if self.version == "v3.0":
-            row = self.rows[index]
-            if f"videos/{key}/file_index" not in row:
-                raise RecordingError(f"The episode table of '{self.path}' names no video of '{key}'.")
-            values = {"chunk_index": row[f"videos/{key}/chunk_index"], "file_index": row[f"videos/{key}/file_index"]}
-            path = self._file("video_path", {**values, "video_key": key})
-            return path, float(row[f"videos/{key}/from_timestamp"]), float(row[f"videos/{key}/to_timestamp"])
-        path = self._file("video_path", {**self._v2_values(index), "video_key": key})
-        if not path.is_file():
-            found = sorted(self.path.glob(f"videos/*/{key}/episode_{index:06d}.mp4"))
-            path = found[0] if len(found) == 1 else path
-        return path, None, None
-
     def info(self) -> RecordingInfo:
-        notes = list(self.notes)
+        notes = list(self.meta.notes)
         files: dict[Path, int] = {}
         readable = frames = 0
-        for index in sorted(self.rows):
+        for index in sorted(self.meta.rows):
             try:
-                path = self.data_file(index)
+                path = self.meta.data_file(index)
                 if path not in files:
                     refuse_lfs(path)
                     with guarded(f"'{path}'"):
@@ -132,36 +79,36 @@ class LeRobot(BaseRecording):
                 notes.append(str(error))
         frames = sum(files.values())
         for what, declared, true in (
-            ("total_episodes", self.raw.get("total_episodes"), readable),
-            ("total_frames", self.raw.get("total_frames"), frames),
+            ("total_episodes", self.meta.raw.get("total_episodes"), readable),
+            ("total_frames", self.meta.raw.get("total_frames"), frames),
         ):
             if declared != true:
                 notes.append(f"info.json declares {what} {declared}, the files hold {true}")
         first, cameras = self._first(notes)
-        successes = [e.get("success") for e in self.sidecar.values()]
+        successes = [e.get("success") for e in self.meta.sidecar.values()]
         said = [s for s in successes if isinstance(s, bool)]
         if first is not None and first.success is not None and not said:
             said = [e.success is True for e in self.episodes() if isinstance(e, Episode)]
-        tasks = tuple(t for i, t in sorted(self.tasks.items()) if i in self._used_tasks())
+        tasks = tuple(t for i, t in sorted(self.meta.tasks.items()) if i in self._used_tasks())
         return RecordingInfo(
             format=NAME,
-            version=self.version,
-            robot=str(self.raw.get("robot_type") or ""),
+            version=self.meta.version,
+            robot=str(self.meta.raw.get("robot_type") or ""),
             joint_names=first.joint_names if first else (),
             state_names=first.state_names if first else (),
             cameras=cameras,
-            fps=self.fps,
+            fps=self.meta.fps,
             episodes=readable,
             frames=frames,
             tasks=tasks or (first.instructions if first else ()),
-            duration=frames / self.fps,
+            duration=frames / self.meta.fps,
             successes=sum(said) if said else None,
             notes=tuple(notes),
         )
 
     def _first(self, notes: list[str]) -> tuple[Episode | None, dict[str, tuple[int, int]]]:
         """The first readable episode and the true size of its cameras."""
-        for index in sorted(self.rows):
+        for index in sorted(self.meta.rows):
             try:
                 first = self.read(str(index))
             except RecordingError as error:
@@ -182,9 +129,9 @@ class LeRobot(BaseRecording):
         """Task indices that frames refer to; tasks.jsonl of GR00T sets also holds validity labels."""
         used: set[int] = set()
         seen: set[Path] = set()
-        for index in sorted(self.rows):
+        for index in sorted(self.meta.rows):
             try:
-                path = self.data_file(index)
+                path = self.meta.data_file(index)
                 if path in seen:
                     continue
                 seen.add(path)
@@ -196,35 +143,35 @@ class LeRobot(BaseRecording):
         return used
 
     def _read(self, index: int) -> Episode:
-        path = self.data_file(index)
+        path = self.meta.data_file(index)
         table = self._table(path, index)
         length = table.num_rows
         columns: dict[str, NDArray[Any]] = {}
         images: dict[str, Frames] = {}
         missing: dict[str, str] = {}
         for name in table.column_names:
-            kind = str(self.features.get(name, {}).get("dtype", ""))
+            kind = str(self.meta.features.get(name, {}).get("dtype", ""))
             if kind == "image":
                 images[name.removeprefix(IMAGE_PREFIX)] = pictures(table[name], self.path, f"{name} of episode {index}")
             elif kind not in ("language", "string"):
                 columns[name] = numbers(table[name], f"column '{name}' of '{path}'")
-        promised = [k for k, f in self.features.items() if f.get("dtype") in ("video", "image")]
+        promised = [k for k, f in self.meta.features.items() if f.get("dtype") in ("video", "image")]
         for key in promised:
-            if self.features[key].get("dtype") == "image" and key not in table.column_names:
+            if self.meta.features[key].get("dtype") == "image" and key not in table.column_names:
                 missing[key] = f"camera '{key}' is promised, but the data file has no such column"
-            elif self.features[key].get("dtype") == "video":
+            elif self.meta.features[key].get("dtype") == "video":
                 try:
-                    images[key.removeprefix(IMAGE_PREFIX)] = VideoFrames(*self.video_span(index, key))
+                    images[key.removeprefix(IMAGE_PREFIX)] = VideoFrames(*self.meta.video_span(index, key))
                 except RecordingError as error:
                     missing[key] = f"camera '{key}': {error}"
         actions, states = _pick(columns, ACTIONS), _pick(columns, STATES)
         missing |= {
-            k: f"column '{k}' is promised, but missing" for k in ACTIONS if k in self.features and actions is None
+            k: f"column '{k}' is promised, but missing" for k in ACTIONS if k in self.meta.features and actions is None
         }
         action_values = np.zeros((length, 0), np.float32) if actions is None else _matrix(columns[actions])
         state_values = np.zeros((length, 0), np.float32) if states is None else _matrix(columns[states])
         instructions, segments = self._language(index, columns, table, length)
-        side = self.sidecar.get(index, {})
+        side = self.meta.sidecar.get(index, {})
         if side.get("segments"):
             segments = tuple(Segment(**s) for s in side["segments"])
         success = optional_bool(side.get("success"))
@@ -236,7 +183,7 @@ class LeRobot(BaseRecording):
         streams, names = {k: v for k, v in columns.items() if k not in used}, side.get("streams") or {}
         return Episode(
             id=str(index),
-            fps=self.fps,
+            fps=self.meta.fps,
             joint_names=self._named("action", actions, action_values.shape[1]),
             actions=action_values,
             state_names=self._named("state", states, state_values.shape[1]),
@@ -250,7 +197,7 @@ class LeRobot(BaseRecording):
             extras={
                 "clock": clock,
                 "missing": missing,
-                "declared_length": self.rows[index].get("length"),
+                "declared_length": self.meta.rows[index].get("length"),
                 "streams": {
                     names.get(k, {}).get("name", k): v.reshape(length, *names[k]["shape"]) if k in names else v
                     for k, v in streams.items()
@@ -266,15 +213,19 @@ class LeRobot(BaseRecording):
             return columns[EXACT_TIME].reshape(-1).astype(np.float64), "recorded"
         if "timestamp" in columns:
             return columns["timestamp"].reshape(-1).astype(np.float64), "recorded"
-        return np.arange(length) / self.fps, "rate"
+        return np.arange(length) / self.meta.fps, "rate"
 
     def _task_of_frame(self, columns: Mapping[str, NDArray[Any]]) -> list[str]:
         return (
-            [self.tasks.get(int(i), "") for i in columns["task_index"].reshape(-1)] if "task_index" in columns else []
+            [self.meta.tasks.get(int(i), "") for i in columns["task_index"].reshape(-1)]
+            if "task_index" in columns
+            else []
         )
 
     def _named(self, kind: str, column: str | None, width: int) -> tuple[str, ...]:
-        recorded = column_names(self.features.get(column or "", {}), self.modality.get(kind), column or "", width)
+        recorded = column_names(
+            self.meta.features.get(column or "", {}), self.meta.modality.get(kind), column or "", width
+        )
         return self.names(kind, width, recorded)
 
     def _language(
@@ -287,98 +238,29 @@ class LeRobot(BaseRecording):
         for name in ("task_index", *labels):
             if name not in columns:
                 continue
-            spans = [(a, b, self.tasks.get(int(value), "")) for a, b, value in runs(columns[name].reshape(-1))]
+            spans = [(a, b, self.meta.tasks.get(int(value), "")) for a, b, value in runs(columns[name].reshape(-1))]
             texts += [text for _, _, text in spans] if not name.endswith(".segment") else []
             if len(spans) > 1:
                 segments += [Segment(a, b, "task", text, "human", 1.0) for a, b, text in spans if text]
         if "language_persistent" in table.column_names and length:
             segments += language_segments(table["language_persistent"][0].as_py(), columns.get("timestamp"), length)
         # The episode's own list also holds validity labels, so it only speaks where frames do not.
-        texts = text_list(texts) or text_list(self.rows[index].get("tasks"))
-        side = self.sidecar.get(index, {}).get("instructions")
+        texts = text_list(texts) or text_list(self.meta.rows[index].get("tasks"))
+        side = self.meta.sidecar.get(index, {}).get("instructions")
         return tuple(text_list(texts if side is None else side)), tuple(segments)
 
     def _table(self, path: Path, index: int) -> Any:
         refuse_lfs(path)
-        if self.version != "v3.0":
+        if self.meta.version != "v3.0":
             table = pq.read_table(path)
             if "episode_index" in table.column_names:
                 values = np.unique(numbers(table["episode_index"], str(path)))
                 if len(values) and values.tolist() != [index]:
-                    self.notes.append(f"'{path.name}' holds episode_index {values.tolist()[:3]}, expected {index}")
+                    self.meta.notes.append(f"'{path.name}' holds episode_index {values.tolist()[:3]}, expected {index}")
             return table
         if self._cached is None or self._cached[0] != path:
             self._cached = (path, _EpisodeRows(path))
         return self._cached[1].table(index)
-
-    def _tasks(self) -> dict[int, str]:
-        table, lines = self.path / "meta" / "tasks.parquet", self.path / "meta" / "tasks.jsonl"
-        if table.is_file():
-            refuse_lfs(table)
-            with guarded(f"'{table}'"):
-                rows = pq.read_table(table).to_pylist()
-            text = [next((v for k, v in r.items() if k != "task_index" and isinstance(v, str)), "") for r in rows]
-            return {int(r["task_index"]): t for r, t in zip(rows, text, strict=True)}
-        if lines.is_file():
-            with guarded(f"'{lines}'"):
-                return {int(r["task_index"]): str(r["task"]) for r in read_json_lines(lines)}
-        self.notes.append("there is no table of tasks")
-        return {}
-
-    def _sidecar(self) -> dict[int, dict[str, Any]]:
-        names = [n for n in ("athena.json", "athena_recording.json") if (self.path / "meta" / n).is_file()]
-        if not names:
-            return {}
-        path = self.path / "meta" / names[0]
-        episodes = read_json_object(path).get("episodes", [])
-        return dict(enumerate(episodes)) if all(isinstance(e, dict) for e in episodes) else {}
-
-    def _episodes_v2(self) -> dict[int, dict[str, Any]]:
-        path = self.path / "meta" / "episodes.jsonl"
-        rows: dict[int, dict[str, Any]] = {}
-        if path.is_file():
-            with guarded(f"'{path}'"):
-                rows = {int(r["episode_index"]): r for r in read_json_lines(path)}
-        else:
-            self.notes.append("meta/episodes.jsonl is missing: episodes are those with a data file")
-        found = {int(m[1]) for f in self.path.glob("data/*/*.parquet") if (m := re.fullmatch(r"episode_(\d+)", f.stem))}
-        for index in sorted(found - set(rows)):
-            self.notes.append(f"episode {index} has a data file, but no line in episodes.jsonl")
-        return rows | {i: {} for i in found - set(rows)}
-
-    def _episodes_v3(self) -> dict[int, dict[str, Any]]:
-        rows: dict[int, dict[str, Any]] = {}
-        files = sorted(self.path.glob("meta/episodes/*/*.parquet"), key=lambda p: natural_key(str(p)))
-        if not files:
-            raise RecordingError(f"'{self.path}' has no episode table under meta/episodes.")
-        for file in files:
-            refuse_lfs(file)
-            with guarded(f"'{file}'"):
-                names = [n for n in pq.read_schema(file).names if not n.startswith("stats/")]
-                for row in pq.read_table(file, columns=names).to_pylist():
-                    if int(row["episode_index"]) in rows:
-                        self.notes.append(f"episode {row['episode_index']} is in the episode table twice")
-                    rows[int(row["episode_index"])] = row
-        return rows
-
-    def _v2_values(self, index: int) -> dict[str, Any]:
-        size = self.raw.get("chunks_size")
-        size = size if isinstance(size, int) and size > 0 else 1000
-        return {"episode_chunk": index // size, "episode_index": index}
-
-    def _file(self, key: str, values: Mapping[str, Any]) -> Path:
-        """A path template filled in by hand: `str.format` would let metadata reach into objects."""
-        template = self.raw.get(key)
-        if not isinstance(template, str):
-            raise RecordingError(f"'{self.path / 'meta/info.json'}' has no {key}.")
-
-        def fill(match: re.Match[str]) -> str:
-            if match[1] not in values:
-                raise RecordingError(f"{key} of '{self.path}' asks for '{match[1]}'; known: {', '.join(values)}.")
-            value = values[match[1]]
-            return f"{int(value):0{int(match[2])}d}" if match[2] else str(value)
-
-        return inside(self.path, FIELD.sub(fill, template), key)
 
 
 class _EpisodeRows:
@@ -415,9 +297,3 @@ def _pick(columns: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
 def _matrix(values: NDArray[Any]) -> NDArray[Any]:
     matrix = values.reshape(len(values), -1) if len(values) else values.reshape(0, 0)
     return matrix if matrix.dtype.kind == "f" else matrix.astype(np.float64)
-
-
-def _rate(value: Any, path: Path) -> float:
-    if not isinstance(value, int | float) or not np.isfinite(value) or not 0 < value < 1e5:
-        raise RecordingError(f"'{path / 'meta/info.json'}' says fps {value!r}, expected a positive number.")
-    return float(value)

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from athena_vla.data.episode import Episode, Frames, Image
 from athena_vla.data.formats.common import StillFrames, decode_image
-from athena_vla.data.formats.lerobot_write import (
+from athena_vla.data.formats.lerobot_schema import (
     LANGUAGE_TYPE,
     image_column,
     image_feature,

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from athena_vla.data.episode import RecordingInfo
 from athena_vla.data.formats.common import OpenOptions, guarded
-from athena_vla.data.formats.isaaclab_hdf5 import IsaacLabHDF5, _array, _is_robomimic, is_hdf5
+from athena_vla.data.formats.hdf5 import is_hdf5, numbers_of
+from athena_vla.data.formats.isaaclab_hdf5 import IsaacLabHDF5, is_robomimic
 
 NAME = "robomimic_hdf5"
 JOINT_KEYS = ("robot0_joint_pos", "joint_positions", "joint_pos")
@@ -20,7 +21,7 @@ JOINT_KEYS = ("robot0_joint_pos", "joint_positions", "joint_pos")
 
 def detect(path: Path) -> bool:
     """True for an HDF5 file with demos that hold flat states, dones or next_obs."""
-    return is_hdf5(path) and _is_robomimic(path)
+    return is_hdf5(path) and is_robomimic(path)
 
 
 def open_path(path: Path, options: OpenOptions) -> "RobomimicHDF5":
@@ -60,6 +61,6 @@ class RobomimicHDF5(IsaacLabHDF5):
         if isinstance(obs, h5py.Group):
             for key in JOINT_KEYS:
                 if isinstance(obs.get(key), h5py.Dataset) and len(obs[key]) == length and obs[key].ndim == 2:
-                    return _array(obs[key], f"obs/{key}"), False, None
+                    return numbers_of(obs[key], f"obs/{key}"), False, None
         notes.append("no joint positions among the observations; the flat simulator states are not joint angles")
         return np.zeros((length, 0), np.float32), None, None

@@ -1,0 +1,155 @@
+"""What a LeRobot set says of itself, in any version: features, tasks, episodes, and in which file each episode lies.
+
+Follows the files where the metadata disagrees with them, and notes it. Reads no frames.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from athena_vla.data.formats.common import (
+    guarded,
+    inside,
+    natural_key,
+    read_json_lines,
+    read_json_object,
+    refuse_lfs,
+)
+from athena_vla.errors import RecordingError
+
+VERSIONS = ("v2.0", "v2.1", "v3.0")
+FIELD = re.compile(r"\{(\w+)(?::0(\d{1,2})d)?\}")
+
+
+class LeRobotMeta:
+    """The metadata of one set."""
+
+    def __init__(self, path: Path, asserted_fps: float | None = None) -> None:
+        self.path = path
+        self.raw = read_json_object(path / "meta" / "info.json")
+        self.version = str(self.raw.get("codebase_version", ""))
+        if self.version not in VERSIONS:
+            raise RecordingError(
+                f"'{path}' says codebase_version '{self.version}'; known are {', '.join(VERSIONS)}. "
+                "Convert it with lerobot."
+            )
+        features = self.raw.get("features")
+        if not isinstance(features, dict) or not all(isinstance(f, dict) for f in features.values()):
+            raise RecordingError(f"'{path / 'meta/info.json'}' has no table of features.")
+        self.features: dict[str, dict[str, Any]] = features
+        self.fps = asserted_fps or _rate(self.raw.get("fps"), path)
+        self.notes: list[str] = []
+        modality = path / "meta" / "modality.json"
+        self.modality = read_json_object(modality) if modality.is_file() else {}
+        self.tasks = self._tasks()
+        self.sidecar = self._sidecar()
+        self.rows = self._episodes_v3() if self.version == "v3.0" else self._episodes_v2()
+
+    def data_file(self, index: int) -> Path:
+        """The parquet file of an episode. Raises `RecordingError` where none exists."""
+        if self.version == "v3.0":
+            row = self.rows[index]
+            values = {"chunk_index": row["data/chunk_index"], "file_index": row["data/file_index"]}
+        else:
+            values = self._v2_values(index)
+        path = self._file("data_path", values)
+        if not path.is_file() and self.version != "v3.0":
+            found = sorted(self.path.glob(f"data/*/episode_{index:06d}.parquet"))
+            path = found[0] if len(found) == 1 else path
+        if not path.is_file():
+            raise RecordingError(f"Episode {index} of '{self.path}' has no data file; expected '{path}'.")
+        return path
+
+    def video_span(self, index: int, key: str) -> tuple[Path, float | None, float | None]:
+        """(file, from [s], to [s]) of a camera of an episode; the file may be missing."""
+        if self.version == "v3.0":
+            row = self.rows[index]
+            if f"videos/{key}/file_index" not in row:
+                raise RecordingError(f"The episode table of '{self.path}' names no video of '{key}'.")
+            values = {"chunk_index": row[f"videos/{key}/chunk_index"], "file_index": row[f"videos/{key}/file_index"]}
+            path = self._file("video_path", {**values, "video_key": key})
+            return path, float(row[f"videos/{key}/from_timestamp"]), float(row[f"videos/{key}/to_timestamp"])
+        path = self._file("video_path", {**self._v2_values(index), "video_key": key})
+        if not path.is_file():
+            found = sorted(self.path.glob(f"videos/*/{key}/episode_{index:06d}.mp4"))
+            path = found[0] if len(found) == 1 else path
+        return path, None, None
+
+    def _tasks(self) -> dict[int, str]:
+        table, lines = self.path / "meta" / "tasks.parquet", self.path / "meta" / "tasks.jsonl"
+        if table.is_file():
+            refuse_lfs(table)
+            with guarded(f"'{table}'"):
+                rows = pq.read_table(table).to_pylist()
+            text = [next((v for k, v in r.items() if k != "task_index" and isinstance(v, str)), "") for r in rows]
+            return {int(r["task_index"]): t for r, t in zip(rows, text, strict=True)}
+        if lines.is_file():
+            with guarded(f"'{lines}'"):
+                return {int(r["task_index"]): str(r["task"]) for r in read_json_lines(lines)}
+        self.notes.append("there is no table of tasks")
+        return {}
+
+    def _sidecar(self) -> dict[int, dict[str, Any]]:
+        names = [n for n in ("athena.json", "athena_recording.json") if (self.path / "meta" / n).is_file()]
+        if not names:
+            return {}
+        path = self.path / "meta" / names[0]
+        episodes = read_json_object(path).get("episodes", [])
+        return dict(enumerate(episodes)) if all(isinstance(e, dict) for e in episodes) else {}
+
+    def _episodes_v2(self) -> dict[int, dict[str, Any]]:
+        path = self.path / "meta" / "episodes.jsonl"
+        rows: dict[int, dict[str, Any]] = {}
+        if path.is_file():
+            with guarded(f"'{path}'"):
+                rows = {int(r["episode_index"]): r for r in read_json_lines(path)}
+        else:
+            self.notes.append("meta/episodes.jsonl is missing: episodes are those with a data file")
+        found = {int(m[1]) for f in self.path.glob("data/*/*.parquet") if (m := re.fullmatch(r"episode_(\d+)", f.stem))}
+        for index in sorted(found - set(rows)):
+            self.notes.append(f"episode {index} has a data file, but no line in episodes.jsonl")
+        return rows | {i: {} for i in found - set(rows)}
+
+    def _episodes_v3(self) -> dict[int, dict[str, Any]]:
+        rows: dict[int, dict[str, Any]] = {}
+        files = sorted(self.path.glob("meta/episodes/*/*.parquet"), key=lambda p: natural_key(str(p)))
+        if not files:
+            raise RecordingError(f"'{self.path}' has no episode table under meta/episodes.")
+        for file in files:
+            refuse_lfs(file)
+            with guarded(f"'{file}'"):
+                names = [n for n in pq.read_schema(file).names if not n.startswith("stats/")]
+                for row in pq.read_table(file, columns=names).to_pylist():
+                    if int(row["episode_index"]) in rows:
+                        self.notes.append(f"episode {row['episode_index']} is in the episode table twice")
+                    rows[int(row["episode_index"])] = row
+        return rows
+
+    def _v2_values(self, index: int) -> dict[str, Any]:
+        size = self.raw.get("chunks_size")
+        size = size if isinstance(size, int) and size > 0 else 1000
+        return {"episode_chunk": index // size, "episode_index": index}
+
+    def _file(self, key: str, values: Mapping[str, Any]) -> Path:
+        """A path template filled in by hand: `str.format` would let metadata reach into objects."""
+        template = self.raw.get(key)
+        if not isinstance(template, str):
+            raise RecordingError(f"'{self.path / 'meta/info.json'}' has no {key}.")
+
+        def fill(match: re.Match[str]) -> str:
+            if match[1] not in values:
+                raise RecordingError(f"{key} of '{self.path}' asks for '{match[1]}'; known: {', '.join(values)}.")
+            value = values[match[1]]
+            return f"{int(value):0{int(match[2])}d}" if match[2] else str(value)
+
+        return inside(self.path, FIELD.sub(fill, template), key)
+
+
+def _rate(value: Any, path: Path) -> float:
+    if not isinstance(value, int | float) or not np.isfinite(value) or not 0 < value < 1e5:
+        raise RecordingError(f"'{path / 'meta/info.json'}' says fps {value!r}, expected a positive number.")
+    return float(value)
