@@ -76,8 +76,9 @@ def measure(folder: Path, precision: str, act: bool) -> dict[str, Any]:
     result["within_resident_plus_two_shards"] = result["peak_resident_GB"] <= allowed
     if act:
         image = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
+        key = next(iter(loaded.raw.norm_stats))
         start = time.perf_counter()
-        ids = loaded.predict_ids(image, "pick up the cube")
+        ids = loaded.predict_ids(image, "pick up the cube", key)
         result["predict_ids"] = {"ids": ids, "seconds": round(time.perf_counter() - start, 1)}
         start = time.perf_counter()
         black, white = (loaded.patches(loaded.pixel_values(np.full_like(image, v))) for v in (0, 255))
@@ -90,12 +91,15 @@ def measure(folder: Path, precision: str, act: bool) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?", help="15 GB that scripts/write_random_7b.py writes")
     parser.add_argument("--precisions", nargs="+", default=["nf4", "bfloat16"])
     parser.add_argument("--act", action="store_true", help="also answer one observation")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.folder is None:
+        print("bench_load_7b: not run. It needs the folder of a checkpoint, which scripts/write_random_7b.py writes.")
+        return
     if options.one:
         print(json.dumps(measure(options.folder, options.one, options.act)))
         return

@@ -1,0 +1,58 @@
+"""`make bench` runs every script without arguments: what cannot be measured here says so and is no failure."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+NEEDS = {
+    "bench_gpu_deploy": "CUDA",
+    "bench_gpu_models": "CUDA",
+    "bench_gpu_train": "CUDA",
+    "bench_load_7b": "checkpoint",
+    "bench_7b_cpu": "--checkpoint",
+}
+
+
+def run(name: str, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NEEDS)
+def test_what_cannot_be_measured_here_is_skipped_with_a_sentence(name: str) -> None:
+    if NEEDS[name] == "CUDA" and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device: it would be measured")
+    done = run(name)
+    assert done.returncode == 0, done.stderr
+    assert "not run" in done.stdout
+    assert NEEDS[name] in done.stdout
+
+
+def test_bandwidth_is_that_of_memory_and_the_best_kernel_wins(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import read_bandwidth
+
+    monkeypatch.setattr(read_bandwidth, "BYTES", 1 << 26)
+    monkeypatch.setattr(read_bandwidth, "REPEATS", 2)
+    result = read_bandwidth.measure(1)
+    rates = [k["best_gbs"] for k in result["kernels"].values()]
+    assert result["best_gbs"] == max(rates) > 0.1
+    assert result["kernel"] in result["kernels"]
+    assert len(rates) >= 2
+
+
+def test_bytes_of_a_token_at_full_size(monkeypatch) -> None:
+    """Int4 weights of the decoder in groups of 128: 3.34 GB; the cache in 16 bits: half a megabyte a row."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import seven_b_engines
+    from athena_vla.models import sizes
+
+    class Bundle:
+        spec = sizes.full_size("openvla", action_dim=23, state_dim=23)
+
+    assert seven_b_engines.bytes_per_token(Bundle) == pytest.approx(3.34e9 + 524_288 * 298 + 2e6, rel=2e-3)
