@@ -22,8 +22,9 @@ ALLOWED: dict[str, set[str]] = {
     "backends": SPINE | {"data", "models", "bundle", "tensorrt_engine"},
     "tensorrt_engine": SPINE | {"models"},
     "policy": SPINE | {"data", "models", "bundle", "backends"},
+    "constrained": SPINE | {"control", "models", "policy"},
 }
-STAGE_BASE = SPINE | {"data", "control", "models", "bundle", "backends", "policy"}
+STAGE_BASE = SPINE | {"data", "control", "models", "bundle", "backends", "policy", "constrained"}
 STAGES = {"finetune", "merge", "quantize", "export", "plan", "serving"}
 EVIDENCE = {"evaluate", "bench", "report", "sweep"}
 for stage in STAGES:

@@ -69,14 +69,26 @@ def test_constrained_choice_is_the_best_action_token(model: OpenVLA, inputs: Ten
     assert torch.equal(tokens, best)
 
 
-def test_allowed_bins_hold_every_step(model: OpenVLA, inputs: Tensors) -> None:
-    lower, upper = np.linspace(-0.9, 0.5, D), np.linspace(-0.7, 0.9, D)
-    allowed = model.allowed_bins(lower, upper)
-    assert allowed.shape == (D, 256)
-    chunk = model.decode(run_torch(model), inputs, {}, allowed).numpy()
-    assert (chunk >= lower - 1e-6).all()
-    assert (chunk <= upper + 1e-6).all()
-    free = model.decode(run_torch(model), inputs, {}, torch.ones(D, 256, dtype=torch.bool))
+def test_rows_are_held_to_what_the_rows_before_them_allow(model: OpenVLA, inputs: Tensors) -> None:
+    batch, horizon = len(inputs["input_ids"]), model.spec.horizon
+    asked: list[np.ndarray] = []
+
+    def allowed(rows: np.ndarray) -> np.ndarray:
+        """Row 0 in [-0.9, -0.7], every later row at most 0.1 above the one before it."""
+        asked.append(rows)
+        low = rows[:, -1] if rows.shape[1] else np.full((batch, D), -0.9)
+        high = low + 0.1 if rows.shape[1] else np.full((batch, D), -0.7)
+        return (model.bins >= low[:, :, None] - 1e-6) & (model.bins <= high[:, :, None] + 1e-6)
+
+    chunk = model.decode_among(run_torch(model), inputs, allowed).numpy()
+    assert [a.shape for a in asked] == [(batch, r, D) for r in range(horizon)]
+    for r, rows in enumerate(asked):
+        np.testing.assert_array_equal(rows, chunk[:, :r])
+    assert (chunk[:, 0] >= -0.9 - 1e-6).all()
+    assert (chunk[:, 0] <= -0.7 + 1e-6).all()
+    assert (np.diff(chunk, axis=1) <= 0.1 + 1e-6).all()
+    assert (np.diff(chunk, axis=1) >= -1e-6).all()
+    free = model.decode_among(run_torch(model), inputs, lambda rows: np.ones((batch, D, 256), dtype=bool))
     torch.testing.assert_close(free, model.decode(run_torch(model), inputs, {}))
 
 

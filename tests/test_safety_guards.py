@@ -217,8 +217,9 @@ def test_reach_is_what_a_joint_can_do(seed: int) -> None:
 def test_masks_leave_a_choice_and_nothing_out_of_reach(athena: Embodiment) -> None:
     joints = athena.index(athena.groups["arms"])
     bins = np.linspace(athena.lower[joints] - 0.1, athena.upper[joints] + 0.1, 256).T
-    mask = reachable_bins(athena, joints, bins, athena.default, seconds=0.1)
+    mask = reachable_bins(athena, joints, bins, athena.default, np.zeros(23), seconds=0.1)
     low, high = reach(athena, athena.default, np.zeros(23), 0.1)
+    assert (mask <= reachable_bins(athena, joints, bins, athena.default, seconds=0.1)).all()  # velocity not known
     assert mask.shape == (8, 256)
     assert mask.any(axis=1).all()
     assert not mask.all()

@@ -10,15 +10,16 @@ from numpy.typing import NDArray
 from athena_vla.embodiment import Array, Embodiment
 
 
-def reach(robot: Embodiment, q: Array, v: Array, seconds: float) -> tuple[Array, Array]:
+def reach(robot: Embodiment, q: Array, v: Array | None, seconds: float) -> tuple[Array, Array]:
     """Lowest and highest position [J] rad that each joint can have after `seconds`, from position `q` and velocity `v`.
 
-    Full acceleration up to the velocity limit, clipped to the position limits: the exact reachable interval of a joint
+    Where the velocity is not known (None) it may be anything up to its limit. Full acceleration up to the velocity limit, clipped to the position limits: the exact reachable interval of a joint
     whose motion is bounded in velocity and acceleration, apart from the stop it must keep in hand near a limit.
     """
     ends = []
     for sign, limit in ((-1.0, robot.lower), (1.0, robot.upper)):
-        speed = np.clip(sign * v, -robot.max_velocity, robot.max_velocity)
+        known = robot.max_velocity if v is None else sign * v
+        speed = np.clip(known, -robot.max_velocity, robot.max_velocity)
         ramp = np.minimum((robot.max_velocity - speed) / robot.max_acceleration, seconds)  # [s] of acceleration
         travelled = speed * ramp + 0.5 * robot.max_acceleration * ramp**2 + robot.max_velocity * (seconds - ramp)
         end = q + sign * travelled
@@ -32,10 +33,10 @@ def reachable_bins(
     """Mask [D, B] of the bins that joint `joints[d]` of the robot can be at after `seconds`.
 
     `bins` [D, B] are the positions [rad] that the policy's tokens stand for, `q` and `v` [J] the present command and
-    its velocity (at rest where absent). A joint none of whose bins is reachable keeps the one nearest to its interval,
+    its velocity (anything up to its limit where absent). A joint none of whose bins is reachable keeps the one nearest to its interval,
     so that there is always a choice; the safety filter takes care of the rest.
     """
-    low, high = reach(robot, q, np.zeros_like(q) if v is None else v, seconds)
+    low, high = reach(robot, q, v, seconds)
     low, high = low[joints][:, None], high[joints][:, None]
     mask = (bins >= low) & (bins <= high)
     outside = np.maximum(low - bins, bins - high)

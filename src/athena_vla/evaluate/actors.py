@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from athena_vla.bundle import Bundle, sha256
+from athena_vla.constrained import WithinReach
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import EvaluationError, UnknownName
 from athena_vla.evaluate.baselines import (
@@ -39,6 +40,7 @@ class ActorSpec:
     source: str = ""  # a bundle for a policy, a library file for baselines made from the training split
     backend: str = "auto"
     ablation: Ablation = "none"
+    within_reach: bool = False  # hold a policy that chooses from bins to those the robot can reach
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -60,7 +62,8 @@ class ActorSpec:
             content = Bundle.open(self.source, verify=False).hash
         elif self.source:
             content = sha256(Path(self.source))
-        return {"kind": self.kind, "content": content, "backend": self.backend, "ablation": self.ablation}
+        found = {"kind": self.kind, "content": content, "backend": self.backend, "ablation": self.ablation}
+        return {**found, "held": "within reach"} if self.within_reach else found
 
 
 @dataclass
@@ -87,7 +90,8 @@ class Cast:
 
     def _inner(self, spec: ActorSpec, remember: bool) -> Actor:
         if spec.kind == "policy":
-            return self.policy(spec)
+            policy = self.policy(spec)
+            return WithinReach(policy) if spec.within_reach else policy
         if spec.kind == "hold":
             return HoldStill(self.robot, remember=remember)
         if spec.kind == "hostile":

@@ -59,13 +59,7 @@ class ActionTokens:
         index = np.clip(self.vocabulary - np.asarray(ids, dtype=np.int64) - 1, 0, self.bins - 2)
         return self.centers[index]
 
-    def allowed(self, lower: NDArray[np.floating], upper: NDArray[np.floating]) -> NDArray[np.bool_]:
-        """Bins `[D, bins]`, ascending in value, that decode into [lower, upper]; the nearest one where none does."""
-        values = self.centers[np.minimum(np.arange(self.bins), self.bins - 2)]
-        low, high = np.asarray(lower, dtype=np.float64)[:, None], np.asarray(upper, dtype=np.float64)[:, None]
-        if not (low <= high).all():
-            raise InvalidObservation("A lower action bound lies above its upper bound, or is not a number.")
-        inside = (values >= low) & (values <= high)
-        nearest = np.abs(values - np.clip((low + high) / 2, -1, 1)).argmin(axis=1)
-        inside[np.arange(len(inside)), nearest] |= ~inside.any(axis=1)
-        return inside
+    @cached_property
+    def values(self) -> NDArray[np.float64]:
+        """[bins] what each bin decodes to, ascending; the two highest share a value."""
+        return self.centers[np.minimum(np.arange(self.bins), self.bins - 2)]

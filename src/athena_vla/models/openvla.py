@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from athena_vla.errors import ModelError
 from athena_vla.models.action_tokens import ActionTokens
 from athena_vla.models.architecture import Graph, Run, Spec, Tensors
+from athena_vla.models.choice import Allowed, Chooses
 from athena_vla.models.llama import attention_mask
 from athena_vla.models.prismatic import Prismatic, full_7b_body, tiny_body
 from athena_vla.models.prompt import EOS
@@ -84,7 +85,7 @@ class StepGraph(nn.Module):
         return self.model.choices(hidden)[:, 0], key, value
 
 
-class OpenVLA(VisionLanguageModel):
+class OpenVLA(VisionLanguageModel, Chooses):
     family: ClassVar[str] = "openvla"
     spec_type: ClassVar[type[Spec]] = OpenVLASpec
     reads_tokens: ClassVar[bool] = True
@@ -174,19 +175,14 @@ class OpenVLA(VisionLanguageModel):
             ),
         )
 
-    def decode(
-        self,
-        run: Run,
-        inputs: Tensors,
-        noise: Tensors,
-        allowed_bins: Bool[Tensor, "d bins"] | None = None,
-    ) -> Float[Tensor, "b h d"]:
-        """Greedy decoding. `allowed_bins` (bins in ascending order of value) narrows each joint's choice.
+    def decode(self, run: Run, inputs: Tensors, noise: Tensors) -> Float[Tensor, "b h d"]:
+        """Greedy decoding. Raises `ModelError` where an unconstrained model leaves the action tokens."""
+        return self.decode_among(run, inputs, None)
 
-        Raises `ModelError` where an unconstrained model leaves the action tokens.
-        """
-        tokens = self.decode_ids(run, inputs, allowed_bins)
-        if not self.token_spec.constrained and allowed_bins is None:
+    def decode_among(self, run: Run, inputs: Tensors, allowed: Allowed | None) -> Float[Tensor, "b h d"]:
+        """Greedy decoding among the bins that are allowed."""
+        tokens = self.decode_ids(run, inputs, allowed)
+        if not self.token_spec.constrained and allowed is None:
             wrong = (tokens < self.action_tokens.first) | (tokens >= self.action_tokens.vocabulary)
             if bool(wrong.any()):
                 found = sorted(set(tokens[wrong].tolist()))[:5]
@@ -194,12 +190,9 @@ class OpenVLA(VisionLanguageModel):
                     f"The model answered with tokens that are no actions ({found}). Fine-tune it for this robot, "
                     "or set `constrained` in its specification to choose among action tokens only."
                 )
-        unit = self.action_tokens.decode(tokens.cpu().numpy()).astype(np.float32)
-        return torch.from_numpy(unit).reshape(-1, self.spec.horizon, self.spec.action_dim)
+        return torch.from_numpy(self._values(tokens)).reshape(-1, self.spec.horizon, self.spec.action_dim)
 
-    def decode_ids(
-        self, run: Run, inputs: Tensors, allowed_bins: Bool[Tensor, "d bins"] | None = None
-    ) -> Int[Tensor, "b n"]:
+    def decode_ids(self, run: Run, inputs: Tensors, allowed: Allowed | None = None) -> Int[Tensor, "b n"]:
         """The chosen token ids, through the graphs."""
         patches = self.run_vision(run, inputs)
         mask = inputs["prompt_mask"]
@@ -210,9 +203,12 @@ class OpenVLA(VisionLanguageModel):
         rows = torch.arange(logits.shape[0], device=keys.device)
         slot = (patches.shape[1] + mask.long().sum(dim=1)).to(keys.device)
         chosen: list[Tensor] = []
+        joints, row = self.spec.action_dim, None  # [b, d, bins]: what the present row may be
         for i in range(count):
-            allowed = None if allowed_bins is None else allowed_bins[i % self.spec.action_dim]
-            chosen.append(self._choose(logits, allowed))
+            if allowed is not None and i % joints == 0:
+                so_far = torch.stack(chosen, dim=1) if chosen else rows.new_empty(len(rows), 0)
+                row = torch.from_numpy(allowed(self._values(so_far).reshape(len(rows), -1, joints)))
+            chosen.append(self._choose(logits, None if row is None else row[:, i % joints]))
             if i == count - 1:
                 break
             out = run("step", {"token": chosen[-1], "position": slot + i, **cache})
@@ -222,9 +218,9 @@ class OpenVLA(VisionLanguageModel):
             values[:, rows, :, slot + i] = out["value"][:, :, :, 0].transpose(0, 1).to(values)
         return torch.stack(chosen, dim=1)
 
-    def allowed_bins(self, lower: NDArray[np.floating], upper: NDArray[np.floating]) -> Bool[Tensor, "d bins"]:
-        """Bins whose value lies inside [lower, upper] of each action dimension, in unit values."""
-        return torch.from_numpy(self.action_tokens.allowed(lower, upper))
+    @property
+    def bins(self) -> NDArray[np.float64]:
+        return self.action_tokens.values
 
     def head_modules(self) -> list[str]:
         """None: the language model's own output speaks every robot's tokens."""
@@ -237,8 +233,11 @@ class OpenVLA(VisionLanguageModel):
         action = logits if self.token_spec.constrained else logits[:, first:last]
         if allowed is not None:
             # Ids count down from the top as values go up.
-            action = action.masked_fill(~allowed.flip(0).to(action.device)[None], -torch.inf)
+            action = action.masked_fill(~allowed.flip(1).to(action.device), -torch.inf)
         return action.argmax(dim=1) + first
+
+    def _values(self, tokens: Tensor) -> NDArray[np.float32]:
+        return self.action_tokens.decode(tokens.cpu().numpy()).astype(np.float32)
 
 
 def _room(cache: Tensor, rows: int) -> Tensor:
