@@ -66,6 +66,7 @@ browser:  ## headless Chromium for the page tests, where Debian's package manage
 
 interop:  ## our files against the real lerobot, openpi-client and TensorRT Edge-LLM, each in its own environment
 	$(PYTHON) interop/run.py
+	$(PYTHON) interop/edge_llm.py
 
 clean:  ## remove what the targets made, not your recordings
 	rm -rf .venv build dist .pytest_cache .ruff_cache runs/ci

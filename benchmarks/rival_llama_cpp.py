@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=22)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--write-only", action="store_true")
+    parser.add_argument("--plain-buffers", action="store_true", help="without weights repacked for wide instructions")
     options = parser.parse_args()
     if not options.gguf.is_file():
         write(options.gguf, (4096, 11008, 2, 32) if options.small else (4096, 11008, 32, 32))
@@ -87,6 +88,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     api.llama_backend_init()
     settings = api.llama_model_default_params()
+    settings.use_extra_bufts = not options.plain_buffers
     model = api.llama_model_load_from_file(str(options.gguf).encode(), settings)
     if not model:
         sys.exit(f"llama.cpp cannot load '{options.gguf}'")
@@ -128,6 +130,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "peak_resident_gb": status_gb("VmHWM"),
         "anonymous_gb": status_gb("RssAnon"),
         "threads": options.threads,
+        "repacked_weights": not options.plain_buffers,
     }
 
 

@@ -4,10 +4,12 @@ Weights come from a checkpoint that scripts/write_random_7b.py wrote, and every 
 to the nearest code: GPTQ at this size takes hours on two cores and changes no time. Knows no engines.
 """
 
-import dataclasses
+import importlib
 import json
+import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +31,7 @@ from athena_vla.quantize import QuantizeConfig, quantize
 
 FAMILIES = {"chunk": "openvla_chunk", "tokens": "openvla"}
 INSTRUCTION = "pick up the red cube and put it into the box"
+THREADS = 2
 PREFIX = "body."  # families keep the released weights under it
 
 
@@ -49,8 +52,6 @@ def frame() -> Observation:
 
 def skeleton(kind: str, small: bool) -> VisionLanguageModel:
     """One of the two families without weights."""
-    import importlib
-
     one, family = robot(), FAMILIES[kind]
     wanted: dict[str, Any] = {"action_dim": one.action_dim, "state_dim": one.state_dim, "cameras": 1}
     wanted["horizon"] = 16 if kind == "chunk" else 1
@@ -61,12 +62,26 @@ def skeleton(kind: str, small: bool) -> VisionLanguageModel:
     return sizes.weightless(family, module.tiny_spec(**wanted, width=256, mlp_width=512, layers=3))
 
 
-def timed(record: dict[str, Any], name: str, work: Any) -> Any:
-    start = time.perf_counter()
-    result = work()
-    record[name] = {"seconds": time.perf_counter() - start, "peak_resident_gb_so_far": peak_memory_gb()}
-    print(f"{name}: {record[name]}", flush=True)
-    return result
+class Steps:
+    """Finished steps of the preparation with what they cost; kept on disk, so that the next run goes on."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.done: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+
+    def run(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
+        if name in self.done:
+            return
+        start, cpu = time.perf_counter(), time.process_time()
+        facts = work()
+        self.done[name] = {
+            **facts,
+            "seconds": time.perf_counter() - start,
+            "cpu_seconds": time.process_time() - cpu,
+            "load_1min": os.getloadavg()[0],
+            "peak_resident_gb_so_far": peak_memory_gb(),
+        }
+        self.file.write_text(json.dumps(self.done, indent=1))
 
 
 def write_bundle(out: Path, kind: str, small: bool, read: Any, stage: bundles.Stage, info: dict[str, Any]) -> Path:
@@ -104,51 +119,46 @@ def made_up(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
 
 def prepare(checkpoint: Path | None, work: Path, small: bool, vision_bits: int) -> dict[str, Any]:
     """Both families exported under `work`; large intermediate bundles are removed as soon as they are not needed."""
-    record: dict[str, Any] = {"rounding": "nearest", "vision_bits": vision_bits, "checkpoint": not small}
     work.mkdir(parents=True, exist_ok=True)
-    store = None if small or checkpoint is None else TensorStore(checkpoint)
+    steps = Steps(work / "prepare.json")
+    base, int4, other = work / "base", work / "int4", work / "int4-chunk"
 
-    def released(name: str) -> Any:
-        key = name.removeprefix(PREFIX)
-        return store.read(key) if store is not None and key in store.names else None
+    def copy() -> dict[str, Any]:
+        store = None if small or checkpoint is None else TensorStore(checkpoint)
 
-    base = work / "base"
-    timed(record, "copy_into_a_bundle", lambda: write_bundle(base, "tokens", small, released, "base", {}))
-    config = QuantizeConfig(
-        input=base,
-        out=work / "int4",
-        method="nearest",
-        sensitivity=False,
-        vision_bits=cast(Any, vision_bits),
-        threads=2,
-    )
-    made = timed(record, "quantize", lambda: quantize(config))
-    record["quantize"] |= {"peak_resident_gb": made.peak_gb, "mean_bits": made.mean_bits, "bytes": made.bytes}
-    shutil.rmtree(base)
-    tokens = Bundle.open(work / "int4", verify=False)
-    packed = tokens.store()
+        def released(name: str) -> Any:
+            key = name.removeprefix(PREFIX)
+            return store.read(key) if store is not None and key in store.names else None
 
-    def quantized(name: str) -> Any:
-        return packed.read(name) if name in packed.names else None
+        write_bundle(base, "tokens", small, released, "base", {})
+        return {}
 
-    info = tokens.manifest.stage_info
-    timed(
-        record,
-        "other_family",
-        lambda: write_bundle(work / "int4-chunk", "chunk", small, quantized, "quantized", info),
-    )
-    for kind, source in (("tokens", work / "int4"), ("chunk", work / "int4-chunk")):
-        settings = ExportConfig(source, work / kind, accuracy="int8", compare=False, fixed_batch=True, threads=2)
-        result = timed(record, f"export_{kind}", lambda settings=settings: export(settings))
-        record[f"export_{kind}"]["bytes"] = result.bytes
+    def shrink() -> dict[str, Any]:
+        bits = cast(Any, vision_bits)
+        made = quantize(
+            QuantizeConfig(base, int4, method="nearest", sensitivity=False, vision_bits=bits, threads=THREADS)
+        )
+        shutil.rmtree(base)
+        return {"mean_bits": made.mean_bits, "bytes": made.bytes, "rounding": "nearest", "vision_bits": vision_bits}
+
+    def derive() -> dict[str, Any]:
+        tokens = Bundle.open(int4, verify=False)
+        packed = tokens.store()
+        read = {n: n for n in packed.names}
+        info = tokens.manifest.stage_info
+        write_bundle(other, "chunk", small, lambda n: packed.read(n) if n in read else None, "quantized", info)
+        return {}
+
+    def write_graphs(source: Path, kind: str) -> dict[str, Any]:
+        made = export(
+            ExportConfig(source, work / kind, accuracy="int8", compare=False, fixed_batch=True, threads=THREADS)
+        )
         shutil.rmtree(source)
-    record["peak_resident_gb"] = peak_memory_gb()
-    (work / "prepare.json").write_text(json.dumps(record, indent=1))
-    return record
+        return {"bytes": made.bytes}
 
-
-def decoder_bytes(spec: Any, scale_bits: int = 16) -> int:
-    """Bytes of the decoder's linear layers: 4-bit codes and one scale per 128 inputs."""
-    text = dataclasses.replace(spec)
-    per_layer = text.width * text.head_width * (2 * text.heads + 2 * text.kv_heads) + 3 * text.width * text.mlp_width
-    return int(text.layers * per_layer * (4 + scale_bits / 128) / 8)
+    steps.run("copy_into_a_bundle", copy)
+    steps.run("quantize", shrink)
+    steps.run("derive_chunk_family", derive)
+    steps.run("export_chunk", lambda: write_graphs(other, "chunk"))
+    steps.run("export_tokens", lambda: write_graphs(int4, "tokens"))
+    return {"status": "measured here", "from_checkpoint": not small, **steps.done}
