@@ -125,7 +125,8 @@ def check_motion(episode: Episode) -> Iterator[Finding]:
     if jumps.any():
         rows = np.flatnonzero(jumps.any(axis=1))
         names = [episode.joint_names[c] for c in np.flatnonzero(jumps.any(axis=0))]
-        message = f"{len(rows)} jumps of up to {steps[jumps].max():.2f} rad in one frame ({some(names)})."
+        number = "1 jump" if len(rows) == 1 else f"{len(rows)} jumps"
+        message = f"{number} of up to {steps[jumps].max():.2f} rad in one frame ({some(names)})."
         yield finding("joint.jump", message, episode.id, (int(rows[0]) + 1, int(rows[-1]) + 2))
     least = max(5, round(SATURATED_SECONDS * episode.fps)) if episode.extras.get("clock") != "frame index" else 15
     saturated: list[str] = []

@@ -25,8 +25,9 @@ from athena_vla.errors import AthenaError
 EPISODES = 12  # shown with pictures and plots; those with findings first
 PICTURES = 12  # per contact sheet
 THUMB = 128  # [px] width
-PLOT = (720, 90)  # [px]
-COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b83280", "#4a5568", "#b7791f")
+PLOT = (520, 90)  # [px]
+LEAST_SPAN = 0.1  # [rad] of a plot: a joint that trembles by a milliradian must not look as if it worked
+TARGET_COLOUR, STATE_COLOUR, ALARM = "#2b6cb0", "#d53f8c", "#e53e3e"
 KINDS = {
     "walk": "#90cdf4",
     "balance": "#d6bcfa",
@@ -41,15 +42,18 @@ STYLE = """
 :root{--ink:#1a202c;--paper:#fff;--soft:#edf2f7;--line:#cbd5e0}
 @media(prefers-color-scheme:dark){:root{--ink:#e2e8f0;--paper:#171923;--soft:#2d3748;--line:#4a5568}}
 body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:1100px;margin:0 auto}
-body{padding:1rem;overflow-wrap:anywhere}
+body{padding:1rem}
 a{color:#3182ce}
 table{border-collapse:collapse;width:100%}
-td,th{border-bottom:1px solid var(--line);padding:.3rem .5rem;text-align:left;vertical-align:top}
+td,th{border-bottom:1px solid var(--line);padding:.3rem .6rem;text-align:left;vertical-align:top;white-space:nowrap}
+td:last-child{white-space:normal;overflow-wrap:anywhere;min-width:11rem;width:100%}
 .error{border-left:4px solid #e53e3e}.warning{border-left:4px solid #dd6b20}.info{border-left:4px solid #3182ce}
-.sheet{display:grid;grid-template-columns:repeat(auto-fill,minmax(110px,1fr));gap:4px}
+.sheet{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:6px}
+.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:4px 14px}
+.plots figcaption b{font-weight:600}.key{display:inline-block;width:1.4em;height:.2em;vertical-align:middle}
 figure{margin:0}img{width:100%;display:block}figcaption{font-size:12px}
 .bad img{outline:3px solid #e53e3e;outline-offset:-3px}
-svg{width:100%;height:auto;background:var(--soft);margin:2px 0}svg text{fill:var(--ink);font:11px sans-serif}
+svg{width:100%;height:auto;display:block;background:var(--soft)}
 details{margin:.3rem 0}small{opacity:.75}h2{margin-top:2rem}.wide{overflow-x:auto}
 """
 
@@ -64,7 +68,9 @@ def write_page(path: Path, report: Any, recording: Recording, robot: Embodiment 
         try:
             parts.append(_episode(recording.read(episode_id), mine, robot))
         except AthenaError as error:
-            parts.append(f'<h2 id="{_anchor(episode_id)}">{_e(episode_id)}</h2><p class="error">{_e(str(error))}</p>')
+            parts.append(
+                f'<h2 id="{_anchor(episode_id)}">{_title(episode_id)}</h2><p class="error">{_e(str(error))}</p>'
+            )
     left = len(recording.ids()) - len(order)
     if left > 0:
         parts.append(f"<p>{left} more episodes are not shown; all were checked.</p>")
@@ -84,8 +90,9 @@ def _head(report: Any) -> str:
     counts = {s: sum(f.severity == s for f in report.findings) for s in ("error", "warning", "info")}
     lines = [f"<h1>Check of {_e(report.path.name)}</h1>"]
     lines.append(
-        f"<p><b>{counts['error']} errors, {counts['warning']} warnings, {counts['info']} notes</b> in "
-        f"{report.episodes} episodes, {report.frames} frames.</p>"
+        f"<p><b>{counted(counts['error'], 'error')}, {counted(counts['warning'], 'warning')}, "
+        f"{counted(counts['info'], 'note')}</b> in {counted(report.episodes, 'episode')}, "
+        f"{counted(report.frames, 'frame')}.</p>"
     )
     if info is not None:
         cameras = ", ".join(f"{n} {w}x{h}" for n, (h, w) in info.cameras.items()) or "none"
@@ -104,7 +111,8 @@ def _table(findings: Sequence[Finding]) -> str:
         frames = ""
         if f.frames:
             target = f"{_anchor(f.episode)}-{f.frames[0]}" if f.episode else ""
-            text = f"{f.frames[0]}–{f.frames[1] - 1}"
+            first, last = f.frames[0], f.frames[1] - 1
+            text = f"frame {first}" if first == last else f"frames {first}–{last}"
             frames = f'<a href="#{target}">{text}</a>' if target else text
         rows.append(
             f'<tr class="{f.severity}"><td>{f.severity}<br><small>{_e(f.code)}</small></td><td>{where}<br>{frames}</td>'
@@ -117,11 +125,11 @@ def _table(findings: Sequence[Finding]) -> str:
 def _episode(episode: Episode, findings: Sequence[Finding], robot: Embodiment | None) -> str:
     spans = [f.frames for f in findings if f.frames and f.episode == episode.id]
     task = episode.instructions[0] if episode.instructions else "no instruction"
-    parts = [f'<h2 id="{_anchor(episode.id)}">{_e(episode.id)}</h2><p>{_e(task)} — {len(episode)} frames</p>']
+    parts = [f'<h2 id="{_anchor(episode.id)}">{_title(episode.id)}</h2><p>{_e(task)} — {len(episode)} frames</p>']
     # Every place a finding links to exists, whether or not a picture was drawn there.
     parts += [f'<a id="{_anchor(episode.id)}-{start}"></a>' for start in sorted({a for a, _ in spans})]
     for name, stream in episode.cameras.items():
-        parts.append(f"<h3>{_e(name)}</h3>{_sheet(stream, len(episode), spans)}")
+        parts.append(f"<h3>Camera {_e(name)}</h3>{_sheet(stream, len(episode), spans)}")
     segments = episode_segments(episode, robot)
     parts.append(_plots(episode, robot, segments, spans))
     return "".join(parts)
@@ -173,7 +181,13 @@ def _plots(
     legend = " ".join(f'<span style="background:{KINDS.get(k, "#eee")};color:#000">&nbsp;{k}&nbsp;</span>'
                       for k in dict.fromkeys(s.kind for s in segments))  # fmt: skip
     note = f"<p><small>Hardly moving: {_e(', '.join(still))}</small></p>" if still else ""
-    return f"<details open><summary>Joints: target and state. {legend}</summary>{''.join(plots)}{note}</details>"
+    lines = "".join(
+        f'<span class="key" style="background:{colour}"></span> {what} '
+        for what, colour in (("target", TARGET_COLOUR), ("state", STATE_COLOUR), ("limit, finding", ALARM))
+    )
+    plotted = "".join(plots)
+    head = f"<summary>Joints: {lines} {legend}</summary>"
+    return f'<details open>{head}<div class="plots">{plotted}</div>{note}</details>'
 
 
 def _plot(
@@ -188,7 +202,8 @@ def _plot(
     values = np.concatenate([actions, states]) if states is not None else actions
     values = values[np.isfinite(values)]
     low, high = float(values.min()), float(values.max())
-    pad = 0.08 * (high - low) + 1e-3
+    label = f"<b>{_e(name)}</b> {low:.2f} … {high:.2f}"
+    pad = max(0.08 * (high - low), (LEAST_SPAN - (high - low)) / 2)
     low, high = low - pad, high + pad
     count = max(len(actions) - 1, 1)
 
@@ -213,15 +228,22 @@ def _plot(
                 f'<line x1="0" x2="{width}" y1="{y(bound):.1f}" y2="{y(bound):.1f}" '
                 'stroke="#e53e3e" stroke-dasharray="4"/>'
             )
-    for series, colour in ((states, "#a0aec0"), (actions, COLOURS[0])):
+    for series, colour in ((states, STATE_COLOUR), (actions, TARGET_COLOUR)):
         if series is None:
             continue
         step = max(1, len(series) // width)
         points = " ".join(f"{x(t):.1f},{y(v):.1f}" for t, v in enumerate(series) if t % step == 0 and np.isfinite(v))
         parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
-    label = f"{_e(name)}  {low + pad:.2f} … {high - pad:.2f}"
     head = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{_e(name)}">'
-    return f'{head}{"".join(parts)}<text x="4" y="12">{label}</text></svg>'
+    return f"<figure>{head}{''.join(parts)}</svg><figcaption>{label}</figcaption></figure>"
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _title(episode_id: str) -> str:
+    return _e(f"Episode {episode_id}" if episode_id.isdigit() else episode_id)
 
 
 def _anchor(episode_id: str | None) -> str:
