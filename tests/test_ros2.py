@@ -118,6 +118,11 @@ def test_a_deployment_becomes_a_bag_and_comes_back(toy: Embodiment, tmp_path) ->
     for ours, theirs in zip(trace.frames, bag.observations, strict=True):
         np.testing.assert_array_equal(ours.images["front"], theirs.images["front"])
     assert not list(tmp_path.glob("*.part"))
+    again = SafetyFilter(toy)  # replayed without ROS: what was commanded passes a filter unchanged
+    again.reset(bag.observations[0].state)
+    for time, command in zip(bag.command_times, bag.commands, strict=True):
+        np.testing.assert_array_equal(again.step(command, time), command)
+    assert not again.interventions
     (tmp_path / "broken.mcap").write_bytes(b"not a bag at all")
     for name in ("broken.mcap", "absent.mcap"):
         with pytest.raises(RecordingError, match="bag"):
@@ -130,6 +135,156 @@ def test_the_node_says_what_is_missing() -> None:
     code = "from athena_vla.control import ros2_node; ros2_node.main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "MissingDependency" in done.stderr or "rclpy" in done.stderr
+
+
+class Fields(SimpleNamespace):
+    """A ROS message, goal or profile: whatever fields it is made with."""
+
+
+@pytest.fixture
+def graph(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Stand-ins for rclpy and the message packages that record what the node does with them."""
+    seen = SimpleNamespace(now=10.0, subscribed={}, published=[], goals=[], server=True)
+    names = {
+        "rclpy.qos": {"QoSProfile": Fields, "ReliabilityPolicy": Fields(BEST_EFFORT="best", RELIABLE="reliable")},
+        "sensor_msgs.msg": dict.fromkeys(("Image", "JointState"), Fields),
+        "std_msgs.msg": dict.fromkeys(("String", "Header"), Fields),
+        "trajectory_msgs.msg": dict.fromkeys(("JointTrajectory", "JointTrajectoryPoint"), Fields),
+        "builtin_interfaces.msg": dict.fromkeys(("Duration", "Time"), Fields),
+        "control_msgs.action": {"FollowJointTrajectory": Fields(Goal=Fields)},
+    }
+
+    class Client:
+        def __init__(self, node: Any, kind: Any, name: str) -> None:
+            seen.action = name
+
+        def wait_for_server(self, timeout_sec: float) -> bool:
+            return seen.server
+
+        def send_goal_async(self, goal: Any) -> None:
+            seen.goals.append(goal)
+
+    names["rclpy.action"] = {"ActionClient": Client}
+    for module, content in names.items():
+        for package in (module.split(".")[0], module):
+            monkeypatch.setitem(sys.modules, package, Fields(__path__=[]))
+        monkeypatch.setitem(sys.modules, module, Fields(**content))
+
+    def publisher(kind: Any, topic: str, quality: Any) -> Any:
+        seen.command_quality = quality
+        return Fields(publish=lambda message: seen.published.append((topic, message)))
+
+    seen.node = Fields(
+        get_clock=lambda: Fields(now=lambda: Fields(nanoseconds=seen.now * 1e9)),
+        create_subscription=lambda kind, topic, call, quality: seen.subscribed.update({topic: (call, quality)}),
+        create_publisher=publisher,
+        get_logger=lambda: Fields(warning=lambda *a, **k: seen.published.append(("warning", a[0]))),
+    )
+    return seen
+
+
+def test_the_node_perceives_and_commands(toy: Embodiment, graph: SimpleNamespace) -> None:
+    """The node's own code against stand-ins; a live ROS graph was never there."""
+    from athena_vla.control.ros2_node import PARAMETERS, GraphRobot
+
+    changed = {"frame_id": "torso", "task": "wave", "depth": 3, "command_best_effort": True}
+    joints = JointMap(toy, {"base": "j0"})
+    robot = GraphRobot(graph.node, toy, joints, PARAMETERS | changed)
+    with pytest.raises(InvalidObservation, match="JointState"):
+        robot.observe()
+    on_state, quality = graph.subscribed["/joint_states"]
+    assert (quality.depth, quality.reliability) == (3, "best")
+    assert graph.command_quality.reliability == "best"
+    state = np.array([0.1, 0.2, 0.3])
+    on_state(shaped(joints.joint_state(state, 10.0)))
+    with pytest.raises(InvalidObservation, match="cameras \\['front'\\]"):
+        robot.observe()
+    camera = toy.cameras[0]
+    pixels = np.random.default_rng(0).integers(0, 256, (camera.height, camera.width, 3)).astype(np.uint8)
+    graph.subscribed["/camera/front/image_raw"][0](shaped(image_message(pixels, 10.0)))
+    seen = robot.observe().require(toy)
+    np.testing.assert_array_equal(seen.state, state)
+    np.testing.assert_array_equal(seen.images["front"], pixels)
+    assert (seen.instruction, seen.time) == ("wave", 10.0)
+    graph.subscribed["/athena/task"][0](Fields(data="point"))
+    on_state(shaped({"name": ["j0"], "position": [1.0]}))  # does not fit: told, and nothing taken over
+    assert graph.published.pop()[0] == "warning"
+    assert robot.observe().instruction == "point"
+    robot.command(state)
+    topic, message = graph.published.pop()
+    assert topic == PARAMETERS["command_topic"]
+    assert (message.header.frame_id, message.joint_names) == ("torso", ["j0", "shoulder", "finger"])
+    np.testing.assert_array_equal(joints.chunk(message).positions, state[None])
+    graph.now += 1.0
+    with pytest.raises(InvalidObservation, match="JointState"):
+        robot.observe()
+
+
+def test_the_node_sends_goals_once_per_control_step(toy: Embodiment, graph: SimpleNamespace) -> None:
+    from athena_vla.control.ros2_node import PARAMETERS, GraphRobot
+    from athena_vla.errors import SafetyError
+
+    joints = JointMap(toy)
+    robot = GraphRobot(graph.node, toy, joints, PARAMETERS | {"action": "/arm/follow_joint_trajectory"})
+    assert graph.action == "/arm/follow_joint_trajectory"
+    each = round(toy.command_hz / toy.control_hz)
+    rows = np.linspace(0.0, 0.1, 2 * each)[:, None] + np.zeros(3)
+    for row in rows:
+        robot.command(row)
+    assert len(graph.goals) == 2
+    assert not graph.published
+    sent = np.concatenate([joints.chunk(goal.trajectory).positions for goal in graph.goals])
+    np.testing.assert_array_equal(sent, rows)
+    graph.server = False
+    with pytest.raises(SafetyError, match="FollowJointTrajectory"):
+        GraphRobot(graph.node, toy, joints, PARAMETERS | {"action": "/nobody"})
+
+
+def test_the_launch_file_passes_what_differs(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    import runpy
+
+    from athena_vla.control import ros2_node
+
+    monkeypatch.setattr(sys, "argv", ["athena-ros2-node", "--launch-file"])
+    ros2_node.main()
+    path = capsys.readouterr().out.strip()
+    actions = Fields(
+        DeclareLaunchArgument=lambda name, default_value: (name, default_value),
+        ExecuteProcess=Fields,
+        OpaqueFunction=lambda function: function,
+    )
+    monkeypatch.setitem(sys.modules, "launch", Fields(LaunchDescription=list))
+    monkeypatch.setitem(sys.modules, "launch.actions", actions)
+    *declared, start = runpy.run_path(path)["generate_launch_description"]()
+    assert [name for name, _ in declared] == list(ros2_node.PARAMETERS)
+    given = dict(declared) | {"robot": "toy", "best_effort": "false", "renamed": "[base=j0]"}
+    [process] = start(Fields(launch_configurations=given))
+    expected = ["-p", "robot:=toy", "-p", "best_effort:=false", "-p", "renamed:=[base=j0]"]
+    assert process.cmd == ["athena-ros2-node", "--ros-args", *expected]
+
+
+def test_a_deployment_becomes_the_next_lerobot_dataset(toy: Embodiment, tmp_path) -> None:
+    """Trace -> folder layout -> LeRobot v3.0, through the ordinary conversion."""
+    from athena_vla.data.convert import ConvertConfig, convert
+    from athena_vla.data.formats import open_recording
+    from athena_vla.data.formats.isaac_folder import write_episode
+    from athena_vla.sim.deployment import trace_to_episode
+    from test_runtime import Puppet, Wave
+
+    config = RuntimeConfig(record_images=True, replan_every=4)
+    traces = [run_episode(Puppet(toy), Wave(toy), SafetyFilter(toy), duration=d, config=config) for d in (1.0, 2.0)]
+    written = [trace_to_episode(t, toy, id=f"episode_{i:04d}", success=True) for i, t in enumerate(traces)]
+    for episode in written:
+        write_episode(tmp_path / "deployment", episode)
+    convert(ConvertConfig(input=tmp_path / "deployment", out=tmp_path / "set", to="lerobot_v3"))
+    back = open_recording(tmp_path / "set")
+    episodes = [back.read(i) for i in back.ids()]
+    for episode, found in zip(written, episodes, strict=True):
+        np.testing.assert_allclose(found.actions, episode.actions, rtol=0, atol=1e-7)
+        np.testing.assert_allclose(found.states, episode.states, rtol=0, atol=1e-7)
+        assert found.instructions[0] == episode.instructions[0]
+    assert episodes[1].joint_names == toy.joint_names
+    assert list(episodes[1].cameras) == ["front"]
 
 
 def test_a_deployment_becomes_a_recording_in_the_folder_layout(toy: Embodiment, tmp_path) -> None:

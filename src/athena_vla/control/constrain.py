@@ -13,8 +13,9 @@ from athena_vla.embodiment import Array, Embodiment
 def reach(robot: Embodiment, q: Array, v: Array | None, seconds: float) -> tuple[Array, Array]:
     """Lowest and highest position [J] rad that each joint can have after `seconds`, from position `q` and velocity `v`.
 
-    Where the velocity is not known (None) it may be anything up to its limit. Full acceleration up to the velocity limit, clipped to the position limits: the exact reachable interval of a joint
-    whose motion is bounded in velocity and acceleration, apart from the stop it must keep in hand near a limit.
+    Where the velocity is not known (None) it may be anything up to its limit. Full acceleration up to the velocity
+    limit, clipped to the position limits: the exact reachable interval of a joint whose motion is bounded in velocity
+    and acceleration, apart from the stop it must keep in hand near a limit.
     """
     ends = []
     for sign, limit in ((-1.0, robot.lower), (1.0, robot.upper)):
@@ -33,8 +34,8 @@ def reachable_bins(
     """Mask [D, B] of the bins that joint `joints[d]` of the robot can be at after `seconds`.
 
     `bins` [D, B] are the positions [rad] that the policy's tokens stand for, `q` and `v` [J] the present command and
-    its velocity (anything up to its limit where absent). A joint none of whose bins is reachable keeps the one nearest to its interval,
-    so that there is always a choice; the safety filter takes care of the rest.
+    its velocity (anything up to its limit where absent). A joint none of whose bins is reachable keeps the one nearest
+    to its interval, so that there is always a choice; the safety filter takes care of the rest.
     """
     low, high = reach(robot, q, v, seconds)
     low, high = low[joints][:, None], high[joints][:, None]

@@ -3,11 +3,14 @@
 NOT RUN against a live ROS graph: rclpy cannot be installed where this was written. The mapping it relies on (`ros2`) is
 tested on message-shaped data; what is here is the thin part that only a ROS installation can execute.
 
-    python -m athena_vla.control.ros2_node --ros-args -p robot:=athena -p server:=ws://127.0.0.1:8000
+    athena-ros2-node --ros-args -p robot:=athena -p server:=ws://127.0.0.1:8000
+    ros2 launch "$(athena-ros2-node --launch-file)" robot:=athena
 """
 
+import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,13 +33,16 @@ PARAMETERS: dict[str, Any] = {
     "task_topic": "/athena/task",
     "command_topic": "/joint_trajectory_controller/joint_trajectory",
     "action": "",  # name of a FollowJointTrajectory server; empty publishes on command_topic instead
-    "frame_id": "",
-    "best_effort": True,  # QoS of the inputs: sensor data, depth 1
+    "frame_id": "",  # in the header of every trajectory
+    "best_effort": True,  # QoS of the inputs: sensor data
+    "depth": 1,  # QoS of the inputs: messages kept; only the latest is ever used
+    "command_best_effort": False,  # QoS of the trajectories
     "replan_every": 8,  # control steps
     "stale_s": 0.5,  # [s] age from which a state or image is no observation any more
     "duration_s": 1e9,  # [s]
     "renamed": [""],  # joints as "ours=theirs"
 }
+LAUNCH_FILE = Path(__file__).parent / "launch" / "athena_vla.launch.py"
 
 
 class GraphRobot:
@@ -53,14 +59,19 @@ class GraphRobot:
         self._state: tuple[float, Array] | None = None
         self._images: dict[str, tuple[float, Any]] = {}
         self._task = parameters["task"]
-        reliability = ReliabilityPolicy.BEST_EFFORT if parameters["best_effort"] else ReliabilityPolicy.RELIABLE
-        latest = QoSProfile(depth=1, reliability=reliability)
+
+        def quality(best_effort: bool, depth: int) -> Any:
+            reliability = ReliabilityPolicy.BEST_EFFORT if best_effort else ReliabilityPolicy.RELIABLE
+            return QoSProfile(depth=depth, reliability=reliability)
+
+        latest = quality(parameters["best_effort"], parameters["depth"])
         node.create_subscription(JointState, parameters["state_topic"], self._on_state, latest)
         for camera in body.camera_names:
             topic = parameters["image_topic"].format(camera=camera)
             node.create_subscription(Image, topic, lambda m, c=camera: self._on_image(c, m), latest)
         node.create_subscription(String, parameters["task_topic"], self._on_task, 1)
-        self._publisher = node.create_publisher(JointTrajectory, parameters["command_topic"], 1)
+        commands = quality(parameters["command_best_effort"], 1)
+        self._publisher = node.create_publisher(JointTrajectory, parameters["command_topic"], commands)
         self._goals = self._action_client() if parameters["action"] else None
         self._pending: list[Array] = []
 
@@ -136,7 +147,10 @@ def _trajectory(message: Message) -> Any:
 
 
 def main() -> None:
-    """Spin until the duration is over or the node is interrupted."""
+    """Spin until the duration is over or the node is interrupted; `--launch-file` prints where the launch file is."""
+    if "--launch-file" in sys.argv[1:]:
+        print(LAUNCH_FILE)
+        return
     try:
         import rclpy
     except ImportError as error:
