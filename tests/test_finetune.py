@@ -416,6 +416,17 @@ def test_a_loss_that_is_no_number_names_the_frames_and_keeps_the_last_checkpoint
     assert f"checkpoint of step {kept[-1]} is kept" in str(caught.value)
 
 
+def test_memory_that_runs_out_is_answered_by_the_planner(world, tmp_path, monkeypatch):
+    def full(self, step):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(loop.Trainer, "_step", full)
+    cfg = config(world, tmp_path / "policy")
+    with pytest.raises(TrainingError, match=r"ran out of memory with --batch 4. Try --batch \d+ --accumulation \d+"):
+        finetune(cfg)
+    assert not cfg.out.exists()
+
+
 def test_a_full_disk_leaves_earlier_checkpoints_alone(world, tmp_path, monkeypatch):
     cfg = config(world, tmp_path / "policy", checkpoint_every=2)
     original = checkpoint.save_file

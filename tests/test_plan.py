@@ -1,5 +1,7 @@
 """Predictions against published measurements, within their intervals; counts against closed formulas; memory."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -8,8 +10,9 @@ from athena_vla.models import lora, sizes
 from athena_vla.models.lora import LoraSettings
 from athena_vla.plan import DEVICES, Plan, PlanConfig, plan
 from athena_vla.plan import cost as costs
+from athena_vla.plan.activations import step_cost
 from athena_vla.plan.predict import pass_seconds, predict, step_seconds
-from athena_vla.plan.training import trainable_parameters, training_memory
+from athena_vla.plan.training import TrainingPlan, trainable_parameters, training_memory, training_plan
 from small_bundles import small_model, write_base
 
 NX, AGX = DEVICES["jetson-orin-nx-16gb"], DEVICES["jetson-agx-orin-64gb"]
@@ -123,18 +126,97 @@ def test_trainable_parameters_are_those_that_attach_trains(toy, settings) -> Non
     assert predicted == lora.attach(model, settings).trainable
 
 
-def test_training_memory_orders() -> None:
-    model = sizes.weightless("openvla_chunk", sizes.full_size("openvla_chunk", action_dim=23, state_dim=23))
+@pytest.fixture(scope="module")
+def seven_billion():
+    return sizes.weightless("openvla_chunk", sizes.full_size("openvla_chunk", action_dim=23, state_dim=23))
+
+
+def test_training_memory_orders(seven_billion) -> None:
     card = DEVICES["rtx4090"]
-    plain = training_memory(model, LoraSettings(rank=32), card)
-    small = training_memory(model, LoraSettings(rank=32, quantization="nf4"), card)
-    whole = training_memory(model, LoraSettings(method="full"), card)
-    split = training_memory(model, LoraSettings(method="full"), card, shards=4)
+    plain = training_memory(seven_billion, LoraSettings(rank=32), card)
+    small = training_memory(seven_billion, LoraSettings(rank=32, quantization="nf4"), card)
+    whole = training_memory(seven_billion, LoraSettings(method="full"), card)
+    split = training_memory(seven_billion, LoraSettings(method="full"), card, shards=4)
     assert plain.fits
     assert small.total_gb < plain.total_gb - 8, "4-bit weights save about ten gigabytes"
     assert not whole.fits
     assert split.states_gb == pytest.approx(whole.states_gb / 4)
-    assert training_memory(model, LoraSettings(), card, checkpointing=False).total_gb > plain.total_gb
+    assert training_memory(seven_billion, LoraSettings(), card, checkpointing=False).total_gb > plain.total_gb
+    thrifty = training_memory(seven_billion, LoraSettings(rank=128), card, optimizer="paged_adamw8bit")
+    assert thrifty.states_gb < training_memory(seven_billion, LoraSettings(rank=128), card).states_gb * 0.7
+
+
+def test_the_fastest_choice_that_fits_is_taken_and_the_samples_stay_the_same(toy) -> None:
+    model = small_model(toy)
+    card = dataclasses.replace(DEVICES["rtx4090"], memory_gb=1e9)
+    roomy = training_plan(model, LoraSettings(rank=4), card, batch=4, accumulation=8, checkpointing=True)
+    assert roomy.chosen is not None
+    assert (roomy.chosen.batch, roomy.chosen.accumulation, roomy.chosen.checkpointing) == (32, 1, False)
+    assert all(r.batch * r.accumulation == 32 for r in roomy.rows)
+    least = min(r.total_gb for r in roomy.rows)
+    tight = training_plan(
+        model,
+        LoraSettings(rank=4),
+        dataclasses.replace(card, memory_gb=least * 1.0001),
+        batch=32,
+        accumulation=1,
+        checkpointing=False,
+    )
+    assert tight.chosen is not None
+    assert tight.chosen.batch == 1
+    assert tight.remedy.startswith("--batch 1 --accumulation 32")
+    none = training_plan(
+        model,
+        LoraSettings(rank=4),
+        dataclasses.replace(card, memory_gb=0.5),
+        batch=1,
+        accumulation=1,
+        checkpointing=True,
+    )
+    assert none.chosen is None
+    assert "--quantization nf4" in none.remedy
+
+
+@pytest.mark.slow
+def test_which_presets_do_not_fit_24_gb_and_what_to_change() -> None:
+    def planned(preset: str, change: str = "") -> TrainingPlan:
+        found = plan(
+            PlanConfig(model="openvla/openvla-7b", family="openvla", gpu="rtx4090", preset=preset, change=change)
+        )
+        assert found.training is not None
+        return found.training
+
+    fits = {name: planned(name) for name in ("humanoid_default", "humanoid_efficient", "rtx4090")}
+    assert all(p.asked.fits and p.chosen is not None and not p.advice for p in fits.values())
+    large = planned("humanoid_high_performance")
+    assert not large.asked.fits
+    assert large.chosen is None
+    assert "nothing fits" in str(large)
+    assert any("--quantization nf4" in a for a in large.advice)
+    assert any("--sharding fsdp2" in a for a in large.advice)
+    assert planned("humanoid_high_performance", "quantization=nf4").asked.fits
+    reference = planned("openvla_reference")
+    assert not reference.asked.fits, "batch 16 as published is for an 80 GB card"
+    assert reference.chosen is not None
+    assert reference.chosen.batch * reference.chosen.accumulation == 16
+    assert "--batch" in reference.remedy
+
+
+def test_what_is_kept_grows_by_layers_and_samples_and_shrinks_by_recomputing(toy) -> None:
+    model = small_model(toy)
+    cost = step_cost(model, LoraSettings(rank=4))
+    kept = {(n, b, c): cost.kept(n, b, checkpointing=c) for n in (8, 16) for b in (1, 2) for c in (False, True)}
+    assert kept[16, 1, False] > 1.8 * kept[8, 1, False]
+    assert kept[8, 2, False] > 1.8 * kept[8, 1, False] - cost.layer.fixed * 8
+    assert kept[16, 2, True] < 0.5 * kept[16, 2, False]
+    deep = cost.flops(16, 1, checkpointing=False)
+    assert cost.flops(16, 1, checkpointing=True) == pytest.approx(deep + cost.layer.flops * 16 / 3)
+    # Frozen weights cost two products forward and one backward: 4 per weight and row, and the adapters 6.
+    text = model.body_spec.text
+    rows = model.body_spec.patches * model.spec.cameras + 32 + 1 + model.spec.horizon
+    weights = 4 * text.width**2 + 3 * text.width * text.mlp_width
+    assert cost.layer.flops == pytest.approx(4 * weights * rows, rel=0.35)
+    assert all(p.requires_grad for p in model.parameters()), "the model itself is not touched"
 
 
 def test_unknown_names_list_the_known_ones() -> None:
@@ -142,5 +224,9 @@ def test_unknown_names_list_the_known_ones() -> None:
         plan(PlanConfig(device="jetson-tx2"))
     with pytest.raises(UnknownName, match="no GPU 'rtx9999'"):
         plan(PlanConfig(gpu="rtx9999"))
+    with pytest.raises(UnknownName, match="no preset 'best'"):
+        plan(PlanConfig(gpu="rtx4090", preset="best"))
+    with pytest.raises(UnknownName, match="no field of fine-tuning 'size'"):
+        plan(PlanConfig(gpu="rtx4090", change="size=3"))
     with pytest.raises(UnknownName, match="no precision 'int3'"):
         plan(PlanConfig(precision="int3"))

@@ -9,7 +9,8 @@ from athena_vla import sweep as module
 from athena_vla.data.dataset import BuildConfig, build
 from athena_vla.errors import AthenaError
 from athena_vla.finetune import PRESETS
-from athena_vla.sweep import SweepConfig, parse_variant, rows_of, sweep
+from athena_vla.finetune.config import parse_changes
+from athena_vla.sweep import SweepConfig, rows_of, sweep
 from recordings import clean, write
 from small_bundles import write_base
 
@@ -28,7 +29,7 @@ def test_rows_are_presets_times_variants():
 
 
 def test_variants_are_typed_as_the_fields_are():
-    assert parse_variant("rank=8,dora=true,alpha=4,targets=q_proj+v_proj,state-noise=0.1") == {
+    assert parse_changes("rank=8,dora=true,alpha=4,targets=q_proj+v_proj,state-noise=0.1") == {
         "rank": 8,
         "dora": True,
         "alpha": 4.0,

@@ -19,6 +19,7 @@ from athena_vla.evaluate.closedloop import ClosedLoopConfig, closed_loop
 from athena_vla.evaluate.results import Setup
 from athena_vla.evaluate.statistics import Proportion, wilson
 from athena_vla.finetune import PRESETS, FinetuneConfig, finetune
+from athena_vla.finetune.config import parse_changes
 
 PRESET_FIELDS = ("preset", "rank", "seed")
 
@@ -123,35 +124,13 @@ def rows_of(config: SweepConfig) -> dict[str, FinetuneConfig]:
         if preset not in PRESETS:
             raise UnknownName("preset", preset, PRESETS)
         for variant in config.variants or ("",):
-            changes = parse_variant(variant)
+            changes = parse_changes(variant)
             base = dataclasses.replace(PRESETS[preset], data=config.data, model=config.model, **changes)
             if config.max_steps:
                 steps = config.max_steps
                 base = dataclasses.replace(base, max_steps=steps, evaluate_every=min(base.evaluate_every, steps))
             rows[f"{preset} {variant}".strip()] = base
     return rows
-
-
-def parse_variant(text: str) -> dict[str, Any]:
-    """`rank=8,dora=true` as fields of `FinetuneConfig`, typed as there."""
-    fields = {f.name: f for f in dataclasses.fields(FinetuneConfig)}
-    changes: dict[str, Any] = {}
-    for part in filter(None, text.split(",")):
-        name, _, value = part.partition("=")
-        name = name.strip().replace("-", "_")
-        if name not in fields:
-            raise UnknownName("field of fine-tuning", name, fields)
-        default = fields[name].default
-        try:
-            if isinstance(default, bool):
-                changes[name] = {"true": True, "false": False}[value.lower()]
-            elif isinstance(default, tuple):
-                changes[name] = tuple(value.split("+"))
-            else:
-                changes[name] = type(default)(value)
-        except (KeyError, ValueError) as error:
-            raise TrainingError(f"'{part}' in --variants: {name} takes a {type(default).__name__}.") from error
-    return changes
 
 
 def _row(name: str, base: FinetuneConfig, config: SweepConfig) -> SweepRow:

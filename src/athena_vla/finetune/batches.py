@@ -171,7 +171,7 @@ class _Rows(torch.utils.data.Dataset[Batch | str]):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int, /) -> Batch | str:
+    def __getitem__(self, index: int) -> Batch | str:
         if index >= self.count:
             raise IndexError(index)
         ahead, part = divmod(index, self.parts)

@@ -185,6 +185,28 @@ class FinetuneConfig:
         return {k: v for k, v in self.to_dict().items() if k not in _NO_EFFECT}
 
 
+def parse_changes(text: str) -> dict[str, Any]:
+    """`rank=8,dora=true` as fields of `FinetuneConfig`, typed as there."""
+    fields = {f.name: f for f in dataclasses.fields(FinetuneConfig)}
+    changes: dict[str, Any] = {}
+    for part in filter(None, text.split(",")):
+        name, _, value = part.partition("=")
+        name = name.strip().replace("-", "_")
+        if name not in fields:
+            raise UnknownName("field of fine-tuning", name, fields)
+        default = fields[name].default
+        try:
+            if isinstance(default, bool):
+                changes[name] = {"true": True, "false": False}[value.lower()]
+            elif isinstance(default, tuple):
+                changes[name] = tuple(value.split("+"))
+            else:
+                changes[name] = type(default)(value)
+        except (KeyError, ValueError) as error:
+            raise TrainingError(f"'{part}' : {name} takes a {type(default).__name__}.") from error
+    return changes
+
+
 _LORA_FIELDS = (
     "method",
     "rank",

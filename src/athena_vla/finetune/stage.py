@@ -119,10 +119,7 @@ def _finetune(config: FinetuneConfig, accelerator: Accelerator) -> FinetuneResul
     try:
         steps = trainer.train(identity)
     except torch.OutOfMemoryError as error:
-        raise TrainingError(
-            f"The GPU ran out of memory with --batch {config.batch}. Halve --batch and double --accumulation, add "
-            "--gradient-checkpointing, or use --quantization nf4; `athena plan` predicts what fits."
-        ) from error
+        raise TrainingError(out_of_memory(model, config, settings)) from error
     seconds = time.monotonic() - started
     chosen = steps
     if config.select == "best" and trainer.progress.best_step not in (0, steps):
@@ -155,6 +152,32 @@ def _finetune(config: FinetuneConfig, accelerator: Accelerator) -> FinetuneResul
     log.close()
     accelerator.wait_for_everyone()
     return result
+
+
+def out_of_memory(model: Architecture, config: FinetuneConfig, settings: LoraSettings) -> str:
+    """What to change, from the planner and the memory of the card that was too small."""
+    from athena_vla.models.sizes import weightless
+    from athena_vla.plan import DEVICES, training_plan
+
+    card = DEVICES["rtx4090"]
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        # Less than before: what just ran did not fit, whatever was predicted.
+        card = dataclasses.replace(card, label=properties.name, memory_gb=0.9 * properties.total_memory / 1e9)
+    plan = training_plan(
+        weightless(model.family, model.spec),
+        settings,
+        card,
+        batch=config.batch,
+        accumulation=config.accumulation,
+        checkpointing=config.gradient_checkpointing,
+        optimizer=config.optimizer,
+    )
+    remedy = plan.remedy or "--quantization nf4, or a card with more memory"
+    return (
+        f"{card.label} ran out of memory with --batch {config.batch}. Try {remedy}. Finished checkpoints are kept and "
+        "the same command goes on from them; `athena plan --gpu` shows every choice."
+    )
 
 
 def result_of(config: FinetuneConfig) -> FinetuneResult:

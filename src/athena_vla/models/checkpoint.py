@@ -102,12 +102,13 @@ def load(
     config, spec = read_spec(folder)
     with torch.device("meta"):
         full = Prismatic(spec)
-        lean_spec = replace(
-            spec,
-            towers=spec.towers if unused else tuple(without_unused(t) for t in spec.towers),
-            text=replace(spec.text, output=output),
-        )
+        lean_spec = lean(spec, unused=unused, output=output)
         body = Prismatic(lean_spec)
+    if (folder / "lora_adapter").is_dir() and not any(folder.glob("model*.safetensors*")):
+        raise ModelError(
+            f"'{folder}' holds a LoRA adapter without the model it belongs to. Merge it into its base with the scripts "
+            "that made it, and load the merged folder."
+        )
     with TensorStore(folder) as store:
         _require_keys(full, store, folder)
     wanted = set(body.state_dict())
@@ -133,6 +134,12 @@ def load(
         tuple(full.unused_parameters()),
         tuple(sorted(set(store.names) - wanted)),
     )
+
+
+def lean(spec: PrismaticSpec, *, unused: bool = False, output: bool = True) -> PrismaticSpec:
+    """The specification without what nothing reads."""
+    towers = spec.towers if unused else tuple(without_unused(t) for t in spec.towers)
+    return replace(spec, towers=towers, text=replace(spec.text, output=output))
 
 
 def read_spec(folder: Path) -> tuple[dict[str, Any], PrismaticSpec]:

@@ -18,7 +18,7 @@ from athena_vla.models import checkpoint, gates, oft_files
 from athena_vla.models.architecture import DEFAULT_FAMILY, Architecture, Spec, family
 from athena_vla.models.openvla_oft import OpenVLAOFT
 from athena_vla.models.store import TensorStore
-from athena_vla.models.vla import VisionLanguageModel
+from athena_vla.models.vla import VisionLanguageModel, VlaSpec
 
 LARGE = 2_000_000_000  # [bytes] of stored weights; smaller ones are opened in float32, which holds bfloat16 exactly
 _SAMPLES, _SAMPLE_BYTES = 16, 65_536  # of each weight file that the fingerprint reads
@@ -33,13 +33,16 @@ class Release:
     folder: Path
 
     @classmethod
-    def open(cls, source: str | Path) -> "Release":
-        """A folder or a Hub id, optionally `owner/name@revision`. Raises `ModelError`."""
+    def open(cls, source: str | Path, *, offline: bool = False) -> "Release":
+        """A folder or a Hub id, optionally `owner/name@revision`; `offline`: from the cache only.
+
+        Raises `ModelError`.
+        """
         name, revision = str(source), None
         if not Path(name).expanduser().is_dir():
             name, _, at = name.partition("@")
             revision = at or None
-        folder = checkpoint.fetch(name, revision=revision)
+        folder = checkpoint.fetch(name, revision=revision, offline=offline)
         checkpoint.read_spec(folder)
         here = Path(name).expanduser().is_dir()
         # The Hub's cache names a snapshot's folder by its commit.
@@ -90,6 +93,12 @@ class Release:
             device=device,
             check=check,
         )
+
+    def spec(self, name: str, options: Mapping[str, Any]) -> VlaSpec:
+        """The specification that `model` would have; reads no weights."""
+        kind = cast(type[VisionLanguageModel], family(name or DEFAULT_FAMILY))
+        _, body = checkpoint.read_spec(self.folder)
+        return kind.spec_on(checkpoint.lean(body, output=kind.reads_tokens), **options)
 
     def store(self) -> "ReleasedWeights":
         """The weights under the names that the families give them, for merging."""

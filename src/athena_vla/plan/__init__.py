@@ -3,7 +3,7 @@
 from athena_vla.plan.devices import DEVICES, Device
 from athena_vla.plan.predict import Prediction, predict
 from athena_vla.plan.stage import Plan, PlanConfig, plan
-from athena_vla.plan.training import TrainingMemory, training_memory
+from athena_vla.plan.training import TrainingMemory, TrainingPlan, training_memory, training_plan
 
 __all__ = [
     "DEVICES",
@@ -12,7 +12,9 @@ __all__ = [
     "PlanConfig",
     "Prediction",
     "TrainingMemory",
+    "TrainingPlan",
     "plan",
     "predict",
     "training_memory",
+    "training_plan",
 ]

@@ -3,19 +3,23 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import torch
 
 from athena_vla import embodiment
-from athena_vla.bundle import Bundle
-from athena_vla.errors import UnknownName
+from athena_vla.bundle import Bundle, open_base
+from athena_vla.errors import ModelError, UnknownName
+from athena_vla.finetune.config import PRESETS, FinetuneConfig, parse_changes
 from athena_vla.models import sizes
-from athena_vla.models.architecture import FAMILIES
+from athena_vla.models.architecture import DEFAULT_FAMILY
 from athena_vla.models.lora import LoraSettings
+from athena_vla.models.pretrained import Release, bind
 from athena_vla.models.vla import VisionLanguageModel
 from athena_vla.plan import cost
 from athena_vla.plan.devices import DEVICES
 from athena_vla.plan.predict import BITS, Prediction, as_dict, predict
-from athena_vla.plan.training import TrainingMemory, training_memory
+from athena_vla.plan.training import TrainingMemory, TrainingPlan, training_plan
 
 
 @dataclass(frozen=True)
@@ -34,14 +38,15 @@ class PlanConfig:
     """Steps of a chunk of the full-size model."""
     precision: str = "int4"
     """Weights of the decoder: fp16, int8 or int4."""
+    model: str = ""
+    """Instead of `bundle`: what would be fine-tuned, as `athena train --model` takes it. A Hub id that is not in the
+    local cache counts as openvla-7b's sizes."""
     gpu: str = ""
-    """Also: does a fine-tuning fit on this GPU, such as rtx4090."""
-    lora: LoraSettings = dataclasses.field(default_factory=LoraSettings)
+    """Also: does a fine-tuning fit on this GPU, such as rtx4090, how long is a step, and which micro-batch to take."""
+    preset: str = "rtx4090"
     """The fine-tuning that is asked about."""
-    batch: int = 1
-    """Samples per step and GPU."""
-    checkpointing: bool = True
-    """Gradient checkpointing."""
+    change: str = ""
+    """Fields of the preset to change, such as rank=16,quantization=nf4."""
     shards: int = 1
     """GPUs that share weights and states (FSDP)."""
 
@@ -51,7 +56,7 @@ class Plan:
     """What was predicted."""
 
     prediction: Prediction
-    training: TrainingMemory | None
+    training: TrainingPlan | None
     parameters: int
     kind: str = "predicted"
 
@@ -62,10 +67,10 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         training = None
         if self.training is not None:
-            training = dataclasses.asdict(self.training) | {
-                "total_gb": self.training.total_gb,
-                "fits": self.training.fits,
-            }
+            training = dataclasses.asdict(self.training)
+            for name in ("asked", "chosen"):
+                row: TrainingMemory | None = getattr(self.training, name)
+                training[name] = row and dataclasses.asdict(row) | {"total_gb": row.total_gb, "fits": row.fits}
         return {
             "kind": self.kind,
             "parameters": self.parameters,
@@ -82,34 +87,66 @@ def plan(config: PlanConfig) -> Plan:
         raise UnknownName("GPU", config.gpu, DEVICES)
     if config.precision not in BITS:
         raise UnknownName("precision", config.precision, BITS)
+    tuning = chosen_preset(config)
     model = _model(config)
     counted = cost.count(model)
     prediction = predict(counted, DEVICES[config.device], config.precision)
     training = None
     if config.gpu:
-        training = training_memory(
+        training = training_plan(
             model,
-            config.lora,
+            LoraSettings(**tuning.lora()),
             DEVICES[config.gpu],
-            batch=config.batch,
-            checkpointing=config.checkpointing,
+            batch=tuning.batch,
+            accumulation=tuning.accumulation,
+            checkpointing=tuning.gradient_checkpointing,
+            optimizer=tuning.optimizer,
             shards=config.shards,
         )
     return Plan(prediction, training, counted.parameters)
 
 
+def chosen_preset(config: PlanConfig) -> FinetuneConfig:
+    """Raises `UnknownName` for a preset or field."""
+    if config.preset not in PRESETS:
+        raise UnknownName("preset", config.preset, PRESETS)
+    return dataclasses.replace(PRESETS[config.preset], **parse_changes(config.change))
+
+
 def _model(config: PlanConfig) -> VisionLanguageModel:
-    if config.bundle is not None:
-        model = Bundle.open(config.bundle).skeleton().eval()
+    family = config.family or DEFAULT_FAMILY
+    robot = embodiment.load(config.robot)
+    options = {
+        "action_dim": robot.action_dim,
+        "state_dim": robot.state_dim,
+        "horizon": config.horizon,
+        "cameras": len(robot.camera_names),
+    }
+    base = _base(config)
+    if isinstance(base, Bundle):
+        if config.model and (config.family or base.robot.hash != robot.hash):
+            with torch.device("meta"):
+                return cast(VisionLanguageModel, bind(base.skeleton(), config.family or base.manifest.family, options))
+        model = base.skeleton().eval()
         assert isinstance(model, VisionLanguageModel)
         return model
-    robot = embodiment.load(config.robot)
-    family = config.family or list(FAMILIES)[-1]
-    spec = sizes.full_size(
-        family,
-        action_dim=robot.action_dim,
-        state_dim=robot.state_dim,
-        horizon=config.horizon,
-        cameras=len(robot.camera_names),
-    )
-    return sizes.weightless(family, spec)
+    if base is not None:
+        return sizes.weightless(family, base.spec(family, options))
+    return sizes.weightless(family, sizes.full_size(family, **options))
+
+
+def _base(config: PlanConfig) -> Bundle | Release | None:
+    """The model whose sizes count; None for the full-size one. Nothing is downloaded."""
+    if config.bundle is not None:
+        return Bundle.open(config.bundle)
+    if not config.model:
+        return None
+    if not Path(config.model).expanduser().exists() and config.model.count("/") == 1:
+        name = config.model.partition("@")[0]
+        try:
+            return Release.open(config.model, offline=True)
+        except ModelError:
+            if name.rpartition("/")[2].startswith("openvla-7b"):
+                return None
+            raise
+    return open_base(config.model)

@@ -1,96 +1,242 @@
-"""Will a fine-tuning fit into a GPU's memory: weights, adapter states, activations, from sizes alone. Predicted."""
+"""Will a fine-tuning fit into a GPU's memory, how long will a step take, and which micro-batch to take. Predicted."""
 
 from dataclasses import dataclass
 
+from athena_vla.errors import ModelError
 from athena_vla.models import lora
 from athena_vla.models.lora import LoraSettings
 from athena_vla.models.vla import VisionLanguageModel
+from athena_vla.plan.activations import StepCost, step_cost
 from athena_vla.plan.devices import Device
 
 NF4_BITS = 4.127  # per weight with double quantisation; 4.5 without
-STATES = 16  # [bytes] per trained parameter: float32 weight, gradient, two Adam moments
+MOMENT_BYTES = {"adamw": 8, "adamw8bit": 2.1, "paged_adamw8bit": 2.1}  # per trained parameter
 FRAGMENTATION = 1.08  # allocator slack seen in practice on long runs
 GRAPH_GB = 1.0  # CUDA context, libraries, workspaces
+SHARE = (0.35, 0.60)  # of dense 16-bit arithmetic that training of this size reaches; an assumption, not measured by us
+BATCHES = (32, 16, 8, 4, 2, 1)
 
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Peak memory of one GPU, in parts [GB]."""
+    """Peak memory of one GPU, in parts [GB], and the time of an optimiser step [s]."""
 
+    batch: int
+    accumulation: int
+    checkpointing: bool
     weights_gb: float
-    states_gb: float
+    states_gb: float  # trained parameters, gradients, optimiser
     activations_gb: float
-    logits_gb: float
     overhead_gb: float
     trainable: int
     limit_gb: float
+    step_seconds: tuple[float, float]
     kind: str = "predicted"
 
     @property
     def total_gb(self) -> float:
-        return (
-            self.weights_gb + self.states_gb + self.activations_gb + self.logits_gb
-        ) * FRAGMENTATION + self.overhead_gb
+        return (self.weights_gb + self.states_gb + self.activations_gb) * FRAGMENTATION + self.overhead_gb
 
     @property
     def fits(self) -> bool:
         return self.total_gb <= self.limit_gb
 
-    def __str__(self) -> str:
+    def cells(self) -> tuple[str, ...]:
+        fast, slow = self.step_seconds
         return (
-            f"PREDICTED: {self.total_gb:.1f} of {self.limit_gb:.0f} GB ({'fits' if self.fits else 'does NOT fit'}): "
-            f"weights {self.weights_gb:.1f}, trained states {self.states_gb:.1f} ({self.trainable:,} parameters), "
-            f"activations {self.activations_gb:.1f}, logits {self.logits_gb:.2f}, overhead {self.overhead_gb:.1f}"
+            f"{self.batch} x {self.accumulation}",
+            "yes" if self.checkpointing else "no",
+            f"{self.weights_gb:.1f}",
+            f"{self.states_gb:.1f}",
+            f"{self.activations_gb:.1f}",
+            f"{self.total_gb:.1f}",
+            "yes" if self.fits else "NO",
+            f"{fast:.2f}-{slow:.2f}",
         )
+
+
+HEADER = ("batch", "recompute", "weights", "trained", "activations", "peak GB", "fits", "s/step")
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Every micro-batch with and without recomputing, what is chosen, and what to change where nothing fits."""
+
+    device: str
+    rows: tuple[TrainingMemory, ...]
+    asked: TrainingMemory  # the preset as it is
+    chosen: TrainingMemory | None
+    advice: tuple[str, ...]
+    kind: str = "predicted"
+
+    def __str__(self) -> str:
+        lines = [HEADER, *(r.cells() for r in self.rows)]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
+        table = ["  " + "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+        asked = self.asked
+        fits = "fits" if asked.fits else "does NOT fit"
+        said = (
+            f"as asked ({asked.batch} x {asked.accumulation}): {asked.total_gb:.1f} of {asked.limit_gb:.0f} GB: "
+            f"{fits}; {asked.trainable:,} parameters train"
+        )
+        best = "nothing fits"
+        if self.chosen is not None:
+            c = self.chosen
+            recompute = "--gradient-checkpointing" if c.checkpointing else "--no-gradient-checkpointing"
+            best = f"take: --batch {c.batch} --accumulation {c.accumulation} {recompute}"
+        return "\n".join(
+            [
+                f"PREDICTED, not measured: training on {self.device}",
+                *table,
+                said,
+                best,
+                *(f"change: {a}" for a in self.advice),
+            ]
+        )
+
+    @property
+    def remedy(self) -> str:
+        """What to do where memory ran out, in half a sentence."""
+        if self.chosen is None:
+            return "; or ".join(self.advice)
+        c = self.chosen
+        recompute = " --gradient-checkpointing" if c.checkpointing else ""
+        return f"--batch {c.batch} --accumulation {c.accumulation}{recompute} (predicted peak {c.total_gb:.1f} GB)"
+
+
+def training_plan(
+    model: VisionLanguageModel,
+    settings: LoraSettings,
+    device: Device,
+    *,
+    batch: int,
+    accumulation: int,
+    checkpointing: bool,
+    optimizer: str = "adamw",
+    shards: int = 1,
+) -> TrainingPlan:
+    """All ways to make the same optimiser step (batch x accumulation samples), the fastest that fits, and advice.
+
+    Raises `ModelError`.
+    """
+    whole = batch * accumulation
+    cost = step_cost(model, settings)
+
+    def row(b: int, recompute: bool) -> TrainingMemory:
+        return training_memory(
+            model,
+            settings,
+            device,
+            cost,
+            batch=b,
+            accumulation=max(1, whole // b),
+            checkpointing=recompute,
+            optimizer=optimizer,
+            shards=shards,
+        )
+
+    sizes = [b for b in BATCHES if b <= whole and whole % b == 0] or [batch]
+    rows = tuple(row(b, recompute) for recompute in (False, True) for b in sizes)
+    fitting = [r for r in rows if r.fits]
+    chosen = min(fitting, key=lambda r: (r.step_seconds[1], -r.batch), default=None)
+    asked = row(batch, checkpointing)
+    advice = () if asked.fits else _advice(settings, optimizer, asked, chosen, shards)
+    return TrainingPlan(device.label, rows, asked, chosen, advice)
+
+
+def _advice(
+    settings: LoraSettings, optimizer: str, asked: TrainingMemory, chosen: TrainingMemory | None, shards: int
+) -> tuple[str, ...]:
+    """What to change, the largest saving first."""
+    changes: list[tuple[float, str]] = []
+    if settings.method == "full":
+        changes.append((asked.states_gb, "--method lora: adapters instead of all weights"))
+    elif settings.quantization == "none":
+        changes.append((asked.weights_gb * 0.65, "--quantization nf4: the frozen decoder in 4 bits (QLoRA)"))
+    if not asked.checkpointing:
+        changes.append((asked.activations_gb * 0.7, "--gradient-checkpointing"))
+    if asked.batch > 1:
+        changes.append(
+            (asked.activations_gb * 0.5, f"--batch {asked.batch // 2} --accumulation {asked.accumulation * 2}")
+        )
+    if "embed_tokens" in settings.targets or "lm_head" in settings.targets or settings.rank > 64:
+        changes.append((asked.states_gb * 0.5, f"--rank {max(8, settings.rank // 2)}, or fewer --targets"))
+    if optimizer == "adamw":
+        changes.append((asked.trainable * 6 / 1e9, "--optimizer adamw8bit"))
+    if shards == 1:
+        changes.append(((asked.weights_gb + asked.states_gb) * 0.5, "two cards with torchrun and --sharding fsdp2"))
+    if chosen is not None:
+        return (f"the line above fits; or {sorted(changes, reverse=True)[0][1]}",)
+    return tuple(f"{text} (saves about {saved:.1f} GB)" for saved, text in sorted(changes, reverse=True))
 
 
 def training_memory(
     model: VisionLanguageModel,
     settings: LoraSettings,
     device: Device,
+    cost: StepCost | None = None,
     *,
     batch: int = 1,
+    accumulation: int = 1,
     checkpointing: bool = True,
+    optimizer: str = "adamw",
     shards: int = 1,
 ) -> TrainingMemory:
     """Peak memory per GPU for a model on the meta device; `shards` > 1 splits weights and states (FSDP).
 
-    Activations: with checkpointing, the input of every decoder layer plus one layer's inside; in bfloat16.
+    `cost` is the trace of one sample, made here where it is not given.
     """
-    text = model.body_spec.text
+    if optimizer not in MOMENT_BYTES:
+        raise ModelError(f"No optimiser '{optimizer}' is known here; known: {', '.join(MOMENT_BYTES)}.")
+    text, layers = model.body_spec.text, model.body_spec.text.layers
+    cost = cost or step_cost(model, settings)
     total = sum(p.numel() for p in model.parameters())
     trainable = trainable_parameters(model, settings)
-    frozen = total - (trainable if settings.method == "full" else 0)
+    frozen = 0 if settings.method == "full" else total
     quantized = 0
     if settings.quantization == "nf4":
-        paths = model.lora_modules(("all-linear",), vision=False, projector=False)
-        quantized = sum(model.get_parameter(f"{p}.weight").numel() for p in paths if not p.endswith("lm_head"))
+        quantized = sum(model.get_parameter(f"{p}.weight").numel() for p in lora.four_bit_paths(model))
     bits = NF4_BITS if settings.double_quantization else 4.5
-    weights = (frozen - quantized) * 2 + quantized * bits / 8 if settings.method != "full" else 0.0
-    tokens = batch * (
-        model.spec.cameras * model.body_spec.patches + 40 + max(model.spec.horizon, model.spec.action_dim)
-    )
-    boundary = tokens * text.width * 2
-    # Norms, q, k, v, attention output, gate, up, product, down: what backward of one layer keeps, in bfloat16.
-    adapters = 1 if settings.method == "lora" else 0
-    inside = tokens * (10 * text.width + 4 * text.mlp_width + adapters * 7 * text.width) * 2
-    layers = text.layers
-    activations = boundary * layers + inside if checkpointing else inside * layers
-    vision = 0.0
-    for tower in model.body_spec.towers:
-        rows = batch * model.spec.cameras * (tower.patches + 5)
-        per_block = rows * (10 * tower.width + 2 * tower.mlp_width) * 2
-        vision += per_block * (tower.blocks if settings.vision and not checkpointing else 2)
-    logits = tokens * text.rows * (4 + 2) if text.output else 0
+    weights = (frozen - quantized) * 2 + quantized * bits / 8
+    activations = cost.kept(layers, batch, checkpointing=checkpointing)
+    if quantized:  # one matrix at a time is unpacked
+        activations += 2 * text.width * text.mlp_width * 2
+    activations += batch * vision_bytes(model, trained=settings.vision)
+    if settings.method == "lora" and checkpointing:  # autocast keeps 16-bit copies of the adapters all the same
+        activations += 2 * trainable
+    flops = cost.flops(layers, batch, checkpointing=checkpointing) + batch * vision_flops(model, settings)
+    flops *= accumulation
+    rate = device.fp16_tflops * 1e12
     return TrainingMemory(
+        batch=batch,
+        accumulation=accumulation,
+        checkpointing=checkpointing,
         weights_gb=weights / shards / 1e9,
-        states_gb=trainable * STATES / shards / 1e9,
-        activations_gb=(activations + vision) / 1e9,
-        logits_gb=logits / 1e9,
+        states_gb=trainable * (8 + MOMENT_BYTES[optimizer]) / shards / 1e9,
+        activations_gb=activations / 1e9,
         overhead_gb=GRAPH_GB,
         trainable=trainable,
         limit_gb=device.memory_gb,
+        step_seconds=(flops / rate / SHARE[1], flops / rate / SHARE[0]),
     )
+
+
+def vision_bytes(model: VisionLanguageModel, *, trained: bool) -> float:
+    """Of one sample: frozen towers hold two blocks at a time, trained ones keep all; only the decoder recomputes."""
+    kept = 0.0
+    for tower in model.body_spec.towers:
+        rows = model.spec.cameras * (tower.patches + 5)
+        kept += rows * (10 * tower.width + 2 * tower.mlp_width) * 2 * (tower.blocks if trained else 2)
+    return kept
+
+
+def vision_flops(model: VisionLanguageModel, settings: LoraSettings) -> float:
+    """Of one sample: two operations per weight and row, three times that where the towers train."""
+    once = 0.0
+    for tower in model.body_spec.towers:
+        rows = model.spec.cameras * (tower.patches + 5)
+        once += 2.0 * rows * tower.blocks * (4 * tower.width**2 + 2 * tower.width * tower.mlp_width)
+    return once * (3 if settings.vision else 1)
 
 
 def trainable_parameters(model: VisionLanguageModel, settings: LoraSettings) -> int:
