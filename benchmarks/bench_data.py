@@ -178,9 +178,10 @@ def peak_memory(count: int, folder: Path) -> float:
         for k in range(count):
             write_episode(root, Episode(**{**vars(episode), "id": f"e{k:05d}", "actions": episode.actions + 1e-4 * k}))
     code = (
-        "import resource,sys;from pathlib import Path;from athena_vla.data.dataset import BuildConfig,build;"
+        "import sys;from pathlib import Path;from athena_vla.data.dataset import BuildConfig,build;"
         "build(BuildConfig(input=Path(sys.argv[1]),out=Path(sys.argv[2]),robot='athena',workers=1));"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024)"
+        # Not getrusage: its peak is inherited from the process that started this one.
+        "print(next(int(x.split()[1])/1024 for x in open('/proc/self/status') if x.startswith('VmHWM')))"
     )
     words = [sys.executable, "-c", code, str(root), str(folder / f"out{count}")]
     return float(subprocess.run(words, capture_output=True, text=True, check=True).stdout)

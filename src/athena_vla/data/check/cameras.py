@@ -157,7 +157,10 @@ def _stale(
     if len(pixels) < 8 or where[0] != 0:
         return
     changes = np.abs(np.diff(pixels, axis=0)).reshape(len(pixels) - 1, -1).mean(axis=1)
-    start, typical = float(changes[0]), float(np.median(changes[1:20]))
+    is_next = np.diff(where) == 1
+    if not is_next[:7].all():
+        return
+    start, typical = float(changes[0]), float(np.median(changes[1:20][is_next[1:20]]))
     if start < STALE_LEVEL or start < STALE_RATIO * max(typical, 0.2):
         return
     ratio = start / max(typical, 0.2)

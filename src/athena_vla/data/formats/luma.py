@@ -18,7 +18,7 @@ from athena_vla.errors import RecordingError
 
 CELLS = 60  # about this many samples along the shorter side
 STRETCH = 8  # frames that are decoded, or skipped, together at least
-EVERY = 3  # one stretch in so many is decoded: at 30 Hz nothing unseen is longer than about half a second
+EVERY = 4  # one stretch in so many is decoded: at 30 Hz nothing unseen is longer than 0.8 s
 NEIGHBOURS = 8  # key frames on either side that say which size is usual
 USUAL = 1.5  # a key frame larger or smaller than its neighbours by this factor is worth a look
 SMALL = 0.25  # and so is any other frame under this share of the usual: a repeated picture codes to next to nothing
@@ -109,7 +109,7 @@ def _video(stream: VideoFrames, sampled: bool) -> Iterator[tuple[int, Look | Rec
 
 
 def stretches_to_decode(stream: VideoFrames) -> NDArray[np.bool_]:
-    """[T] True for the frames worth decoding: every third stretch, and every stretch whose packets look unusual.
+    """[T] True for the frames worth decoding: every fourth stretch, and every stretch whose packets look unusual.
 
     A black, frozen, torn or repeated picture changes the size of its packet long before anyone decodes it. Streams with
     far key frames or reordered frames are decoded whole: skipping in them costs more than it saves.
@@ -135,7 +135,7 @@ def stretches_to_decode(stream: VideoFrames) -> NDArray[np.bool_]:
     is_usual[~stream.is_key] = between > SMALL * np.median(between) if len(between) else True
     wanted = np.zeros(length, bool)
     for number, (start, stop) in enumerate(spans):
-        is_chosen = number < 3 or number % EVERY == 0 or number == len(spans) - 1
+        is_chosen = number < 2 or number % EVERY == 0 or number == len(spans) - 1
         wanted[start:stop] = is_chosen or not is_usual[start:stop].all()
     return wanted
 
