@@ -11,8 +11,6 @@ weights play the same scenes with and without the constraint, and the difference
 import argparse
 import dataclasses
 import json
-import os
-import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from typing import Any
 import torch
 
 from athena_vla import __version__
+from athena_vla.bench.facts import device_facts
 from athena_vla.bundle import MODEL_FILE, Bundle, open_base, save_tensors, writing
 from athena_vla.data.build import build
 from athena_vla.data.build_config import BuildConfig
@@ -146,13 +145,7 @@ def main() -> None:
                 "command": "python benchmarks/bench_constrained.py",
                 "what": "measured here",
                 "version": __version__,
-                "machine": {
-                    "cpu": platform.processor() or platform.machine(),
-                    "cores": os.cpu_count(),
-                    "load": [round(x, 2) for x in os.getloadavg()],
-                    "python": platform.python_version(),
-                    "torch": torch.__version__,
-                },
+                "machine": device_facts(),
                 "training": facts,
                 "comparison": told,
             },

@@ -11,8 +11,6 @@ Latency is measured on the single robot; `cpu_us` is the time of this thread, wh
 
 import argparse
 import json
-import os
-import platform
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from athena_vla import __version__, embodiment
+from athena_vla.bench.facts import device_facts
 from athena_vla.control.safety import SafetyFilter
 from athena_vla.embodiment import Embodiment
 
@@ -160,16 +159,6 @@ def chunk_latency(robot: Embodiment, rows: int, chunks: int, hostile: bool) -> d
     }
 
 
-def machine() -> dict[str, Any]:
-    return {
-        "cpu": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "load": [round(x, 2) for x in os.getloadavg()],
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-    }
-
-
 def attacks(robots: list[Embodiment], arguments: argparse.Namespace) -> dict[str, Any]:
     rows = []
     for jerk, total in ((False, arguments.steps), (True, arguments.jerk_steps)):
@@ -178,7 +167,7 @@ def attacks(robots: list[Embodiment], arguments: argparse.Namespace) -> dict[str
             rows.append(attack(robot, arguments.copies, share, jerk, seed=number))
             print(rows[-1], flush=True)
     return {
-        "attack_machine": machine(),
+        "attack_machine": device_facts(),
         "robot_steps": sum(a["robot_steps"] for a in rows if not a["jerk"]),
         "violations": sum(a["violations"] for a in rows),
         "attacks": rows,
@@ -187,7 +176,7 @@ def attacks(robots: list[Embodiment], arguments: argparse.Namespace) -> dict[str
 
 def times(athena: Embodiment) -> dict[str, Any]:
     return {
-        "machine": machine(),
+        "machine": device_facts(),
         "latency": [latency(athena, 5000, jerk, hostile) for jerk in (False, True) for hostile in (False, True)],
         "chunk": [chunk_latency(athena, 20, 500, hostile) for hostile in (False, True)],
     }

@@ -11,8 +11,6 @@ import argparse
 import contextlib
 import json
 import multiprocessing
-import os
-import platform
 import socket
 import threading
 import time
@@ -24,6 +22,7 @@ import numpy as np
 from websockets.sync.client import connect
 
 from athena_vla import __version__, embodiment
+from athena_vla.bench.facts import device_facts
 from athena_vla.control.client import RemotePolicy
 from athena_vla.control.serve import serve
 from athena_vla.control.service import ServeConfig
@@ -261,12 +260,7 @@ def main() -> None:
         "command": "python benchmarks/bench_serve.py",
         "what": "measured here",
         "version": __version__,
-        "machine": {
-            "cpu": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "load": [round(x, 2) for x in os.getloadavg()],
-            "python": platform.python_version(),
-        },
+        "machine": device_facts(),
     }
     result["load"] = load(address, arguments.requests, arguments.clients, process.pid)
     print(result["load"], flush=True)
