@@ -106,6 +106,12 @@ def lagging(e: Episode) -> Episode:
     return replace(e, states=np.concatenate([np.repeat(e.actions[:1], 6, axis=0), e.actions[:-6]]))
 
 
+def unrelated(e: Episode) -> Episode:
+    rng = np.random.default_rng(5)
+    walk = np.cumsum(rng.normal(0, 0.05, e.actions.shape), axis=0)
+    return replace(e, actions=(0.5 * walk / np.abs(walk).max()).astype(np.float32))
+
+
 def fast(e: Episode) -> Episode:
     t = e.timestamps[:, None]
     actions = (0.7 * np.sin(2 * np.pi * 2.2 * t + np.arange(3))).astype(np.float32)
@@ -144,6 +150,9 @@ PLANTED: dict[str, tuple[Callable[[Episode], Episode], tuple[int, int] | None]] 
     "language.useless": (lambda e: replace(e, instructions=("perform a task",)), None),
     "success.missing": (lambda e: replace(e, success=None), None),
     "success.false": (lambda e: replace(e, success=False), None),
+    "action.unrelated": (unrelated, None),
+    "joint.width": (lambda e: replace(e, states=e.states[:, :2], state_names=e.state_names[:2]), None),
+    "token.coarse": (lambda e: e, None),
     "episode.short": (lambda e: clean(7, length=5), (0, 0)),
 }  # fmt: skip
 
@@ -282,3 +291,101 @@ def test_useless_instructions(text, useless):
 
 def test_every_rule_is_named_once_and_says_why_and_what_to_do():
     assert all(r.why.endswith(".") and r.fix.endswith(".") for r in RULES.values())
+
+
+# Findings about files and whole recordings: planted on disk, after a clean recording was written.
+
+
+def unnamed(root: Path) -> None:
+    for file in root.glob("*/metadata.json"):
+        raw = json.loads(file.read_text())
+        file.write_text(json.dumps({k: v for k, v in raw.items() if k not in ("joint_names", "state_names")}))
+
+
+def clockless(root: Path) -> None:
+    for file in root.glob("*/metadata.json"):
+        file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "fps"}))
+        with np.load(file.parent / "trajectory.npz") as arrays:
+            kept = {k: arrays[k] for k in arrays.files if k != "timestamps"}
+        np.savez(file.parent / "trajectory.npz", **kept)
+
+
+def pointer(root: Path) -> None:
+    (root / "episode_0001/trajectory.npz").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+
+
+def cut(root: Path) -> None:
+    file = root / "episode_0001/trajectory.npz"
+    file.write_bytes(file.read_bytes()[:-200])
+
+
+def torn(root: Path) -> None:
+    file = root / "episode_0001/images/front/rgb_0010.png"
+    file.write_bytes(file.read_bytes()[:200])
+
+
+def only_pictures(root: Path) -> None:
+    import shutil
+
+    images = (root / "episode_0000/images/front").rename(root.parent / "front")
+    shutil.rmtree(root)
+    images.rename(root)
+
+
+ON_DISK: dict[str, Callable[[Path], None]] = {
+    "joint.unnamed": unnamed, "clock.missing": clockless, "file.lfs_pointer": pointer, "episode.unreadable": cut,
+    "camera.unreadable": torn, "action.none": only_pictures,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("code", ON_DISK)
+def test_a_defect_planted_on_disk_is_found(tmp_path, code):
+    root = write(tmp_path / "in")
+    assert code not in codes(run(root))
+    ON_DISK[code](root)
+    assert code in codes(run(root))
+
+
+def lost_video(root: Path) -> None:
+    next(root.rglob("episode_000001.mp4")).unlink()
+
+
+def short_row(root: Path) -> None:
+    lines = [json.loads(x) for x in (root / "meta/episodes.jsonl").read_text().splitlines()]
+    lines[1]["length"] += 7
+    (root / "meta/episodes.jsonl").write_text("\n".join(json.dumps(x) for x in lines))
+
+
+def wrong_total(root: Path) -> None:
+    info = json.loads((root / "meta/info.json").read_text())
+    (root / "meta/info.json").write_text(json.dumps({**info, "total_frames": 99}))
+
+
+def empty(root: Path) -> None:
+    (root / "meta/episodes.jsonl").write_text("")
+    for file in root.rglob("*.parquet"):
+        file.unlink()
+
+
+IN_SET: dict[str, Callable[[Path], None]] = {
+    "camera.missing": lost_video, "metadata.length": short_row, "metadata.count": wrong_total, "recording.empty": empty,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("code", IN_SET)
+def test_a_defect_planted_in_a_lerobot_set_is_found(tmp_path, code):
+    from athena_vla.data.convert import ConvertConfig, convert
+
+    write(tmp_path / "in", *(clean(i, length=20) for i in range(2)))
+    convert(ConvertConfig(input=tmp_path / "in", out=tmp_path / "set", to="lerobot_v21", video=True))
+    assert codes(run(tmp_path / "set")).isdisjoint(IN_SET)
+    IN_SET[code](tmp_path / "set")
+    report = run(tmp_path / "set")
+    assert code in codes(report)
+    if code == "recording.empty":
+        assert report.exit_status == 2
+
+
+def test_every_code_has_a_planted_defect():
+    elsewhere = {"episode.duplicate", "split.leakage"}  # need two episodes: tests of their own above
+    assert set(PLANTED) | set(ON_DISK) | set(IN_SET) | elsewhere == set(RULES)
