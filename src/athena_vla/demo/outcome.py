@@ -11,8 +11,8 @@ NEXT = """What next
   your own recordings    athena demo --data FOLDER     (athena data info FOLDER says what they are)
   your own training      athena data build FOLDER dataset --robot ROBOT
                          athena train --preset humanoid_default --data dataset --out policy
-  openvla-7b, 24 GB GPU  athena plan --gpu rtx4090     (what fits; its released weights load in Python so far:
-                         athena_vla.models.pretrained.from_release, see docs/models.md)
+  openvla-7b, 24 GB GPU  athena plan --gpu rtx4090 --preset rtx4090 --model openvla/openvla-7b    (what fits)
+                         athena train --preset rtx4090 --model openvla/openvla-7b --data dataset --out policy
   serve what was made    athena serve {int4}
 """
 
