@@ -65,3 +65,19 @@ def test_evaluation_builds_it_and_keeps_its_results_apart(toy: Embodiment, tmp_p
     assert isinstance(Cast(toy).actor(held), WithinReach)
     assert isinstance(Cast(toy).actor(free), Policy)
     assert free.fingerprint() != held.fingerprint()
+
+
+def test_the_stages_offer_it(toy: Embodiment, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from athena_vla import serving
+    from athena_vla.evaluate import commands
+
+    bundle = write_base(tmp_path / "tokens", toy, tokens=True).path
+    served: dict = {}
+    monkeypatch.setattr(serving.server, "serve", lambda actor, *_, **named: served.update(named, actor=actor))
+    serving.serve(serving.ServeBundleConfig(bundle=str(bundle), within_reach=True))
+    assert isinstance(served["actor"], WithinReach)
+    assert served["metadata"]["within_reach"] is True
+    rows: list[ActorSpec] = []
+    monkeypatch.setattr(commands, "_run", lambda policies, *_: rows.extend(policies))
+    commands.evaluate(commands.EvaluateConfig(bundle=bundle, within_reach=True))
+    assert [(r.name, r.within_reach) for r in rows] == [("policy", False), ("within reach", True)]

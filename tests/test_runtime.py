@@ -249,6 +249,28 @@ def test_a_camera_that_fails_later_is_a_fault_not_an_end(toy: Embodiment) -> Non
         run_episode(robot, Wave(toy), SafetyFilter(toy), duration=1.0)
 
 
+def test_a_first_observation_without_its_camera_moves_nothing(toy: Embodiment) -> None:
+    robot = Puppet(toy)
+    robot.blind = True
+    with pytest.raises(InvalidObservation, match="front"):
+        run_episode(robot, Wave(toy), SafetyFilter(toy), duration=1.0)
+    assert robot.ticks == 0
+
+
+@pytest.mark.parametrize("jump", [-1.0, 40.0])
+def test_a_robot_clock_that_jumps_leads_to_the_ladder_and_back(toy: Embodiment, jump: float) -> None:
+    class Jumping(Puppet):
+        @property
+        def time(self) -> float:
+            return super().time + (jump if self.ticks >= 150 else 0.0)
+
+    trace = run_episode(Jumping(toy), Wave(toy), SafetyFilter(toy), duration=5.0)
+    check(trace, toy, toy.default)
+    assert trace.interventions.keys() & {"clock", "no_target"}  # of two faults at once the graver is counted
+    assert (trace.levels[:150] == 0).all()
+    assert trace.levels[-1] == 0
+
+
 def test_what_does_not_fit_together_is_refused_at_construction(toy: Embodiment, athena: Embodiment) -> None:
     for guard, config, error in (
         (SafetyFilter(athena), RuntimeConfig(), SafetyError),

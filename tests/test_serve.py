@@ -1,5 +1,6 @@
 """The policy server as its clients see it: openpi's own client, OpenVLA's two forms, hostile ones, and shutdown."""
 
+import hmac
 import json
 import socket
 import ssl
@@ -370,6 +371,22 @@ def test_a_token_is_needed_where_one_is_set() -> None:
         assert http(running, "/metrics")[0] == 401
         assert http(running, "/healthz")[0] == 200
     assert TOKEN not in repr(running.config)
+
+
+def test_tokens_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every comparison of a token goes through `hmac.compare_digest`, right and wrong ones alike."""
+    compared: list[tuple[bytes, bytes]] = []
+    plain = hmac.compare_digest
+
+    def watched(given: bytes, right: bytes) -> bool:
+        compared.append((given, right))
+        return plain(given, right)
+
+    monkeypatch.setattr(hmac, "compare_digest", watched)
+    with background(Echo(), TOY, ServeConfig(port=0, token=TOKEN)) as running:
+        for given, status in ((TOKEN, 200), ("wrong horse battery", 401)):
+            assert http(running, "/metadata", headers={"Authorization": f"Bearer {given}"})[0] == status
+    assert [given for given, _ in compared] == [TOKEN.encode(), b"wrong horse battery"]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 
 from athena_vla.backends import Name
 from athena_vla.bundle import Bundle
+from athena_vla.constrained import WithinReach
 from athena_vla.control import serve as server
 from athena_vla.control.service import ServeConfig
 from athena_vla.errors import BundleError
@@ -28,6 +29,8 @@ class ServeBundleConfig:
     """auto, torch, onnxruntime, openvino or tensorrt."""
     threads: int = 1
     """Compute threads of the backend."""
+    within_reach: bool = False
+    """Family openvla: choose only what the robot can reach within a control step of the row before."""
     token_variable: str = "ATHENA_TOKEN"
     """Environment variable that holds the token; needed for any host but loopback."""
     server: ServeConfig = field(default_factory=ServeConfig)
@@ -89,6 +92,7 @@ def passed(gate: Any) -> bool:
 def serve(config: ServeBundleConfig) -> ServeResult:
     """Serve until interrupted, then shut down gracefully."""
     policy, told = open_policy(config.bundle, config.backend, config.threads)
+    actor = WithinReach(policy) if config.within_reach else policy
     settings = config.server
     if not settings.token and os.environ.get(config.token_variable):
         settings = replace(settings, token=os.environ[config.token_variable])
@@ -99,5 +103,6 @@ def serve(config: ServeBundleConfig) -> ServeResult:
         address = where
         print(f"athena: serving {policy.name} ({told['stage']}, {told['backend']}) on {where}", flush=True)
 
-    server.serve(policy, policy.robot, settings, metadata=told, ready=ready)
+    told = {**told, "within_reach": config.within_reach}
+    server.serve(actor, policy.robot, settings, metadata=told, ready=ready)
     return ServeResult(address)

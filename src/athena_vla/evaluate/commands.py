@@ -51,6 +51,8 @@ class EvaluateConfig:
     """torch, onnxruntime, openvino, tensorrt, or what the bundle needs."""
     ablations: bool = True
     """Also try the policy with black images and with another instruction."""
+    within_reach: bool = False
+    """Family openvla: also try the policy held to what the robot can reach from row to row."""
     samples: int = 400
     """Validation samples for open loop."""
     seed: int = 0
@@ -94,6 +96,8 @@ def quiet(done: int, total: int, what: str) -> None:
 def evaluate(config: EvaluateConfig, progress: Progress = quiet) -> Comparison:
     """Evaluate one bundle. Raises `EvaluationError`, `BundleError`."""
     policies = [ActorSpec("policy", source=str(config.bundle), backend=config.backend)]
+    if config.within_reach:
+        policies.append(dataclasses.replace(policies[0], name="within reach", within_reach=True))
     return _run(policies, ("hold", "mean_action", "nearest_neighbour", "replay"), config, progress)
 
 
