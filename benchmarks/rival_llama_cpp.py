@@ -41,7 +41,7 @@ def write(path: Path, shape: tuple[int, int, int, int]) -> None:
     import gguf
 
     width, mlp, layers, heads = shape
-    random = np.random.default_rng(0)
+    noise = np.random.default_rng(0).integers(0, 256, 1 << 24, dtype=np.uint8)  # repeated: times do not depend on it
     writer = gguf.GGUFWriter(str(path.with_suffix(".part")), "llama", use_temp_file=False)
     writer.add_context_length(2048)
     writer.add_embedding_length(width)
@@ -56,7 +56,7 @@ def write(path: Path, shape: tuple[int, int, int, int]) -> None:
     q4, q6 = gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.Q6_K
 
     def quantized(name: str, rows: int, columns: int, kind: Any, size: int, block: int, scale_at: int) -> None:
-        raw = random.integers(0, 256, (rows, columns // block, size), dtype=np.uint8)
+        raw = np.resize(noise, (rows, columns // block, size))
         raw[..., scale_at : scale_at + 2] = np.array([columns**-0.5 / 60], np.float16).view(np.uint8)
         writer.add_tensor(name, raw.reshape(rows, -1), raw_dtype=kind)
 

@@ -130,10 +130,10 @@ def export(config: ExportConfig) -> ExportResult:
         if on_device:
             note = device.write_scripts(folder, source, info, config.target)
         write_json(folder / "deployment_config.json", deployment_config(source, config.target, config.out, info))
-        bundles.seal(folder, manifest)
         deviation: dict[str, Any] = {}
         gates: dict[str, Any] = {}
         if config.compare:
+            bundles.seal(folder, manifest)
             written = Bundle.open(folder)
             _require_parity(config, source, written, store, info)
             runner = Policy.of(written, "onnxruntime", config.threads)

@@ -131,10 +131,10 @@ def quantize(config: QuantizeConfig) -> QuantizeResult:
             if name not in done:
                 writer.add(name, _rest(store.read(name), config.rest))
         writer.close()
-        bundles.seal(folder, manifest)
         deviation: dict[str, Any] = {}
         gates: dict[str, Any] = {}
         if not large:
+            bundles.seal(folder, manifest)
             final = Policy.of(Bundle.open(folder), "torch")
             deviation = replay(final, source.golden)
             gates = sensitivity(final, source.golden.observations)
