@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from athena_vla.models import checkpoint, gates
 from athena_vla.models.architecture import ModelInput, Tensors, run_torch
@@ -85,14 +86,13 @@ def build(family: str, source: Path | None, seed: int) -> VisionLanguageModel:
     return model.eval()
 
 
-def inputs_of(model: VisionLanguageModel, seed: int = 0) -> Tensors:
+def observation(model: VisionLanguageModel, seed: int = 0) -> ModelInput:
     random = np.random.default_rng(seed)
-    item = ModelInput(
+    return ModelInput(
         images=tuple(random.integers(0, 256, (224, 224, 3), dtype=np.uint8) for _ in range(model.spec.cameras)),
         state=random.uniform(-1, 1, model.spec.state_dim).astype(np.float32),
         instruction="pick up the red cube and place it on the plate",
     )
-    return model.place(model.collate([item]))
 
 
 def floor(model: VisionLanguageModel, inputs: Tensors, ceiling: dict[str, float]) -> dict[str, float]:
@@ -144,8 +144,8 @@ def train_step(model: VisionLanguageModel, inputs: Tensors) -> dict[str, Any]:
     }
 
 
-def graphed(model: VisionLanguageModel, inputs: Tensors) -> Callable[[], Any] | None:
-    """One whole call captured as a CUDA graph; token families decide on the host and cannot be."""
+def graphed(model: VisionLanguageModel, inputs: Tensors) -> tuple[Callable[[], Any], Tensor] | None:
+    """One whole call captured as a CUDA graph, and where its actions appear; token families decide on the host."""
     if model.reads_tokens:
         return None
     run = run_torch(model)
@@ -157,13 +157,13 @@ def graphed(model: VisionLanguageModel, inputs: Tensors) -> Callable[[], Any] | 
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.inference_mode(), torch.cuda.graph(graph):
-        model.decode(run, inputs, {})
-    return graph.replay
+        actions = model.decode(run, inputs, {})
+    return graph.replay, actions
 
 
 def measure(family: str, source: Path | None, ceiling: dict[str, float], repeats: int) -> dict[str, Any]:
     model = build(family, source, seed=0)
-    inputs = inputs_of(model)
+    inputs = model.place(model.collate([observation(model)]))
     result: dict[str, Any] = {
         "sizes": FAMILIES[family],
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -172,14 +172,23 @@ def measure(family: str, source: Path | None, ceiling: dict[str, float], repeats
         "train_step": train_step(model, inputs),
         "floor_s": floor(model, inputs, ceiling),
     }
-    run = run_torch(model)
-    ways: dict[str, Callable[[], Any] | None] = {
-        "eager": lambda: model.decode(run, inputs, {}),
-        "cuda_graph": graphed(model, inputs),
+    run, item = run_torch(model), observation(model, seed=1)
+    # `decode` starts from inputs on the card; `act` from a camera image and words, and ends with numbers on the host.
+    ways: dict[str, Callable[[], Any]] = {
+        "decode_eager": lambda: model.decode(run, inputs, {}),
+        "act_eager": lambda: model.decode(run, model.collate([item]), {}).float().cpu(),
     }
+    if (captured := graphed(model, inputs)) is not None:
+        replay, actions = captured
+
+        def act() -> Tensor:
+            for name, value in model.collate([item]).items():
+                inputs[name].copy_(value)
+            replay()
+            return actions.float().cpu()
+
+        ways |= {"decode_cuda_graph": replay, "act_cuda_graph": act}
     for name, work in ways.items():
-        if work is None:
-            continue
         with torch.inference_mode():
             seconds = sorted(timed(work, repeats))
         median = statistics.median(seconds)

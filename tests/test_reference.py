@@ -5,12 +5,15 @@ both prompts, grouped queries, several data sets and both OFT platforms. See tes
 """
 
 import json
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 
 import tiny_releases as tiny
@@ -180,6 +183,91 @@ def test_oft_training_batch_and_loss(oft: Recorded) -> None:
         batch.append(example["pixel_values"])
     found = oft.checkpoint.loss(np.concatenate(batch), train["input_ids"], train["labels"])
     assert found == pytest.approx(train["loss"], rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    return Recorded("oft_libero_fused", tmp_path_factory.mktemp("one"))
+
+
+@pytest.mark.parametrize(
+    ("text", "match"), [("", "empty"), ("  \n ", "empty"), ("cube " * 10_000, "characters; this model takes")]
+)
+def test_instructions_no_model_can_take(one: Recorded, text: str, match: str) -> None:
+    image = one.pictures["square"]
+    for ask in (
+        lambda: one.checkpoint.input_ids(text),
+        lambda: one.checkpoint.predict_action([image, image], text),
+        lambda: one.checkpoint.training_example([image, image], text, np.zeros((8, 7))),
+    ):
+        with pytest.raises(InvalidObservation, match=match):
+            ask()
+
+
+def test_images_no_model_can_take(one: Recorded, tmp_path: Path) -> None:
+    deep = np.zeros((20, 30, 3), dtype=np.uint16)
+    grey = Image.fromarray(deep[:, :, 0])
+    grey.save(tmp_path / "grey.png")
+    _write_deep_png(tmp_path / "colour.png", deep)
+    wrong = {
+        "size zero": [Image.new("RGB", (0, 10)), np.zeros((0, 5, 3), np.uint8)],
+        "more than 8 bits": [grey, Image.open(tmp_path / "grey.png"), Image.open(tmp_path / "colour.png")],
+        "uint8": [deep, np.zeros((5, 5, 3), np.float32), np.zeros((5, 5, 2), np.uint8)],
+    }
+    for match, images in wrong.items():
+        for image in images:
+            with pytest.raises(InvalidObservation, match=match):
+                one.checkpoint.pixel_values(image)
+
+
+def _write_deep_png(path: Path, image: np.ndarray) -> None:
+    """A colour PNG of 16 bits, which Pillow reads but cannot write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width, _ = image.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in image)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_state_that_is_not_finite(one: Recorded, value: float) -> None:
+    state = np.array(one.json["proprio"])
+    state[0] = value
+    image = one.pictures["square"]
+    for ask in (one.checkpoint.predict_action, one.checkpoint.predict_ids):
+        with pytest.raises(InvalidObservation, match="not finite"):
+            ask([image, image], "wave", proprio=state)
+
+
+def test_an_adapter_without_its_base_is_named(one: Recorded, tmp_path: Path) -> None:
+    for file in one.folder.iterdir():
+        if file.name != "model.safetensors":
+            (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "lora_adapter").mkdir()
+    (tmp_path / "lora_adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="LoRA adapter without the model.*[Mm]erge"):
+        conformance.load(tmp_path, platform="libero")
+    # Beside merged weights, as the releases have it, the adapter is already part of them.
+    (tmp_path / "model.safetensors").symlink_to(one.folder / "model.safetensors")
+    conformance.load(tmp_path, platform="libero")
+
+
+def test_film_and_diffusion_are_refused_by_name(one: Recorded, tmp_path: Path) -> None:
+    for file in one.folder.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    film = tmp_path / "vision_backbone--50000_checkpoint.pt"
+    torch.save({"module.x": torch.zeros(1)}, film)
+    with pytest.raises(ModelError, match="FiLM vision backbone, which is not supported"):
+        conformance.load(tmp_path, platform="libero")
+    film.unlink()
+    (tmp_path / "action_head--150000_checkpoint.pt").unlink()
+    torch.save({"module.noise_predictor.x": torch.zeros(1)}, tmp_path / "action_head--150000_checkpoint.pt")
+    with pytest.raises(ModelError, match="not an L1 action head.*diffusion"):
+        conformance.load(tmp_path, platform="libero")
 
 
 def test_an_empty_list_of_images_is_refused(oft: Recorded) -> None:

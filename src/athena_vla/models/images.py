@@ -129,10 +129,12 @@ def to_rgb(image: Image.Image | NDArray[Any]) -> Image.Image:
         if 0 in image.shape:
             raise InvalidObservation(f"An image has size zero: {list(image.shape)}.")
         image = Image.fromarray(image)
-    if image.mode.startswith(("I", "F")):
+    # A colour file of 16 bits opens as RGB and loses its lower half when it is read; until then its encoding tells.
+    deep = any(";16" in str(part) for part in getattr(image, "tile", ()))
+    if deep or image.mode.startswith(("I", "F")):
         raise InvalidObservation(
-            f"An image has mode '{image.mode}' (more than 8 bits per channel); a model takes 8-bit RGB. "
-            "Scale it to 8 bits where you know its range."
+            f"An image has mode '{image.mode}{';16' if deep else ''}' (more than 8 bits per channel); a model takes "
+            "8-bit RGB. Scale it to 8 bits where you know its range."
         )
     if 0 in image.size:
         raise InvalidObservation(f"An image has size zero: {image.size[0]} x {image.size[1]}.")
