@@ -389,3 +389,17 @@ def test_a_defect_planted_in_a_lerobot_set_is_found(tmp_path, code):
 def test_every_code_has_a_planted_defect():
     elsewhere = {"episode.duplicate", "split.leakage"}  # need two episodes: tests of their own above
     assert set(PLANTED) | set(ON_DISK) | set(IN_SET) | elsewhere == set(RULES)
+
+
+def test_replay_against_a_joint_that_tracks_by_the_same_law():
+    from athena_vla.data.check.relations import replay_error
+
+    rng = np.random.default_rng(0)
+    targets = np.cumsum(rng.normal(0, 0.1, (300, 2)), axis=0)
+    states = np.zeros_like(targets)
+    for t in range(len(targets) - 1):
+        states[t + 1] = states[t] + 0.25 * (targets[max(t - 4, 0)] - states[t])
+    assert replay_error(targets, states).max() < 0.05
+    assert replay_error(targets, states + 0.3).max() < 0.05  # an offset is the controller's droop, not another motion
+    assert replay_error(targets, states * np.array([1, -1]))[1] > 0.6
+    assert replay_error(targets[::-1].copy(), states).min() > 0.6

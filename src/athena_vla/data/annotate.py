@@ -58,7 +58,11 @@ class AnnotateResult:
     def __str__(self) -> str:
         kinds = ", ".join(f"{k} {v:.0%}" for k, v in self.kinds.items())
         lines = [f"{self.segments} segments in {self.episodes} episodes ({kinds or 'none'}), written to {self.path}"]
-        lines += [f"nothing to say about {i}" for i in self.without[:10]]
+        lines += [
+            f"nothing to say about {i}: no source segments it, and motion rules need joint names "
+            "(--robot gives unnamed columns that robot's)"
+            for i in self.without[:10]
+        ]
         lines += [f"left out {i}: {reason}" for i, reason in self.broken.items()]
         return "\n".join(lines)
 

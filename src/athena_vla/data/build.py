@@ -169,21 +169,22 @@ def _require_one_shape(good: Sequence[Mapping[str, Any]]) -> None:
 
 def _resume_key(config: BuildConfig, robot: Embodiment) -> str:
     """Changes when an episode prepared earlier could differ from one prepared now."""
-    files = []
+    digest = hashlib.sha256()
     roots: Iterable[tuple[str, list[str], list[str]]] = os.walk(config.input)
     if config.input.is_file():
         roots = [(str(config.input.parent), [], [config.input.name])]
-    for root, _, names in roots:
-        for name in names:
+    for root, folders, names in roots:
+        folders.sort()
+        for name in sorted(names):
             status = os.stat(os.path.join(root, name))
-            files.append((os.path.join(root, name), status.st_size, status.st_mtime_ns))
+            digest.update(f"{root}|{name}|{status.st_size}|{status.st_mtime_ns}\n".encode())
     settings = {
         k: str(v)
         for k, v in vars(config).items()
         if k not in ("out", "horizon", "stride", "validation", "strict", "normalization", "workers", "on")
     }
-    text = json.dumps([SIDECAR_VERSION, robot.to_dict(), settings, sorted(files)], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    digest.update(json.dumps([SIDECAR_VERSION, robot.to_dict(), settings], sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def _fit(

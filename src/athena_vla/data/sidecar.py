@@ -97,7 +97,8 @@ def write_set(folder: Path, robot: Embodiment, good: Sequence[Mapping[str, Any]]
         table = pq.read_table(shard_path(work, f["id"]))
         writer.add({n: table[n] for n in table.column_names}, f["length"], f["instructions"], read_stats(work, f["id"]))
     writer.finish()
-    (folder / "meta" / SIDECAR).write_text(json.dumps(content, indent=1))
+    with open(folder / "meta" / SIDECAR, "w") as file:
+        json.dump(content, file, indent=1)  # piece by piece: the whole text would be the largest thing in memory
     (folder / "README.md").write_text(dataset_card(content, robot))
 
 
