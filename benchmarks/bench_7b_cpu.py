@@ -104,7 +104,7 @@ def one(options: argparse.Namespace, part: str) -> dict[str, Any]:
     if kind == "settings":
         return engines.settings(options.threads, options.small)
     if kind == "bare":
-        return engines.bare(options.work / "tokens", options.threads, options.runs)
+        return engines.bare(options.work / "chunk", options.threads, options.runs)
     return engines.act(options.work / kind, engine, options.threads, options.runs, STARTED)
 
 

@@ -75,12 +75,15 @@ def bytes_per_token(bundle: Any) -> int:
 
 
 def bare(folder: Path, threads: int, runs: int) -> dict[str, Any]:
-    """Only the 4-bit layers of the step graph, one after the other: what plain ONNX Runtime can reach at best."""
+    """Only the decoder's 4-bit layers, one after the other: what plain ONNX Runtime can reach at best.
+
+    One row is a decoding step without attention, 306 rows are a chunk's pass without attention.
+    """
     import onnx
     import onnxruntime
     from onnx import helper
 
-    model = onnx.load(str(folder / "weights" / "step.onnx"), load_external_data=False)
+    model = onnx.load(str(folder / "weights" / "language.onnx"), load_external_data=False)
     layers = [n for n in model.graph.node if n.op_type == "MatMulNBits" and _attribute(n, "bits") == 4]
     sizes = sorted({_attribute(n, "K") for n in layers})
     used = {name for n in layers for name in n.input[1:]}
