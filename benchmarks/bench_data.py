@@ -9,7 +9,6 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -22,6 +21,7 @@ import av
 import numpy as np
 
 from athena_vla import embodiment
+from athena_vla.bench.facts import device_facts
 from athena_vla.data import dataset as dataset_module
 from athena_vla.data.check import CheckConfig, check
 from athena_vla.data.dataset import Dataset
@@ -248,8 +248,8 @@ def main() -> None:
         images, origin = pictures(count, length)
         result: dict[str, object] = {
             "command": "python benchmarks/bench_data.py",
-            "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "load_at_start": os.getloadavg()[0]},
-            "versions": {"python": platform.python_version(), "av": av.__version__, "lerobot": _lerobot_version()},
+            "machine": device_facts(),
+            "versions": {"av": av.__version__, "lerobot": _lerobot_version()},
             "setting": {"episodes": count, "frames each": length, "pixels": SIZE, "chunk": HORIZON, "pictures": origin},
         }
         made = episodes(images)
@@ -269,11 +269,6 @@ def main() -> None:
         result["peak memory of a build [MiB]"] = {"10 episodes": few, "1000 episodes": many, "growth": many / few - 1}
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), platform.machine())
 
 
 def _lerobot_version() -> str | None:

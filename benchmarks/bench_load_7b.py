@@ -11,7 +11,6 @@ being read, which the kernel takes back under pressure; `peak_anonymous` is what
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -19,6 +18,8 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+
+from athena_vla.bench.facts import device_facts
 
 OUT = Path(__file__).with_suffix("").with_name("load_7b.json")
 
@@ -103,7 +104,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(options.folder, options.one, options.act)))
         return
-    runs = []
+    machine, runs = device_facts(), []
     for precision in options.precisions:
         command = [sys.executable, __file__, str(options.folder), "--one", precision]
         done = subprocess.run(
@@ -117,12 +118,10 @@ def main() -> None:
     import safetensors
     import torch
 
-    load = os.getloadavg()[0]
     report = {
         "what": "measured here: a random-weight checkpoint in the exact openvla-7b layout",
         "command": "python benchmarks/bench_load_7b.py FOLDER --precisions " + " ".join(options.precisions),
-        "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "load_1min": load},
-        "busy": load > 1.5 * (os.cpu_count() or 1) / 2,
+        "machine": machine,
         "threads": os.environ.get("OMP_NUM_THREADS", "1"),
         "versions": {m.__name__: m.__version__ for m in (torch, bitsandbytes, safetensors)},
         "runs": runs,

@@ -5,8 +5,6 @@ Run: python benchmarks/bench_recorder.py [--episodes 84] [--scenes 210] [--out b
 
 import argparse
 import json
-import os
-import platform
 import tempfile
 import time
 from dataclasses import replace
@@ -16,6 +14,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
+from athena_vla.bench.facts import device_facts
 from athena_vla.sim.experts import Expert
 from athena_vla.sim.grounding import render_grounding
 from athena_vla.sim.language import OBJECT_FAMILIES
@@ -35,14 +34,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "command": f"python benchmarks/bench_recorder.py --episodes {chosen.episodes} --scenes {chosen.scenes}",
         "kind": "measured here",
-        "machine": {
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "load_1min_before": os.getloadavg()[0],
-            "python": platform.python_version(),
-            "mujoco": mujoco.__version__,
-            "numpy": np.__version__,
-        },
+        "machine": {**device_facts(), "mujoco": mujoco.__version__},
         "renderer": renderer(),
         "recorder": [recorder(chosen.episodes, workers) for workers in (1, 2)],
         "grounding": grounding(),
@@ -53,7 +45,6 @@ def main() -> None:
         "luck": luck(chosen.scenes // 2),
         "drift": drift(),
     }
-    result["machine"]["load_1min_after"] = os.getloadavg()[0]
     chosen.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
@@ -169,13 +160,6 @@ def _rates(won: dict[str, list[bool]]) -> dict[str, Any]:
         "n": len(everything),
         "families": {family: {"success": float(np.mean(x)), "n": len(x)} for family, x in sorted(won.items())},
     }
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":
