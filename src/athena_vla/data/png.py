@@ -1,7 +1,7 @@
 """Lossless encoding of one picture; fast rather than small, and the same bytes every time.
 
-One filter for all rows and run-length matching: on camera pictures 2.4 times faster to write and 1.6 times faster to
-read than Pillow's fastest setting, and 4% smaller, because nothing is searched for (benchmarks/data.json).
+One filter for all rows and run-length matching, because nothing is searched for: one timing on 640x480 camera pictures
+gave 2.4 times Pillow's fastest setting to write, 1.6 times to read, and files 4% smaller.
 """
 
 import struct
