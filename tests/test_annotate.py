@@ -17,11 +17,12 @@ from athena_vla.data.motion import limbs, motion_segments
 from athena_vla.data.paraphrase import ParaphraseConfig, paraphrase
 from athena_vla.data.phrases import PHRASES, phrase
 from athena_vla.data.segments import episode_segments, read_annotations
+from athena_vla.embodiment import Embodiment, Joint
 from athena_vla.errors import DatasetError
 from recordings import clean, write
 
 LABELS = json.loads((Path(__file__).parent / "labels/spans.json").read_text())
-HELD_OUT = json.loads((Path(__file__).parent / "labels/held_out.json").read_text())
+UNSEEN = json.loads((Path(__file__).parent / "labels/unseen.json").read_text())
 LABELLED = [(d, i) for d, episodes in LABELS.items() if d != "note" for i in episodes]
 
 
@@ -36,32 +37,35 @@ def spans(segments) -> list[tuple[int, int, str]]:
     return [(s.start, s.stop, s.kind) for s in segments]
 
 
-def test_agreement_with_hand_labels_is_at_least_80_percent(shared):
+def agreement(episode: Episode, truth: list, robot: Embodiment | None = None) -> tuple[int, int, np.ndarray]:
+    """(frames that agree, frames, kind of each frame)"""
+    mine, labels = per_frame(spans(motion_segments(episode, robot)), len(episode)), per_frame(truth, len(episode))
+    assert (labels != "").all()
+    return int((mine == labels).sum()), len(labels), mine
+
+
+def assert_no_label_covers_nearly_all(mine: np.ndarray, truth: list) -> None:
+    if len({kind for _, _, kind in truth}) > 1:
+        assert max(float((mine == k).mean()) for k in set(mine.tolist())) <= 0.9
+
+
+def test_agreement_with_the_hand_labels_that_the_rules_were_tuned_on(shared):
+    """91%, as the docs say; the rules were adjusted on all twelve."""
     agree = total = 0
     for dataset, index in LABELLED:
         episode = open_recording(shared / "data" / dataset).read(index)
-        mine = per_frame(spans(motion_segments(episode)), len(episode))
-        truth = per_frame(LABELS[dataset][index], len(episode))
-        assert (truth != "").all()
-        share = float((mine == truth).mean())
-        assert share > 0.7, f"{dataset} {index}: {share:.2f}"
-        agree, total = agree + int((mine == truth).sum()), total + len(truth)
-    assert len(LABELLED) >= 6
-    assert agree / total >= 0.8
+        right, frames, mine = agreement(episode, LABELS[dataset][index])
+        assert right / frames > 0.75, f"{dataset} {index}: {right / frames:.2f}"
+        assert_no_label_covers_nearly_all(mine, LABELS[dataset][index])
+        agree, total = agree + right, total + frames
+    assert len(LABELLED) == 12
+    assert agree / total >= 0.9
 
 
-def test_agreement_on_episodes_that_no_rule_was_tuned_on(shared):
-    """66%, as the docs say: two of four begin with a half-closed hand that opens first, and are read inverted."""
-    agree = total = 0
-    for dataset, episodes in HELD_OUT.items():
-        for index in episodes if dataset != "note" else ():
-            assert index not in LABELS[dataset]
-            episode = open_recording(shared / "data" / dataset).read(index)
-            mine = per_frame(spans(motion_segments(episode)), len(episode))
-            truth = per_frame(HELD_OUT[dataset][index], len(episode))
-            assert (truth != "").all()
-            agree, total = agree + int((mine == truth).sum()), total + len(truth)
-    assert agree / total >= 0.65
+def franka() -> Embodiment:
+    joints = [Joint(name, group, low, high, 2.0, 10.0, 100.0, (low + high) / 2) for name, group, low, high
+              in UNSEEN["franka"]]  # fmt: skip
+    return Embodiment("franka", tuple(joints), (), 20.0, 20.0)
 
 
 @pytest.mark.parametrize("dataset", ["gr1_pnp_v20", "g1_inspire_v21", "g1_locomanip_arena_v21_novideo"])
@@ -129,6 +133,34 @@ def test_each_kind_is_recognised_in_a_motion_built_for_it():
     carry = motion(("reach", 2), ("close", 0.6), ("lift", 1.5), ("carry", 4), ("lift", 1.5), ("open", 0.6))
     assert "coordinate" in kinds(carry)
     assert "walk" not in kinds(carry)
+
+
+def test_a_hand_that_opens_on_its_way_is_preparing_until_it_closes():
+    """The half-closed hand opens before it grasps, in either sense that closing may have."""
+    parts = (("rest", 1.0), ("open", 0.6), ("reach", 1.5), ("close", 0.6), ("lift", 3), ("open", 0.6), ("reach", 1.5))
+    episode = motion(*parts)
+    found = motion_segments(episode)
+    assert [s.kind for s in found] == ["idle", "prepare", "manipulate", "prepare"]
+    assert abs(found[2].start / episode.fps - 3.1) < 0.3  # [s] where the hand starts to close
+    assert abs(found[2].stop / episode.fps - 7.3) < 0.5  # [s] where it has opened
+    hand = np.where(np.arange(len(NAMES)) == 8, -1, 1).astype(np.float32)
+    mirrored = replace(episode, states=episode.states * hand, actions=episode.actions * hand)
+    assert spans(motion_segments(mirrored)) == spans(found)
+
+
+def test_grasps_one_after_the_other_are_told_from_the_ways_between_them():
+    one = (("reach", 1.5), ("close", 0.6), ("lift", 2), ("open", 0.6))
+    found = kinds(motion(*one, *one))
+    assert found == ["prepare", "manipulate", "prepare", "manipulate"]
+    # The recording may go on as long as it likes after the last release.
+    assert kinds(motion(*one, ("reach", 6)))[:2] == ["prepare", "manipulate"]
+
+
+def test_parts_come_from_the_robots_groups_where_names_do_not_say_them():
+    body = limbs(
+        ("joint1", "joint2", "left_knee", "foo"), {"joint1": "right arm", "joint2": "hand", "left_knee": "arm"}
+    )
+    assert body.columns == {("arm", ""): (0,), ("hand", ""): (1,), ("leg", "left"): (2,)}
 
 
 def test_segments_cover_every_frame_once_in_order_and_are_deterministic():

@@ -6,7 +6,7 @@ chance. Six kinds: walk, balance, manipulate, prepare, coordinate (steps while s
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,8 +52,9 @@ class Limbs:
         return sorted({s for (p, s), cs in self.columns.items() if p == part and cs})
 
 
-def limbs(names: Sequence[str]) -> Limbs:
-    """Body part and side of each column, from its name."""
+def limbs(names: Sequence[str], groups: Mapping[str, str] | None = None) -> Limbs:
+    """Body part and side of each column, from its name, else from the robot's group that it belongs to."""
+    groups = groups or {}
     found: dict[tuple[str, str], list[int]] = {}
     for column, name in enumerate(names):
         plain = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
@@ -62,6 +63,8 @@ def limbs(names: Sequence[str]) -> Limbs:
         part = next((p for p, pattern in PARTS.items() if re.search(pattern, plain)), None)
         if part is None and FINGERS.search(plain):
             part = "hand"
+        if part is None:
+            part = next((p for p, pattern in PARTS.items() if re.search(pattern, groups.get(name, "").lower())), None)
         if part is not None:
             found.setdefault((part, side), []).append(column)
     return Limbs({k: tuple(v) for k, v in found.items()})
@@ -70,7 +73,7 @@ def limbs(names: Sequence[str]) -> Limbs:
 def motion_segments(episode: Episode, robot: Embodiment | None = None) -> tuple[Segment, ...]:
     """Segments that cover the whole episode without gaps; empty where no column can be told to be a limb."""
     names, values = _positions(episode, robot)
-    body = limbs(names)
+    body = limbs(names, {j.name: j.group for j in robot.joints} if robot is not None else None)
     if len(values) < 4 or not any(body.of(p) for p in ("arm", "leg", "hand")):
         return ()
     fps = episode.fps if episode.extras.get("clock") != "frame index" else (robot.control_hz if robot else 10.0)
@@ -94,8 +97,11 @@ def _positions(episode: Episode, robot: Embodiment | None) -> tuple[tuple[str, .
     width = len(episode.joint_names)
     if not limbs(names).columns:
         names, values = episode.joint_names, values[:, :width] if values.shape[1] >= width else episode.actions
-    if not limbs(names).columns and robot is not None and width in (robot.state_dim, robot.action_dim):
-        names = robot.joint_names if width == robot.state_dim else robot.action_joints
+    if not limbs(names).columns and robot is not None:
+        if episode.states.shape[1] == robot.state_dim:
+            names, values = robot.joint_names, episode.states
+        elif width in (robot.state_dim, robot.action_dim):
+            names = robot.joint_names if width == robot.state_dim else robot.action_joints
     values = np.asarray(values, np.float64)
     return names, np.where(np.isfinite(values), values, 0.0)
 
@@ -201,17 +207,34 @@ def _grasps(
         net = float(opening[min(stop - 1 + round(0.5 * fps), len(opening) - 1)] - opening[start])
         in_flight = float(arm[start:stop].mean()) > PRESHAPE * float(arm.max())
         if abs(net) > HAND_NET * travel and not in_flight:
-            bursts.append((start, stop, np.sign(net)))
-    grasp: tuple[int, float] | None = None
+            bursts.append((start, stop, float(np.sign(net))))
+    closing = _closing(bursts, hysteresis(arm, MOVES_ON, MOVES_OFF))
+    grasp: int | None = None
     for start, stop, direction in bursts:
-        if grasp is None:
-            grasp = (start, direction)
-        elif direction != grasp[1]:
-            held[grasp[0] : stop] = True
+        if direction == closing:
+            grasp = start if grasp is None else grasp
+        elif grasp is not None:
+            held[grasp:stop] = True
             grasp = None
     if grasp is not None:
-        held[grasp[0] :] = True
+        held[grasp:] = True
     return held
+
+
+def _closing(bursts: Sequence[tuple[int, int, float]], arm: NDArray[np.bool_]) -> float:
+    """The sense in which this hand closes, which no recording says: that of the posture the arm moves longest with.
+
+    A hand opens shortly before it grasps, the load then travels. Only postures that begin and end within the recording
+    are compared, since how long it goes on after the last release says nothing; at a tie the first burst grasps.
+    """
+    turns = [b for i, b in enumerate(bursts) if i == 0 or b[2] != bursts[i - 1][2]]
+    carried = {1.0: 0, -1.0: 0}
+    for (start, _, direction), (stop, _, _) in itertools.pairwise(turns):
+        carried[direction] += int(arm[start:stop].sum())
+    if not turns:
+        return 1.0
+    first = turns[0][2]
+    return -first if carried[-first] > carried[first] else first
 
 
 def _arrived(s: _Signals) -> NDArray[np.bool_]:
