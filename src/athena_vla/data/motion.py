@@ -252,10 +252,13 @@ def _arrived(s: _Signals) -> NDArray[np.bool_]:
     for start, stop in stretches(~moving):
         if stop - start <= gap and start > 0 and stop < s.length:
             moving[start:stop] = True
-    # A load is held still in front of the body; arms that swing along are only walking.
+    # A load was picked up standing and is held still in front of the body; arms that swing along, or that the recording
+    # only ever saw on the way, are only walking.
     steps = _stepping(s)
+    handled = np.cumsum(far & moving & ~steps) >= LEAST_SECONDS * s.fps
     for start, stop in stretches(steps):
-        moving[start:stop] = s.arm[start:stop].mean() < CARRIES * s.legs[start:stop].mean()
+        still = s.arm[start:stop].mean() < CARRIES * s.legs[start:stop].mean()
+        moving[start:stop] = still and handled[start]
     return far & moving
 
 
