@@ -62,10 +62,25 @@ def test_agreement_with_the_hand_labels_that_the_rules_were_tuned_on(shared):
     assert agree / total >= 0.9
 
 
-def franka() -> Embodiment:
-    joints = [Joint(name, group, low, high, 2.0, 10.0, 100.0, (low + high) / 2) for name, group, low, high
-              in UNSEEN["franka"]]  # fmt: skip
-    return Embodiment("franka", tuple(joints), (), 20.0, 20.0)
+def robot_of(dataset: str) -> Embodiment | None:
+    joints = next((joints for start, joints in UNSEEN["robots"].items() if dataset.startswith(start)), None)
+    if joints is None:
+        return None
+    built = [Joint(name, group, low, high, 2.0, 10.0, 100.0, (low + high) / 2) for name, group, low, high in joints]
+    return Embodiment("published", tuple(built), (), 20.0, 20.0)
+
+
+def unseen(shared: Path, part: str) -> dict[str, float]:
+    """Share of frames that agree, per episode and over all ("all")."""
+    shares, agree, total = {}, 0, 0
+    for dataset, episodes in UNSEEN[part].items():
+        recording = open_recording(shared / "data" / dataset, fps=50.0 if "indy7" in dataset else None)
+        for index, truth in episodes.items():
+            right, frames, mine = agreement(recording.read(index), truth, robot_of(dataset))
+            assert_no_label_covers_nearly_all(mine, truth)
+            shares[f"{dataset} {index}"] = right / frames
+            agree, total = agree + right, total + frames
+    return {**shares, "all": agree / total}
 
 
 @pytest.mark.parametrize("dataset", ["gr1_pnp_v20", "g1_inspire_v21", "g1_locomanip_arena_v21_novideo"])
