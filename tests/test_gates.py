@@ -102,12 +102,12 @@ class CachedVision(OpenVLAChunk):
 class DroppedPrompt(OpenVLAChunk):
     """A planted fault: the prompt is sliced away, as ported code does on new transformers."""
 
-    def hidden(self, patches: Any, input_ids: Any, prompt_mask: Any, state: Any) -> torch.Tensor:
+    def hidden(self, patches: Any, input_ids: Any, prompt_mask: Any, state: Any, given: Any = None) -> torch.Tensor:
         return super().hidden(patches, input_ids[:, :1], prompt_mask[:, :1], state)
 
 
 class IgnoredState(OpenVLAChunk):
-    def hidden(self, patches: Any, input_ids: Any, prompt_mask: Any, state: Any) -> torch.Tensor:
+    def hidden(self, patches: Any, input_ids: Any, prompt_mask: Any, state: Any, given: Any = None) -> torch.Tensor:
         return super().hidden(patches, input_ids, prompt_mask, torch.zeros_like(state))
 
 

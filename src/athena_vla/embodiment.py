@@ -206,6 +206,7 @@ class Observation:
     state: NDArray[np.floating[Any]]  # [rad], every joint in the robot's order
     instruction: str
     time: float = 0.0  # [s], the robot's clock when the images were taken
+    committed: Array | None = None  # [p, D] [rad], first rows of the answer, already decided; see `control.prefix`
 
     def require(self, robot: Embodiment) -> "Observation":
         """The same observation, checked against the robot. Raises `InvalidObservation`."""
@@ -227,6 +228,12 @@ class Observation:
         if not np.isfinite(self.state).all():
             bad = [n for n, x in zip(robot.joint_names, self.state, strict=True) if not np.isfinite(x)]
             raise InvalidObservation(f"The observed state is not a number for joints {bad}.")
+        rows = self.committed
+        if rows is not None and (rows.ndim != 2 or rows.shape[1] != robot.action_dim or not np.isfinite(rows).all()):
+            raise InvalidObservation(
+                f"Committed rows must be finite radians [p, {robot.action_dim}] in the order of {robot.name}'s action "
+                f"joints; they have shape {list(rows.shape)}."
+            )
         return self
 
 

@@ -24,10 +24,12 @@ from athena_vla.models.gates import check_sensitivity, count_vision_calls
 def encode(observation: Observation, robot: Embodiment, normalizer: Normalizer) -> ModelInput:
     """One observation as the model sees it; the same function in training, evaluation and serving."""
     observation.require(robot)
+    rows = observation.committed
     return ModelInput(
         images=tuple(observation.images[c] for c in robot.camera_names),
         state=normalizer.encode_state(observation.state),
         instruction=observation.instruction,
+        given=None if rows is None else normalizer.encode(rows, observation.state),
     )
 
 
@@ -57,6 +59,11 @@ class Policy:
         """A policy around a model that is still being trained."""
         return cls(robot, normalizer, model, run_torch(model))
 
+    @property
+    def prefix(self) -> int:
+        """Most committed rows an observation may carry; 0: none."""
+        return self.model.prefix
+
     def act(self, observation: Observation) -> ActionChunk:
         """The next `H` joint targets. Raises `InvalidObservation`."""
         return self.act_batch([observation])[0]
@@ -69,7 +76,7 @@ class Policy:
             unit = self.model.decode(self.run, inputs, noise).float().cpu().numpy()
         return [
             ActionChunk(
-                positions=self.normalizer.decode(row, o.state),
+                positions=_committed(self.normalizer.decode(row, o.state), o),
                 joint_names=self.robot.action_joints,
                 dt=1.0 / self.robot.control_hz,
                 time=o.time,
@@ -80,6 +87,12 @@ class Policy:
     def chunks(self, observations: Sequence[Observation]) -> NDArray[np.float64]:
         """[N, H, D] [rad], one observation at a time as on the robot."""
         return np.stack([self.act(o).positions for o in observations])
+
+
+def _committed(positions: NDArray[np.float64], observation: Observation) -> NDArray[np.float64]:
+    """The chunk with the rows that were decided before it was asked for, as they were decided."""
+    rows = observation.committed
+    return positions if rows is None else np.concatenate([rows, positions[len(rows) :]])
 
 
 def record_golden(policy: Policy, observations: Sequence[Observation]) -> Golden:

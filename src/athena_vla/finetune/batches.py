@@ -23,7 +23,7 @@ from athena_vla.finetune.features import Features
 from athena_vla.models.architecture import Architecture, Tensors
 from athena_vla.policy import encode
 
-_AUGMENT, _NOISE, _VARIANT = 1, 2, 3  # streams of random numbers
+_AUGMENT, _NOISE, _VARIANT, _PREFIX = 1, 2, 3, 5  # streams of random numbers; 4 is the feature cache's
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,9 @@ class Loader:
                 rng = np.random.default_rng([*key, _AUGMENT])
                 images = {c: augment(im, rng, self.augmentation) for c, im in sample.observation.images.items()}
                 sample = dataclasses.replace(sample, observation=dataclasses.replace(sample.observation, images=images))
+            if self.model.prefix:
+                rows = int(np.random.default_rng([*key, _PREFIX]).integers(self.model.prefix + 1))
+                sample = continued(sample, rows)
             if self.features is not None:
                 variants.append(int(np.random.default_rng([*key, _VARIANT]).integers(self.features.variants)))
             changed.append(sample)
@@ -158,6 +161,20 @@ class Loader:
             torch.from_numpy(np.stack([s.valid for s in samples])),
             tuple(indices),
         )
+
+
+def continued(sample: Sample, rows: int) -> Sample:
+    """The sample as the control loop asks for it while `rows` are still to be played: given, and not counted.
+
+    At least one row that is real is left to be learned.
+    """
+    rows = min(rows, int(sample.valid.sum()) - 1)
+    if rows < 1:
+        return sample
+    observation = dataclasses.replace(sample.observation, committed=sample.chunk[:rows].astype(np.float64))
+    return dataclasses.replace(
+        sample, observation=observation, valid=sample.valid & (np.arange(len(sample.valid)) >= rows)
+    )
 
 
 class _Rows(torch.utils.data.Dataset[Batch | str]):

@@ -40,6 +40,10 @@ class FinetuneConfig:
     proprio: bool = True
     """The state is an input. Family openvla never reads it."""
 
+    prefix: int = 0
+    """Train to go on from the first rows of a chunk, at most so many, which the control loop then gives: those that
+    it plays while the rest is computed. For families that can (docs/serving.md); 0 = off."""
+
     # What trains: the adapter (the heads of the robot always train in full)
     method: Literal["lora", "full", "heads"] = "lora"
     """lora, full (all weights), or heads (only the robot's own heads)."""
@@ -160,7 +164,15 @@ class FinetuneConfig:
             if not (math.isfinite(value) and value > 0):
                 raise TrainingError(f"--{name.replace('_', '-')} must be a positive number, it is {value}.")
         not_negative = ("warmup_steps", "weight_decay", "clip_norm", "max_steps", "evaluate_every", "checkpoint_every")
-        for name in (*not_negative, "patience", "head_learning_rate", "state_noise", "augment_variants", "workers"):
+        for name in (
+            *not_negative,
+            "patience",
+            "head_learning_rate",
+            "state_noise",
+            "augment_variants",
+            "workers",
+            "prefix",
+        ):
             if not getattr(self, name) >= 0:
                 raise TrainingError(f"--{name.replace('_', '-')} must not be negative, it is {getattr(self, name)}.")
         if self.vision and self.cache_features == "always":
@@ -178,6 +190,8 @@ class FinetuneConfig:
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable; goes into the bundle."""
         raw = dataclasses.asdict(self)
+        if not self.prefix:  # a run without the option is written, and hashed, as before there was one
+            del raw["prefix"]
         return {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in raw.items()}
 
     def identity(self) -> dict[str, Any]:

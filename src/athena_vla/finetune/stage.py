@@ -28,7 +28,7 @@ from athena_vla.finetune.config import FinetuneConfig
 from athena_vla.finetune.log import RunLog
 from athena_vla.finetune.loop import Trainer
 from athena_vla.models import lora, pretrained
-from athena_vla.models.architecture import Architecture
+from athena_vla.models.architecture import DEFAULT_FAMILY, Architecture, family
 from athena_vla.models.gates import check_sensitivity
 from athena_vla.models.lora import LoraSettings
 from athena_vla.models.pretrained import Release
@@ -213,7 +213,13 @@ def bound_model(base: Bundle | Release, dataset: Dataset, config: FinetuneConfig
         "state_dim": robot.state_dim,
         "cameras": len(robot.cameras),
         "proprio": config.proprio,
+        "prefix": config.prefix,
     }
+    name = config.family or (DEFAULT_FAMILY if isinstance(base, Release) else base.manifest.family)
+    if config.prefix and "prefix" not in {f.name for f in dataclasses.fields(family(name).spec_type)}:
+        raise TrainingError(
+            f"The family {name} cannot be given a prefix; leave --prefix out, or choose another --family."
+        )
     if isinstance(base, Release):
         nf4 = config.quantization == "nf4"
         return base.model(

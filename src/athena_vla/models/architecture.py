@@ -37,6 +37,7 @@ class ModelInput:
     images: tuple[NDArray[np.uint8], ...]  # each [height, width, 3] RGB
     state: NDArray[np.float32]  # [S] normalised
     instruction: str
+    given: NDArray[np.float32] | None = None  # [p, D] normalised: the answer's first rows, already decided
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,11 @@ class Architecture(nn.Module, ABC):
     def reads_state(self) -> bool:
         """Whether actions may depend on the state; where they may, the gates demand that they do."""
         return False
+
+    @property
+    def prefix(self) -> int:
+        """Most rows of its answer that the model can be given, to go on from them; 0: it was not trained for that."""
+        return 0
 
     def vision_modules(self) -> list[str]:
         """Module paths that every call runs exactly once per camera batch: towers and projector."""

@@ -4,16 +4,18 @@ The decoder reads [BOS, patches, prompt, state, queries] causally, so a pretrain
 head turns each query's hidden state into the joints of that time step: parameters do not grow with the horizon.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from athena_vla.models.architecture import Spec
+from athena_vla.errors import ModelError
+from athena_vla.models.architecture import ModelInput, Spec, Tensors
 from athena_vla.models.llama import attention_mask
 from athena_vla.models.parallel import ParallelModel, ParallelSpec
 from athena_vla.models.prismatic import Prismatic, PrismaticSpec, full_7b_body, tiny_body
@@ -26,6 +28,20 @@ _WIDE_HEAD = 1024  # hidden units of the head on a body at least as wide
 @dataclass(frozen=True, kw_only=True)
 class ChunkSpec(ParallelSpec):
     head_width: int = 256
+    prefix: int = 0  # most rows of the chunk before that the model is given, to go on from them; 0 = never any
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.prefix < self.horizon:
+            raise ModelError(
+                f"A prefix of {self.prefix} rows does not fit a chunk of {self.horizon}: at least one row stays free."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        raw = super().to_dict()
+        if not self.prefix:  # a model without the option is written, and hashed, as before there was one
+            del raw["prefix"]
+        return raw
 
 
 def tiny_spec(*, action_dim: int, state_dim: int, horizon: int = 8, cameras: int = 1, **body: int | float) -> ChunkSpec:
@@ -68,6 +84,21 @@ class Queries(nn.Module):
         return self.base + self.time(features)
 
 
+class Given(nn.Module):
+    """What a query learns about its row where that is decided already: the action, and that it is given.
+
+    A row is its action in [-1, 1] and a one; a row that is not given is all zeros and adds nothing. The weights begin
+    at zero, so the option changes no answer before it has been trained.
+    """
+
+    def __init__(self, width: int, action_dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width, action_dim + 1))
+
+    def forward(self, given: Float[Tensor, "b p r"]) -> Float[Tensor, "b p e"]:
+        return F.linear(given.to(self.weight.dtype), self.weight)
+
+
 class ChunkHead(nn.Module):
     """Hidden state of one time step to its joints, the same weights for every step."""
 
@@ -92,16 +123,44 @@ class OpenVLAChunk(ParallelModel):
         width = spec.body.text.width
         self.queries = Queries(width)
         self.head = ChunkHead(width, spec.head_width, spec.action_dim)
+        if spec.prefix:
+            self.given = Given(width, spec.action_dim)
         self._initialize_heads()
+
+    @property
+    def prefix(self) -> int:
+        return self.chunk_spec.prefix
 
     @property
     def action_tokens(self) -> int:
         return self.spec.horizon
 
-    def hidden(self, patches: Tensor, input_ids: Tensor, prompt_mask: Tensor, state: Tensor | None) -> Tensor:
+    def collate(self, inputs: Sequence[ModelInput]) -> Tensors:
+        """With the option on also `given` `[b, p, d + 1]`: rows and a one, zeros where no row is given."""
+        tensors = super().collate(inputs)
+        if self.prefix:
+            tensors["given"] = torch.zeros(len(inputs), self.prefix, self.spec.action_dim + 1)
+            for place, item in zip(tensors["given"], inputs, strict=True):
+                if item.given is not None:
+                    place[: len(item.given), :-1] = torch.from_numpy(item.given)
+                    place[: len(item.given), -1] = 1.0
+        return tensors
+
+    def hidden(
+        self,
+        patches: Tensor,
+        input_ids: Tensor,
+        prompt_mask: Tensor,
+        state: Tensor | None,
+        given: Tensor | None = None,
+    ) -> Tensor:
         """Hidden states of the queries `[b, h, e]`."""
         x, valid = self.body.splice(patches, input_ids, prompt_mask)
         queries = self.queries(self.chunk_spec.horizon).to(x.dtype)[None].expand(x.shape[0], -1, -1)
+        if given is not None:
+            # Causal: what the first queries are given reaches every later one.
+            known = queries[:, : self.prefix] + self.given(given).to(x.dtype)
+            queries = torch.cat([known, queries[:, self.prefix :]], dim=1)
         extra = [queries] if state is None else [self.state_projector(state).to(x.dtype), queries]
         x = torch.cat([x, *extra], dim=1)
         real = torch.ones_like(valid[:, :1]).expand(-1, x.shape[1] - valid.shape[1])
@@ -111,7 +170,8 @@ class OpenVLAChunk(ParallelModel):
         return self.body.language_model(x, attention_mask(valid), positions, tail=self.chunk_spec.horizon)
 
     def head_modules(self) -> list[str]:
-        return [*(["state_projector"] if self.proprio else []), "queries", "head"]
+        given = ["given"] if self.prefix else []
+        return [*(["state_projector"] if self.proprio else []), "queries", *given, "head"]
 
     @classmethod
     def spec_on(cls, body: PrismaticSpec, **options: Any) -> VlaSpec:
@@ -120,9 +180,15 @@ class OpenVLAChunk(ParallelModel):
 
     def rebind(self, spec: Spec) -> "OpenVLAChunk":
         """Another robot on the same body. The query tokens and the head's first layer, whose sizes no robot changes,
-        are carried over; the state projector and the last layer start fresh.
+        are carried over; the state projector and the last layer start fresh. For the same robot with another prefix
+        all of it is carried over.
         """
-        other = super().rebind(cast(ChunkSpec, spec))
+        assert isinstance(spec, ChunkSpec)
+        other = super().rebind(spec)
+        if spec != self.chunk_spec and dataclasses.replace(spec, prefix=self.prefix) == self.chunk_spec:
+            for path in set(self.head_modules()) & set(other.head_modules()):
+                other.get_submodule(path).load_state_dict(self.get_submodule(path).state_dict())
+            return other
         if other.chunk_spec.head_width == self.chunk_spec.head_width:
             other.head.norm.load_state_dict(self.head.norm.state_dict())
             other.head.fc1.load_state_dict(self.head.fc1.state_dict())

@@ -126,8 +126,16 @@ class OpenVLAOFT(ParallelModel):
     def action_tokens(self) -> int:
         return self.spec.horizon * self.spec.action_dim
 
-    def hidden(self, patches: Tensor, input_ids: Tensor, prompt_mask: Tensor, state: Tensor | None) -> Tensor:
+    def hidden(
+        self,
+        patches: Tensor,
+        input_ids: Tensor,
+        prompt_mask: Tensor,
+        state: Tensor | None,
+        given: Tensor | None = None,
+    ) -> Tensor:
         """Hidden states `[b, h * d, e]`."""
+        assert given is None  # `prefix` is 0
         token = None if state is None else self.state_projector(state)
         return placeholder_states(self.body, patches, input_ids, prompt_mask, token, self.action_tokens)
 

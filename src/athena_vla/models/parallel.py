@@ -34,16 +34,21 @@ class StateProjector(nn.Module):
 
 
 class LanguageGraph(nn.Module):
-    """Graph `language`: patches, prompt and, where the model reads it, state to the hidden states of the actions."""
+    """Graph `language`: patches, prompt and, where the model reads them, state and rows given, to hidden states."""
 
     def __init__(self, model: "ParallelModel") -> None:
         super().__init__()
         self.model = model
 
     def forward(
-        self, patches: Tensor, input_ids: Tensor, prompt_mask: Tensor, state: Tensor | None = None
+        self,
+        patches: Tensor,
+        input_ids: Tensor,
+        prompt_mask: Tensor,
+        state: Tensor | None = None,
+        given: Tensor | None = None,
     ) -> tuple[Tensor]:
-        return (self.model.hidden(patches, input_ids, prompt_mask, state),)
+        return (self.model.hidden(patches, input_ids, prompt_mask, state, given),)
 
 
 class HeadGraph(nn.Module):
@@ -74,8 +79,15 @@ class ParallelModel(VisionLanguageModel):
         """How many hidden states stand for a chunk."""
 
     @abstractmethod
-    def hidden(self, patches: Tensor, input_ids: Tensor, prompt_mask: Tensor, state: Tensor | None) -> Tensor:
-        """Hidden states of the actions `[b, action_tokens, e]`."""
+    def hidden(
+        self,
+        patches: Tensor,
+        input_ids: Tensor,
+        prompt_mask: Tensor,
+        state: Tensor | None,
+        given: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states of the actions `[b, action_tokens, e]`; `given` is None for a model whose `prefix` is 0."""
 
     @property
     def reads_state(self) -> bool:
@@ -115,4 +127,5 @@ class ParallelModel(VisionLanguageModel):
             "input_ids": inputs["input_ids"],
             "prompt_mask": inputs["prompt_mask"],
             "state": inputs["state"] if self.proprio else None,
+            "given": inputs.get("given"),
         }

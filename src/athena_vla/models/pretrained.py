@@ -131,6 +131,7 @@ def from_release(
     horizon: int,
     cameras: int = 1,
     proprio: bool = True,
+    prefix: int = 0,
     precision: checkpoint.Precision = "bfloat16",
     double: bool = True,
     device: str = "cpu",
@@ -148,7 +149,7 @@ def from_release(
         source, precision, double=double, device=device, output=kind.reads_tokens, revision=revision, offline=offline
     )
     sizes = {"action_dim": action_dim, "state_dim": state_dim, "horizon": horizon, "cameras": cameras}
-    spec = kind.spec_on(loaded.spec, **sizes, proprio=proprio)
+    spec = kind.spec_on(loaded.spec, **sizes, proprio=proprio, prefix=prefix)
     model = kind(spec, loaded.tokenizer_files, loaded.body).eval()
     if isinstance(model, OpenVLAOFT):
         _take_over(model, loaded.folder, precision)
@@ -196,8 +197,8 @@ def _take_over(model: OpenVLAOFT, folder: Path, precision: checkpoint.Precision)
 
 def options_of(spec: Spec) -> dict[str, Any]:
     """The sizes in a specification, as `bind` and `Release.model` take them."""
-    names = {f.name for f in dataclasses.fields(spec)} & {"action_dim", "state_dim", "horizon", "cameras", "proprio"}
-    return {n: getattr(spec, n) for n in sorted(names)}
+    sizes = {"action_dim", "state_dim", "horizon", "cameras", "proprio", "prefix"}
+    return {n: getattr(spec, n) for n in sorted(sizes & {f.name for f in dataclasses.fields(spec)})}
 
 
 def _samples(file: Path) -> bytes:

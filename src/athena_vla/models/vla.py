@@ -65,6 +65,12 @@ class VisionLanguageModel(Architecture):
                 raise InvalidObservation(
                     f"The model takes {self.spec.state_dim} finite state values, it got {item.state}."
                 )
+            rows = 0 if item.given is None else len(item.given)
+            if rows > self.prefix:
+                raise InvalidObservation(
+                    f"The model goes on from at most {self.prefix} rows of the chunk before, it was given {rows}. "
+                    "Train it with --prefix, or give none."
+                )
         images = [np.concatenate([pixels(im, self.body_spec.images) for im in item.images]) for item in inputs]
         known = {text: self.prompter.answer_ids(text) for text in {item.instruction for item in inputs}}
         prompts = [known[item.instruction] for item in inputs]
