@@ -65,7 +65,7 @@ def open_policy(where: str | Path, backend: Name = "auto", threads: int = 1) -> 
     if bundle.manifest.stage != "base":  # the generic base has never been taught this robot's tasks
         require_sensitive(policy.act, bundle.golden.observations, proprio=policy.model.reads_state)
     require_vision_runs_once(policy.model, f"Bundle '{bundle.path}'", policy.run)
-    return policy, metadata(bundle, backend, deviation)
+    return policy, {**metadata(bundle, backend, deviation), "prefix": policy.prefix}
 
 
 def metadata(bundle: Bundle, backend: Name, deviation: Mapping[str, Any]) -> dict[str, Any]:

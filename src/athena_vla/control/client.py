@@ -74,6 +74,11 @@ class RemotePolicy:
                 self._drop()  # whatever else may be on its way belongs to a question that nobody asks any more
                 raise
 
+    @property
+    def prefix(self) -> int:
+        """Most committed rows the server's policy can be given; 0 until the first connection."""
+        return self.metadata.get("prefix", 0)
+
     def connect(self) -> dict[str, Any]:
         """Connect now and return the server's metadata. Raises `ServerError`."""
         with self._lock:
@@ -155,13 +160,18 @@ class RemotePolicy:
         dt = metadata.get("dt")
         if not isinstance(dt, float) or not 0 < dt < 10:
             raise ServerError(f"Policy server {self.address} names a control step of {dt} s.")
+        rows = metadata.get("prefix", 0)
+        if type(rows) is not int or not 0 <= rows < 1000:
+            raise ServerError(f"Policy server {self.address} names a prefix of {rows} rows.")
 
     def _question(self, observation: Observation, number: int) -> dict[str, Any]:
         cameras = self._robot.camera_names
         missing = [c for c in cameras if c not in observation.images]
         if missing:
             raise InvalidObservation(f"{self._robot.name} needs cameras {list(cameras)}; {missing} are missing.")
+        rows = {} if observation.committed is None else {"observation/committed": observation.committed}
         return {
+            **rows,
             **{f"observation/{c}": observation.images[c] for c in cameras},
             "observation/state": np.asarray(observation.state),
             "prompt": observation.instruction,

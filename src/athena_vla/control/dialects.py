@@ -49,7 +49,7 @@ class Listener:
         # openpi's examples call the main camera `image` and the second one `wrist_image`.
         for alias, camera in zip(("observation/image", "observation/wrist_image"), cameras, strict=False):
             names.setdefault(alias, camera)
-        known = {*names, "observation/state", "prompt", "time", "request_id"}
+        known = {*names, "observation/state", "observation/committed", "prompt", "time", "request_id"}
         self._refuse_unknown(message, known)
         images = self._images(message, names)
         request_id = message.get("request_id")
@@ -60,6 +60,7 @@ class Listener:
             state=self._state(message.get("observation/state"), "observation/state"),
             instruction=self._text(message.get("prompt"), "prompt"),
             time=self._time(message.get("time", 0.0)),
+            committed=self._rows(message.get("observation/committed")),
         )
         return Request(observation.require(self.robot), "openpi", request_id)
 
@@ -111,6 +112,12 @@ class Listener:
                 f"'{key}' must be an array of {self.robot.state_dim} joint positions in rad, in the robot's order."
             )
         return value.astype(np.float64)
+
+    @staticmethod
+    def _rows(value: Any) -> Array | None:
+        if value is not None and (not isinstance(value, np.ndarray) or value.dtype.kind not in "fiu"):
+            raise InvalidObservation("'observation/committed' must be an array of rows [p, D] in rad.")
+        return None if value is None else value.astype(np.float64)
 
     @staticmethod
     def _text(value: Any, key: str) -> str:

@@ -6,13 +6,14 @@ networks or simulators. Joints the policy does not own come from the balance sou
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, get_args
 
 import numpy as np
 
 from athena_vla.control.clockwork import Answer, Clockwork, SimulatedClock, WallClock
 from athena_vla.control.ladder import Level
+from athena_vla.control.prefix import committed_times, prefix_of
 from athena_vla.control.safety import SafetyFilter
 from athena_vla.control.trace import Trace
 from athena_vla.control.trajectory import Trajectory, through
@@ -144,7 +145,7 @@ class Runtime:
                         self._state = measured = observation.state.astype(np.float64)
                         log.saw(observation, config.record_images)
                     if observation is not None and due:
-                        clock.ask(observation, now)
+                        clock.ask(replace(observation, committed=self._committed(now, log.delays)), now)
                         asked_at = tick
                 answer = clock.poll(now)
                 if answer is not None:
@@ -174,10 +175,7 @@ class Runtime:
 
     def _play(self, now: float, count: int, measured: Array | None, log: "_Log") -> None:
         times = now + self._period * np.arange(1, count + 1, dtype=np.float64)
-        targets = np.repeat(self._hold[None], count, axis=0)
-        if self._curve is not None:
-            alive = np.minimum(times, self._valid_until)  # past its time the curve is not followed any further
-            targets[:, self._curve_joints] = self._curve.sample(alive)
+        targets = self._planned(times)
         fault = False
         if self._balance is not None:
             try:
@@ -200,6 +198,23 @@ class Runtime:
             for row in commands:
                 self._robot.command(row)
         log.commanded(times - self._period, targets, commands)
+
+    def _planned(self, times: Array) -> Array:
+        """What the present chunk asks of all joints at the times."""
+        targets = np.repeat(self._hold[None], len(times), axis=0)
+        if self._curve is not None:
+            alive = np.minimum(times, self._valid_until)  # past its time the curve is not followed any further
+            targets[:, self._curve_joints] = self._curve.sample(alive)
+        return targets
+
+    def _committed(self, now: float, delays: list[float]) -> Array | None:
+        """Rows that will be played before the answer to a question asked now is; None for an actor that takes none."""
+        body, most = self._robot.embodiment, prefix_of(self._actor)
+        if not most or self._curve is None:
+            return None
+        times = committed_times(now, 1.0 / body.control_hz, most, delays, self._blend)
+        times = times[times <= self._valid_until + 1e-9]
+        return self._planned(times)[:, body.action_index] if len(times) else None
 
     def _observe(self, log: "_Log") -> Observation | None:
         try:

@@ -39,12 +39,17 @@ class Trajectory:
         return np.where(x <= 0.0, p0, np.where(x >= 1.0, p1, curve))
 
 
+def rows_passed(times: Array, now: float, blend: float) -> int:
+    """How many rows of a chunk that arrives at `now` are in the past or nearer than `blend` [s]."""
+    return int(np.searchsorted(times, now + blend - 1e-9))
+
+
 def through(times: Array, positions: Array, now: float, q: Array, v: Array, blend: float) -> Trajectory:
     """The curve that leaves the present command `(q, v)` at `now` with its velocity and joins the rows of a chunk.
 
     Rows earlier than `now + blend` [s] are in the past or too near to be reached smoothly and are dropped.
     """
-    first = int(np.searchsorted(times, now + blend - 1e-9))
+    first = rows_passed(times, now, blend)
     if first == len(times):  # nothing left to do but come to rest at the last row
         knots, rows = np.array([now, now + max(blend, 1e-3)]), np.stack([q, positions[-1]])
     else:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from athena_vla.control.prefix import prefix_of
 from athena_vla.data.episode import Sample
 from athena_vla.embodiment import ActionChunk, Embodiment, Observation
 from athena_vla.errors import EvaluationError
@@ -235,6 +236,10 @@ class BlackImage:
 
     inner: Actor
 
+    @property
+    def prefix(self) -> int:
+        return prefix_of(self.inner)
+
     def act(self, observation: Observation, /) -> ActionChunk:
         black = {name: np.zeros_like(image) for name, image in observation.images.items()}
         return self.inner.act(replace(observation, images=black))
@@ -246,6 +251,10 @@ class OtherInstruction:
 
     inner: Actor
     instead: Mapping[str, str]  # instruction -> what the actor is told; others are passed on
+
+    @property
+    def prefix(self) -> int:
+        return prefix_of(self.inner)
 
     def act(self, observation: Observation, /) -> ActionChunk:
         told = self.instead.get(observation.instruction, observation.instruction)

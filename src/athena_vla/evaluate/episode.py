@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from athena_vla import embodiment
+from athena_vla.control.prefix import prefix_of
 from athena_vla.control.runtime import RuntimeConfig, run_episode
 from athena_vla.control.safety import SafetyFilter
 from athena_vla.embodiment import ActionChunk, Embodiment, Observation
@@ -43,6 +44,10 @@ class Timed:
     def __init__(self, inner: Actor) -> None:
         self.inner = inner
         self.calls, self.seconds = 0, 0.0
+
+    @property
+    def prefix(self) -> int:
+        return prefix_of(self.inner)
 
     def act(self, observation: Observation, /) -> ActionChunk:
         start = time.perf_counter()
