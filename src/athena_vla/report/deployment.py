@@ -87,7 +87,7 @@ def _gates(reports: dict[str, Any]) -> str:
         rows.append([*row, significant(limit)])
     head = ["gate", *(h for name in reports for h in (name, "")), "limit"]
     note = "Against the float model on held-out recordings. A bundle that fails one is marked, and not served."
-    return card("gates", table(head, rows), note=note)
+    return card("Gates", table(head, rows), note=note)
 
 
 def latency(source: Source) -> Section:
