@@ -236,6 +236,7 @@ def test_what_passes_the_cheap_bounds_passes_the_exact_ones_unchanged(seed: int,
     robot = embodiment.load(robot_name)
     bounds = StoppableSet(robot.lower, robot.upper, robot.max_velocity, robot.max_acceleration, robot.command_hz)
     harmless = 0
+    q = np.zeros_like(robot.lower)
     for _ in range(40):
         q = rng.uniform(robot.lower, robot.upper)
         reach = np.minimum(bounds.braking(q), bounds.max_velocity)

@@ -29,10 +29,9 @@ from athena_vla.finetune.log import RunLog
 from athena_vla.finetune.loop import Trainer
 from athena_vla.models import lora, pretrained
 from athena_vla.models.architecture import DEFAULT_FAMILY, Architecture, family
-from athena_vla.models.gates import check_sensitivity
 from athena_vla.models.lora import LoraSettings
 from athena_vla.models.pretrained import Release
-from athena_vla.policy import Policy, record_golden
+from athena_vla.policy import Policy, record_golden, sensitivity
 
 GOLDEN_EXAMPLES = 4
 _LARGE = 1_000_000_000  # parameters; larger models answer where and as they were trained
@@ -142,10 +141,10 @@ def _finetune(config: FinetuneConfig, accelerator: Accelerator) -> FinetuneResul
     if accelerator.is_main_process or trainer.sharded:  # a sharded model answers only when all processes ask it
         golden, gates = _answers(trainer, dataset)
         if accelerator.is_main_process:
-            blind = [g for g, outcome in gates.items() if not outcome["passed"]]
-            if blind:
+            failed = [g.replace("_", " ") for g, outcome in gates.items() if not outcome["passed"]]
+            if failed:
                 result = dataclasses.replace(
-                    result, notes=(*notes, f"Its actions do not depend on: {', '.join(blind)}. Train longer.")
+                    result, notes=(*notes, f"It fails gates and is not served: {', '.join(failed)}. Train longer.")
                 )
             _write(model, tensors, golden, gates, dataset, base, config, settings, trainer, result)
             (config.run_folder / "result.json").write_text(launch.to_json(result))
@@ -278,8 +277,7 @@ def _answers(trainer: Trainer, dataset: Dataset) -> tuple[Golden, dict[str, Any]
     with sharding.gathered(trainer.root), narrow:
         policy = Policy.of_model(model, dataset.robot, dataset.normalizer)
         golden = record_golden(policy, observations)
-        sensitivity = check_sensitivity(policy.act, observations, proprio=model.reads_state)
-    return golden, sensitivity.to_dict()
+        return golden, sensitivity(policy, observations)
 
 
 def _write(
