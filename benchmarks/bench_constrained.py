@@ -11,6 +11,7 @@ weights play the same scenes with and without the constraint, and the difference
 import argparse
 import dataclasses
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,7 @@ def main() -> None:
     arguments.out.write_text(
         json.dumps(
             {
-                "command": "python benchmarks/bench_constrained.py",
+                "command": " ".join(["python benchmarks/bench_constrained.py", *sys.argv[1:]]),
                 "what": "measured here",
                 "version": __version__,
                 "machine": device_facts(),
