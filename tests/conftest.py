@@ -1,7 +1,9 @@
 """Fixtures of the whole suite: robots, the optional folder of real recordings and goldens, one torch thread."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,3 +43,24 @@ def athena():
     from athena_vla import embodiment
 
     return embodiment.load("athena")
+
+
+@pytest.fixture
+def interrupted_at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Any], None]:
+    """Fine-tune with a configuration and interrupt the training when it comes to a step."""
+    from athena_vla.finetune import finetune, loop
+
+    def interrupted(last: int, config: Any) -> None:
+        original = loop.Trainer._step
+
+        def dies(self: loop.Trainer, step: int) -> Any:
+            if step == last:
+                raise KeyboardInterrupt
+            return original(self, step)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(loop.Trainer, "_step", dies)
+            with pytest.raises(KeyboardInterrupt):
+                finetune(config)
+
+    return interrupted

@@ -105,23 +105,13 @@ def test_only_the_last_checkpoints_and_the_best_are_kept_and_none_holds_the_base
     assert not any("base_layer" in k or "vision" in k for k in weights(result))
 
 
-def test_an_interrupted_run_goes_on_bit_by_bit(world, tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on_bit_by_bit(world, tmp_path, interrupted_at_step):
     whole = config(world, tmp_path / "whole", dropout=0.2, state_noise=0.05, checkpoint_every=2, select="last")
     finetune(whole)
     broken = dataclasses.replace(whole, out=tmp_path / "broken")
-    original = loop.Trainer._step
-
-    def dies(self, step):
-        if step == 5:
-            raise KeyboardInterrupt
-        return original(self, step)
-
-    monkeypatch.setattr(loop.Trainer, "_step", dies)
-    with pytest.raises(KeyboardInterrupt):
-        finetune(broken)
+    interrupted_at_step(5, broken)
     assert not broken.out.exists()
     assert checkpoint.steps(broken.run_folder / "checkpoints")[-1] == 4
-    monkeypatch.undo()
     finetune(broken)
     a, b = weights(whole.out), weights(broken.out)
     assert a.keys() == b.keys()
@@ -286,24 +276,14 @@ def test_compiled_layers_give_the_same_weights(world, tmp_path, monkeypatch, che
 
 
 @pytest.mark.parametrize("optimizer", ["adamw8bit", "paged_adamw8bit"])
-def test_8_bit_adamw_learns_and_resumes_to_the_same_weights(world, tmp_path, monkeypatch, optimizer):
+def test_8_bit_adamw_learns_and_resumes_to_the_same_weights(world, tmp_path, interrupted_at_step, optimizer):
     """Rank 32 makes factors of 4,096 numbers, from which on bitsandbytes keeps moments in 8 bits."""
     whole = config(world, tmp_path / "whole", optimizer=optimizer, rank=32, max_steps=4, checkpoint_every=2)
     finetune(whole)
     moments = load_file(whole.run_folder / "checkpoints" / "step-000004" / "optimizer.safetensors")
     assert any(t.dtype == torch.uint8 for t in moments.values())
     broken = dataclasses.replace(whole, out=tmp_path / "broken")
-    original = loop.Trainer._step
-
-    def dies(self, step):
-        if step == 3:
-            raise KeyboardInterrupt
-        return original(self, step)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(loop.Trainer, "_step", dies)
-        with pytest.raises(KeyboardInterrupt):
-            finetune(broken)
+    interrupted_at_step(3, broken)
     finetune(broken)
     a, b = weights(whole.out), weights(broken.out)
     assert all(torch.equal(a[k], b[k]) for k in a)

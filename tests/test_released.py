@@ -14,7 +14,7 @@ from athena_vla.data.dataset import BuildConfig, Dataset, build
 from athena_vla.errors import AthenaError, BundleError, ModelError
 from athena_vla.evaluate.commands import CompareConfig, Loop, compare
 from athena_vla.export import ExportConfig, GateConfig, check, export
-from athena_vla.finetune import FinetuneConfig, checkpoint, finetune, loop
+from athena_vla.finetune import FinetuneConfig, checkpoint, finetune
 from athena_vla.merge import MergeConfig, merge
 from athena_vla.models.pretrained import Release
 from athena_vla.policy import Policy, require_replay
@@ -73,19 +73,9 @@ WAYS = [
 
 
 @pytest.mark.parametrize(("family", "quantization"), WAYS)
-def test_the_whole_way_from_a_released_checkpoint(world, tmp_path, monkeypatch, family, quantization):
+def test_the_whole_way_from_a_released_checkpoint(world, tmp_path, interrupted_at_step, family, quantization):
     cfg = config(world, tmp_path / "tuned", family=family, quantization=quantization, checkpoint_every=2)
-    original = loop.Trainer._step
-
-    def dies(self, step):
-        if step == 3:
-            raise KeyboardInterrupt
-        return original(self, step)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(loop.Trainer, "_step", dies)
-        with pytest.raises(KeyboardInterrupt):
-            finetune(cfg)
+    interrupted_at_step(3, cfg)
     assert checkpoint.steps(cfg.run_folder / "checkpoints") == [2]
     finetune(cfg)  # goes on
     tuned = Bundle.open(cfg.out)
