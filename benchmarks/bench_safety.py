@@ -197,6 +197,8 @@ def main() -> None:
         "version": __version__,
     }
     if arguments.only:
+        if not arguments.out.is_file():
+            parser.error(f"--only keeps the other part's figures, and there is no '{arguments.out}' with them yet.")
         result = json.loads(arguments.out.read_text())
     if arguments.only != "latency":
         result |= attacks(robots, arguments)

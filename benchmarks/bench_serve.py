@@ -24,7 +24,7 @@ from websockets.sync.client import connect
 from athena_vla import __version__, embodiment
 from athena_vla.bench.facts import device_facts
 from athena_vla.control.client import RemotePolicy
-from athena_vla.control.serve import serve
+from athena_vla.control.serve import PolicyServer, serve
 from athena_vla.control.service import ServeConfig
 from athena_vla.control.wire import pack
 from athena_vla.embodiment import ActionChunk, Observation
@@ -45,7 +45,7 @@ class Instant:
 
 def server_process(pipe: Any) -> None:
     config = ServeConfig(port=0, rate_limit=1e6, message_timeout=5.0, head_timeout=5.0)
-    serve(Instant(), ROBOT, config, ready=pipe.send)
+    serve(PolicyServer(Instant(), ROBOT, config), pipe.send)
 
 
 def memory_mib(pid: int) -> float:

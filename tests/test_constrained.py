@@ -6,6 +6,7 @@ import torch
 
 from athena_vla.constrained import WithinReach
 from athena_vla.control.constrain import reach
+from athena_vla.control.serve import PolicyServer
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import ModelError
 from athena_vla.evaluate.actors import ActorSpec, Cast
@@ -73,7 +74,14 @@ def test_the_stages_offer_it(toy: Embodiment, tmp_path, monkeypatch: pytest.Monk
 
     bundle = write_base(tmp_path / "tokens", toy, tokens=True).path
     served: dict = {}
-    monkeypatch.setattr(serving.server, "serve", lambda actor, *_, **named: served.update(named, actor=actor))
+
+    class Told(PolicyServer):
+        def __init__(self, actor, *rest, **named) -> None:
+            served.update(named, actor=actor)
+            super().__init__(actor, *rest, **named)
+
+    monkeypatch.setattr(serving.server, "PolicyServer", Told)
+    monkeypatch.setattr(serving.server, "serve", lambda server, ready: None)
     serving.serve(serving.ServeBundleConfig(bundle=str(bundle), within_reach=True))
     assert isinstance(served["actor"], WithinReach)
     assert served["metadata"]["within_reach"] is True

@@ -15,7 +15,7 @@ from athena_vla.control.client import RemotePolicy
 from athena_vla.control.prefix import committed_times, prefix_of
 from athena_vla.control.runtime import RuntimeConfig, run_episode
 from athena_vla.control.safety import SafetyFilter
-from athena_vla.control.serve import background
+from athena_vla.control.serve import PolicyServer, background
 from athena_vla.data.dataset import BuildConfig, Dataset, build
 from athena_vla.embodiment import ActionChunk, Array, Embodiment, Observation
 from athena_vla.errors import InvalidObservation, ModelError, TrainingError
@@ -410,7 +410,10 @@ def test_wrappers_pass_the_option_on(toy: Embodiment) -> None:
 
 def test_rows_travel_to_a_server_that_takes_them(toy: Embodiment) -> None:
     behind = Eager(toy, prefix=2)
-    with background(behind, toy, metadata={"prefix": 2}) as server, RemotePolicy(server.address, toy) as remote:
+    with (
+        background(PolicyServer(behind, toy, metadata={"prefix": 2})) as server,
+        RemotePolicy(server.address, toy) as remote,
+    ):
         assert prefix_of(remote) == 0
         config = RuntimeConfig(replan_every=4, latency=0.25)
         run_episode(Puppet(toy), remote, SafetyFilter(toy), duration=2.0, config=config)
@@ -430,7 +433,10 @@ def test_rows_travel_to_a_server_that_takes_them(toy: Embodiment) -> None:
 def test_a_server_refuses_rows_of_the_wrong_kind(toy: Embodiment) -> None:
     seen = observations(toy, 1)[0]
     bad: tuple[Array, ...] = (np.zeros((2, 5)), np.full((2, 3), np.inf))
-    with background(Eager(toy, 2), toy, metadata={"prefix": 2}) as server, RemotePolicy(server.address, toy) as remote:
+    with (
+        background(PolicyServer(Eager(toy, 2), toy, metadata={"prefix": 2})) as server,
+        RemotePolicy(server.address, toy) as remote,
+    ):
         for rows in bad:
             with pytest.raises(InvalidObservation, match="Committed rows"):
                 remote.act(dataclasses.replace(seen, committed=rows))

@@ -14,7 +14,7 @@ from athena_vla import embodiment
 from athena_vla.control.client import RemotePolicy
 from athena_vla.control.runtime import LEVELS, Runtime, RuntimeConfig, resolve_owners, run_episode
 from athena_vla.control.safety import SafetyFilter
-from athena_vla.control.serve import background
+from athena_vla.control.serve import PolicyServer, background
 from athena_vla.control.service import ServeConfig
 from athena_vla.control.trace import Trace
 from athena_vla.control.trajectory import monotone_slopes, through
@@ -371,7 +371,9 @@ class Flaky:
         self.deaths = 0
 
     def start(self) -> None:
-        self.running = background(Wave(self.body, horizon=6), self.body, ServeConfig(port=self.port, grace=0.05))
+        self.running = background(
+            PolicyServer(Wave(self.body, horizon=6), self.body, ServeConfig(port=self.port, grace=0.05))
+        )
         server = self.running.__enter__()
         self.port, self.address = server.port, server.address
 

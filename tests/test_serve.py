@@ -63,7 +63,7 @@ def observe(seed: int = 0, instruction: str = "push the red cube") -> Observatio
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[PolicyServer]:
-    with background(Echo(), TOY, metadata={"bundle_hash": "abc"}) as running:
+    with background(PolicyServer(Echo(), TOY, metadata={"bundle_hash": "abc"})) as running:
         yield running
 
 
@@ -152,7 +152,7 @@ def test_wrong_questions_get_typed_errors(server: PolicyServer, message: Any, ki
 
 
 def test_state_may_be_left_out_only_where_the_policy_does_not_look_at_it() -> None:
-    with background(Echo(), TOY, state_optional=True) as running:
+    with background(PolicyServer(Echo(), TOY, state_optional=True)) as running:
         status, text = http(running, "/act", {"image": IMAGE, "instruction": "go"})
     assert status == 200
     want = expected(Observation({"front": IMAGE}, TOY.default, "go")).positions[0]
@@ -262,7 +262,7 @@ def test_random_messages_get_errors_and_leave_the_connection_usable(server: Poli
 
 def test_slow_clients_are_cut_off_while_others_are_served() -> None:
     config = ServeConfig(port=0, head_timeout=0.4, message_timeout=0.4, idle_timeout=0.6)
-    with background(Echo(), TOY, config) as running, RemotePolicy(running.address, TOY) as remote:
+    with background(PolicyServer(Echo(), TOY, config)) as running, RemotePolicy(running.address, TOY) as remote:
         slow = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(4)]
         slow[0].sendall(b"GET /heal")  # never finishes its head
         slow[1].sendall(b"POST /act HTTP/1.1\r\nContent-Length: 1000\r\n\r\nabc")  # never finishes its body
@@ -281,7 +281,7 @@ def test_slow_clients_are_cut_off_while_others_are_served() -> None:
 
 def test_the_line_is_bounded_and_the_busy_say_so() -> None:
     config = ServeConfig(port=0, max_waiting=2)
-    with background(Echo(delay=0.15), TOY, config) as running:
+    with background(PolicyServer(Echo(delay=0.15), TOY, config)) as running:
 
         def work(client: int) -> str:
             try:
@@ -299,7 +299,7 @@ def test_the_line_is_bounded_and_the_busy_say_so() -> None:
 
 
 def test_too_many_clients_are_refused() -> None:
-    with background(Echo(), TOY, ServeConfig(port=0, max_connections=2)) as running:
+    with background(PolicyServer(Echo(), TOY, ServeConfig(port=0, max_connections=2))) as running:
         clients = [RemotePolicy(running.address, TOY) for _ in range(3)]
         clients[0].connect()
         clients[1].connect()
@@ -318,7 +318,7 @@ class Batching(Echo):
 
 def test_questions_are_answered_in_batches_where_asked_for() -> None:
     actor = Batching(delay=0.05)
-    with background(actor, TOY, ServeConfig(port=0, batch=4)) as running:
+    with background(PolicyServer(actor, TOY, ServeConfig(port=0, batch=4))) as running:
 
         def work(client: int) -> None:
             with RemotePolicy(running.address, TOY, timeout=20) as remote:
@@ -334,7 +334,7 @@ def test_questions_are_answered_in_batches_where_asked_for() -> None:
 
 
 def test_a_slow_policy_is_a_timeout_and_bad_health() -> None:
-    with background(Echo(delay=0.6), TOY, ServeConfig(port=0, answer_timeout=0.1, grace=1.0)) as running:
+    with background(PolicyServer(Echo(delay=0.6), TOY, ServeConfig(port=0, answer_timeout=0.1, grace=1.0))) as running:
         with RemotePolicy(running.address, TOY) as remote, pytest.raises(ServerError, match="Timeout"):
             remote.act(observe())
         time.sleep(0.1)
@@ -345,7 +345,7 @@ def test_a_slow_policy_is_a_timeout_and_bad_health() -> None:
 
 def test_a_failing_policy_is_named_and_the_next_question_is_answered() -> None:
     actor = Echo()
-    with background(actor, TOY) as running, RemotePolicy(running.address, TOY) as remote:
+    with background(PolicyServer(actor, TOY)) as running, RemotePolicy(running.address, TOY) as remote:
         actor.failing = True
         with pytest.raises(ServerError, match="ModelError: the weights are gone"):
             remote.act(observe())
@@ -359,7 +359,7 @@ TOKEN = "correct horse battery"
 
 
 def test_a_token_is_needed_where_one_is_set() -> None:
-    with background(Echo(), TOY, ServeConfig(port=0, token=TOKEN)) as running:
+    with background(PolicyServer(Echo(), TOY, ServeConfig(port=0, token=TOKEN))) as running:
         with RemotePolicy(running.address, TOY, token=TOKEN) as remote:
             remote.act(observe())
         for wrong in ("", "correct horse batterx", TOKEN + "x"):
@@ -383,7 +383,7 @@ def test_tokens_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -
         return plain(given, right)
 
     monkeypatch.setattr(hmac, "compare_digest", watched)
-    with background(Echo(), TOY, ServeConfig(port=0, token=TOKEN)) as running:
+    with background(PolicyServer(Echo(), TOY, ServeConfig(port=0, token=TOKEN))) as running:
         for given, status in ((TOKEN, 200), ("wrong horse battery", 401)):
             assert http(running, "/metadata", headers={"Authorization": f"Bearer {given}"})[0] == status
     assert [given for given, _ in compared] == [TOKEN.encode(), b"wrong horse battery"]
@@ -414,7 +414,7 @@ def test_tls(tmp_path) -> None:
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("openssl is not there to make a certificate")
     config = ServeConfig(port=0, certificate=str(cert), key=str(key))
-    with background(Echo(), TOY, config) as running:
+    with background(PolicyServer(Echo(), TOY, config)) as running:
         with RemotePolicy(running.address, TOY, certificate=str(cert)) as remote:
             np.testing.assert_array_equal(remote.act(observe(1)).positions, expected(observe(1)).positions)
         with pytest.raises(ServerError, match="certificate"):
@@ -431,7 +431,7 @@ def test_gates_run_before_the_port_opens() -> None:
     golden = [observe(1), observe(2)]
     chunks = [expected(o).positions for o in golden]
     gates = [golden_gate(golden, chunks, 1e-6), sensitivity_gate(observe(), "something else entirely")]
-    with background(Echo(), TOY, gates=gates):
+    with background(PolicyServer(Echo(), TOY, gates=gates)):
         pass
     with pytest.raises(ServerError, match="'base' differs by"):
         PolicyServer(Echo(), TOY, gates=[golden_gate(golden, [c + 0.01 for c in chunks], 1e-3)])
@@ -452,13 +452,16 @@ def test_gates_run_before_the_port_opens() -> None:
 
 
 def test_a_taken_port_is_a_sentence(server: PolicyServer) -> None:
-    with pytest.raises(ServerError, match=f"{server.port}"), background(Echo(), TOY, ServeConfig(port=server.port)):
+    with (
+        pytest.raises(ServerError, match=f"{server.port}"),
+        background(PolicyServer(Echo(), TOY, ServeConfig(port=server.port))),
+    ):
         pass
 
 
 def test_shutdown_answers_what_was_asked() -> None:
     answers: list[Any] = []
-    with background(Echo(delay=0.5), TOY, ServeConfig(port=0, grace=5.0)) as running:
+    with background(PolicyServer(Echo(delay=0.5), TOY, ServeConfig(port=0, grace=5.0))) as running:
         remote, idle = RemotePolicy(running.address, TOY), RemotePolicy(running.address, TOY)
         idle.connect()
         thread = threading.Thread(target=lambda: answers.append(remote.act(observe(6))))
@@ -471,13 +474,13 @@ def test_shutdown_answers_what_was_asked() -> None:
 
 
 def test_the_client_reconnects_and_keeps_its_deadline(toy: Embodiment) -> None:
-    with background(Echo(), TOY) as first:
+    with background(PolicyServer(Echo(), TOY)) as first:
         port = first.port
         remote = RemotePolicy(first.address, TOY, timeout=1.0)
         remote.act(observe())
     with pytest.raises(ServerError):
         remote.act(observe())
-    with background(Echo(), TOY, ServeConfig(port=port)):
+    with background(PolicyServer(Echo(), TOY, ServeConfig(port=port))):
         remote.act(observe())
         assert remote.reconnects == 1
     remote.close()

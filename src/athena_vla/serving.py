@@ -104,5 +104,5 @@ def serve(config: ServeBundleConfig) -> ServeResult:
         print(f"athena: serving {policy.name} ({told['stage']}, {told['backend']}) on {where}", flush=True)
 
     told = {**told, "within_reach": config.within_reach}
-    server.serve(actor, policy.robot, settings, metadata=told, ready=ready)
+    server.serve(server.PolicyServer(actor, policy.robot, settings, metadata=told), ready)
     return ServeResult(address)

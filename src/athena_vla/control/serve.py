@@ -26,7 +26,7 @@ Gate = Callable[[Actor], None]  # raises an AthenaError where the actor must not
 
 
 class PolicyServer:
-    """One process, one model; start and stop it inside an event loop."""
+    """One process, one model; `serve` and `background` start it. Without a config it takes a free loopback port."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class PolicyServer:
         gates: Sequence[Gate] = (),
         state_optional: bool = False,
     ) -> None:
-        self.config = config or ServeConfig()
+        self.config = config or ServeConfig(port=0)
         self._tls = _tls_context(self.config)
         for gate in gates:
             gate(actor)
@@ -114,20 +114,10 @@ class PolicyServer:
             writer.close()
 
 
-def serve(
-    actor: Actor,
-    robot: Embodiment,
-    config: ServeConfig | None = None,
-    *,
-    metadata: Mapping[str, Any] | None = None,
-    gates: Sequence[Gate] = (),
-    state_optional: bool = False,
-    ready: Callable[[str], None] = print,
-) -> None:
+def serve(server: PolicyServer, ready: Callable[[str], None] = print) -> None:
     """Serve until SIGINT or SIGTERM, then shut down gracefully; `ready` gets the address once the port is open."""
 
     async def run() -> None:
-        server = PolicyServer(actor, robot, config, metadata=metadata, gates=gates, state_optional=state_optional)
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for name in (signal.SIGINT, signal.SIGTERM):
@@ -142,19 +132,8 @@ def serve(
 
 
 @contextmanager
-def background(
-    actor: Actor,
-    robot: Embodiment,
-    config: ServeConfig | None = None,
-    *,
-    metadata: Mapping[str, Any] | None = None,
-    gates: Sequence[Gate] = (),
-    state_optional: bool = False,
-) -> Iterator[PolicyServer]:
+def background(server: PolicyServer) -> Iterator[PolicyServer]:
     """The server in a thread of this process, for demonstrations and tests."""
-    server = PolicyServer(
-        actor, robot, config or ServeConfig(port=0), metadata=metadata, gates=gates, state_optional=state_optional
-    )
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="server", daemon=True)
     thread.start()
