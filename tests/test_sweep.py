@@ -10,7 +10,7 @@ from athena_vla.data.dataset import BuildConfig, build
 from athena_vla.errors import AthenaError
 from athena_vla.finetune import PRESETS
 from athena_vla.finetune.config import parse_changes
-from athena_vla.sweep import SweepConfig, rows_of, sweep
+from athena_vla.sweep import SweepConfig, SweepRow, rows_of, sweep
 from recordings import clean, write
 from small_bundles import write_base
 
@@ -72,6 +72,7 @@ def test_a_sweep_measures_every_row_and_reuses_what_is_done(tmp_path, toy, monke
     heads = 2 * small - large  # the adapter doubles with its rank, the heads stay
     assert 0 < heads < small < large
     assert "demo rank=2" in str(result)
+    assert all(r.peak_memory_gb > 0 and r.step_seconds > 0 for r in result.rows)
     assert json.loads((tmp_path / "sweep" / "sweep.json").read_text())[0]["steps"] == 2
     assert (tmp_path / "sweep" / "sweep.md").read_text().count("|\n") == 4
     assert (tmp_path / "sweep" / "sweep.png").read_bytes()[:4] == b"\x89PNG"
@@ -82,3 +83,21 @@ def test_a_sweep_measures_every_row_and_reuses_what_is_done(tmp_path, toy, monke
     monkeypatch.setattr(module, "finetune", never)
     assert [r.mae_rad for r in sweep(config).rows] == [r.mae_rad for r in result.rows]
     assert "reusing" in capsys.readouterr().out
+
+
+def test_rows_are_compared_scene_by_scene_with_the_first():
+    def row(*solved):
+        return SweepRow(
+            name="", trainable=1, steps=1, step_seconds=1, samples_per_second=1, peak_memory_gb=1, validation_loss=(),
+            mae_rad=(), success=None, solved=solved,
+        )  # fmt: skip
+
+    first, second, third = module.compared(
+        [row((True, True, False), (True, False, False)), row((False, True, False)), row()]
+    )
+    assert first.against_first is None
+    assert third.against_first is None
+    test = second.against_first  # the second seed is not there yet: the first seed's scenes count
+    assert (test.only_first, test.only_second, test.both, test.neither) == (1, 0, 1, 1)
+    assert second.cells()[-1].startswith("-33.3 (")
+    assert third.cells()[-1] == "-"

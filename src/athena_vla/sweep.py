@@ -5,7 +5,6 @@ Chains the stages that exist (fine-tune, closed loop) and compares; knows nothin
 
 import dataclasses
 import json
-import resource
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,8 @@ from athena_vla.errors import TrainingError, UnknownName
 from athena_vla.evaluate.actors import ActorSpec
 from athena_vla.evaluate.closedloop import ClosedLoopConfig, closed_loop
 from athena_vla.evaluate.results import Setup
-from athena_vla.evaluate.statistics import Proportion, wilson
-from athena_vla.finetune import PRESETS, FinetuneConfig, finetune
+from athena_vla.evaluate.statistics import PairedTest, Proportion, paired_test, wilson
+from athena_vla.finetune import PRESETS, FinetuneConfig, FinetuneResult, finetune
 from athena_vla.finetune.config import parse_changes
 
 PRESET_FIELDS = ("preset", "rank", "seed")
@@ -57,12 +56,14 @@ class SweepRow:
     name: str
     trainable: int
     steps: int
-    seconds: float  # of training, mean over seeds
+    step_seconds: float  # [s] per optimiser step, mean over seeds; on a CPU of its time, not of the clock
     samples_per_second: float
-    peak_memory_gb: float  # [GB] of this process (or the GPU) when the row ended; never falls within one sweep
+    peak_memory_gb: float  # [GB] while it trained, the largest of all seeds
     validation_loss: tuple[float, ...]  # per seed
     mae_rad: tuple[float, ...]  # [rad] per seed
     success: Proportion | None  # closed loop, episodes of all seeds together
+    solved: tuple[tuple[bool, ...], ...] = ()  # per seed and scene: every row plays the same scenes
+    against_first: PairedTest | None = None  # the first row counts as first; scenes of all seeds together
 
     def cells(self) -> tuple[str, ...]:
         success = "-"
@@ -73,19 +74,28 @@ class SweepRow:
             self.name,
             f"{self.trainable:,}",
             f"{self.steps}",
-            f"{self.seconds:.0f}",
+            f"{self.step_seconds:.3f}",
             f"{self.samples_per_second:.0f}",
             f"{self.peak_memory_gb:.2f}",
             _spread(self.validation_loss, 4),
             _spread(self.mae_rad, 4),
             success,
+            difference(self.against_first),
         )
 
 
 HEADER = (
-    *("row", "trainable", "steps", "seconds", "samples/s", "peak GB"),
-    *("validation loss", "error [rad]", "success (95% Wilson)"),
+    *("row", "trainable", "steps", "s/step", "samples/s", "peak GB"),
+    *("validation loss", "error [rad]", "success (95% Wilson)", "minus the first row (paired 95%)"),
 )
+
+
+def difference(test: PairedTest | None) -> str:
+    """A row's success minus the first row's, in points, with the paired interval."""
+    if test is None:
+        return "-"
+    d = test.difference  # of the first row minus this one
+    return f"{-100 * d.value:+.1f} ({-100 * d.high:+.1f} to {-100 * d.low:+.1f}), p = {test.mid_p:.2f}"
 
 
 @dataclass(frozen=True)
@@ -110,7 +120,7 @@ def sweep(config: SweepConfig) -> SweepResult:
     wanted = rows_of(config)
     config.out.mkdir(parents=True, exist_ok=True)
     rows = [_row(name, base, config) for name, base in wanted.items()]
-    result = SweepResult(tuple(rows), config.out)
+    result = SweepResult(compared(rows), config.out)
     _write(result)
     return result
 
@@ -133,9 +143,21 @@ def rows_of(config: SweepConfig) -> dict[str, FinetuneConfig]:
     return rows
 
 
+def compared(rows: Sequence[SweepRow]) -> tuple[SweepRow, ...]:
+    """Every row after the first with its paired test against it, on the scenes and seeds that both have."""
+    first, *others = rows
+    return (first, *(dataclasses.replace(r, against_first=_paired(first, r)) for r in others))
+
+
+def _paired(one: SweepRow, two: SweepRow) -> PairedTest | None:
+    pairs = [(a, b) for x, y in zip(one.solved, two.solved, strict=False) for a, b in zip(x, y, strict=True)]
+    return paired_test([a for a, _ in pairs], [b for _, b in pairs]) if pairs else None
+
+
 def _row(name: str, base: FinetuneConfig, config: SweepConfig) -> SweepRow:
     folder = config.out / name.replace(" ", "-").replace(",", "-").replace("=", "")
-    results, wins, played = [], 0, 0
+    results: list[FinetuneResult] = []
+    solved: list[tuple[bool, ...]] = []
     for seed in config.seeds:
         run = dataclasses.replace(base, seed=seed, out=folder / f"seed{seed}")
         results.append(_finished(run) or finetune(run))
@@ -146,18 +168,18 @@ def _row(name: str, base: FinetuneConfig, config: SweepConfig) -> SweepRow:
             loop = ClosedLoopConfig(
                 out=folder / f"seed{seed}.closed", episodes=config.episodes, workers=config.workers, setup=setup
             )
-            outcome = closed_loop([actor], loop).successes("tuned")
-            wins, played = wins + sum(outcome.values()), played + len(outcome)
+            solved.append(tuple(closed_loop([actor], loop).successes("tuned").values()))
     return SweepRow(
         name=name,
         trainable=results[0].trainable,
         steps=max(r.steps for r in results),
-        seconds=statistics.mean(r.seconds for r in results),
+        step_seconds=statistics.mean(r.step_seconds for r in results),
         samples_per_second=statistics.mean(r.samples_per_second for r in results),
-        peak_memory_gb=_peak_memory(),
+        peak_memory_gb=max(r.peak_memory_gb for r in results),
         validation_loss=tuple(r.validation["loss"] for r in results if r.validation),
         mae_rad=tuple(r.validation["mae_rad"] for r in results if r.validation),
-        success=wilson(wins, played) if played else None,
+        success=wilson(sum(map(sum, solved)), sum(map(len, solved))) if solved else None,
+        solved=tuple(solved),
     )
 
 
@@ -212,14 +234,6 @@ def _spread(values: Sequence[float], digits: int) -> str:
         return "-"
     middle = f"{statistics.mean(values):.{digits}f}"
     return middle if len(values) == 1 else f"{middle} ({min(values):.{digits}f}-{max(values):.{digits}f})"
-
-
-def _peak_memory() -> float:
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def _plain(row: SweepRow) -> Mapping[str, Any]:

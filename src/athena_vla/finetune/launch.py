@@ -1,14 +1,18 @@
 """Several processes on this machine's cores, and recognising torchrun. Knows nothing of training itself."""
 
+import contextlib
 import ctypes
 import dataclasses
 import json
 import multiprocessing
 import os
 import platform
+import resource
 import socket
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from athena_vla.errors import AthenaError, TrainingError
 from athena_vla.finetune.config import FinetuneConfig
@@ -76,6 +80,25 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
+def restart_peak_memory() -> None:
+    """What was held before does not count as this run's peak; without a GPU the kernel is asked (Linux only)."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        with contextlib.suppress(OSError):  # a container may forbid it: then the peak is the process's
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_gb() -> float:
+    """[GB] most that was held since `restart_peak_memory`: of the GPU, or resident memory of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return int(next(x for x in status.read_text().splitlines() if x.startswith("VmHWM")).split()[1]) * 1.024e-6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1.024e-6
 
 
 def to_json(result: Any) -> str:

@@ -51,6 +51,8 @@ class FinetuneResult:
     samples_per_second: float
     validation: dict[str, Any] = field(default_factory=dict)  # loss, mae_rad, per_joint_rad; {} without a split
     notes: tuple[str, ...] = ()
+    step_seconds: float = 0.0  # per optimiser step in this call; on a CPU its time and not the clock's
+    peak_memory_gb: float = 0.0  # [GB] while it trained: of the GPU, or resident in this process
 
     def __str__(self) -> str:
         share = 100 * self.trainable / self.total
@@ -113,13 +115,16 @@ def _finetune(config: FinetuneConfig, accelerator: Accelerator) -> FinetuneResul
             f"{dataset.path / '.cache'} ({cached.stored.nbytes / 1e9:.2f} GB)."
         )
     trainer = Trainer(model, dataset, Loader(dataset, model, config, cached), config, accelerator, log)
-    started = time.monotonic()
+    launch.restart_peak_memory()
+    started, cpu = time.monotonic(), time.process_time()
     before = (checkpoints.steps(trainer.folder) or [0])[-1]
     try:
         steps = trainer.train(identity)
     except torch.OutOfMemoryError as error:
         raise TrainingError(out_of_memory(model, config, settings)) from error
-    seconds = time.monotonic() - started
+    seconds, cpu = time.monotonic() - started, time.process_time() - cpu
+    spent = cpu if accelerator.device.type == "cpu" else seconds
+    peak = launch.peak_memory_gb()
     chosen = steps
     if config.select == "best" and trainer.progress.best_step not in (0, steps):
         chosen = trainer.progress.best_step
@@ -136,6 +141,8 @@ def _finetune(config: FinetuneConfig, accelerator: Accelerator) -> FinetuneResul
         samples_per_second=round((steps - before) * trainer.order.step_size / max(seconds, 1e-9), 1),
         validation={k: v for k, v in measured.items() if k != "step"},
         notes=notes,
+        step_seconds=round(spent / max(1, steps - before), 4),
+        peak_memory_gb=round(peak, 3),
     )
     tensors = trainer.weights()
     if accelerator.is_main_process or trainer.sharded:  # a sharded model answers only when all processes ask it
