@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -286,3 +288,19 @@ def test_fixes_of_a_build_are_asked_for_and_written_on_the_card(tmp_path):
     assert "## Repairs" not in (tmp_path / "plain/README.md").read_text()
     with pytest.raises(AthenaError, match="no fix 'magic'"):
         build(config(root, tmp_path / "x", fix=("magic",)))
+
+
+def test_a_script_without_a_guard_is_told_so(recordings, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path; from athena_vla.data.build import BuildConfig, build; "
+        "from athena_vla.errors import DatasetError\n"
+        "try:\n"
+        f"    build(BuildConfig(input=Path({str(recordings)!r}), out=Path({str(tmp_path / 'set')!r}), robot='toy',"
+        " workers=2))\n"
+        "except DatasetError as error:\n    print('SAID', error)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr[-500:]
+    assert "SAID A worker process ended" in done.stdout
+    assert "__main__" in done.stdout

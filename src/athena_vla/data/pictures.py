@@ -8,10 +8,9 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 
 from athena_vla.data.episode import Frames, Image, Recording
-from athena_vla.data.formats.video import VideoFrames
 from athena_vla.errors import DatasetError
 
-OPEN_EPISODES = 16  # readers kept open; each holds a video's decoder, or the encoded pictures of one episode
+OPEN_EPISODES = 16  # episodes kept open; each may hold the encoded pictures of one
 DECODED = 64  # pictures kept: samples of one step that share a frame decode it once
 
 
@@ -56,10 +55,7 @@ class PictureStore:
         if episode not in self._open:
             self._open[episode] = self.recording.read(self.ids[episode]).cameras
             if len(self._open) > OPEN_EPISODES:
-                _, streams = self._open.popitem(last=False)
-                for stream in streams.values():
-                    if isinstance(stream, VideoFrames):
-                        stream.close()
+                self._open.popitem(last=False)
         self._open.move_to_end(episode)
         name = self.cameras[episode].get(camera, camera)
         streams = self._open[episode]

@@ -4,10 +4,11 @@ import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Literal
 
 from athena_vla.data.prepare import Job, prepare
-from athena_vla.errors import MissingDependency
+from athena_vla.errors import DatasetError, MissingDependency
 
 FEW_EPISODES = 8  # fewer are prepared in this process: starting workers takes longer
 Place = Literal["here", "ray"]
@@ -27,7 +28,13 @@ def run_jobs(job: Job, ids: Sequence[str], on: Place, processes: int) -> Iterato
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         size = max(1, min(16, len(ids) // (4 * workers)))
-        yield from pool.map(prepare, [job] * len(ids), ids, chunksize=size)
+        try:
+            yield from pool.map(prepare, [job] * len(ids), ids, chunksize=size)
+        except BrokenProcessPool as error:
+            raise DatasetError(
+                "A worker process ended before its episodes were done: out of memory, or a script that builds without "
+                "an `if __name__ == '__main__':` guard. What is finished is kept; try again, or with workers=1."
+            ) from error
 
 
 def _on_ray(job: Job, ids: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -4,6 +4,8 @@ Random access seeks to the key frame before; reading in order decodes every fram
 """
 
 import functools
+import os
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -12,13 +14,16 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from athena_vla.data.episode import Image
 from athena_vla.data.formats.common import guarded, refuse_lfs
 from athena_vla.errors import RecordingError
 
-AHEAD = 16  # frames that are decoded and dropped rather than sought over
+OPEN_FILES = 16  # decoders kept open in a process
+# From 17 on PyAV converts colours with a thread per core, which costs more than it gives; before it used one.
+ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 CRF = 18  # visually lossless for h264; stated in the set's video info
 KEYFRAME_EVERY = 2  # as lerobot encodes: a random frame costs at most one extra decode
 
@@ -65,6 +70,48 @@ def video_index(path: Path) -> VideoIndex:
     return _index(str(path), status.st_size, status.st_mtime_ns)
 
 
+class _Decoder:
+    """One open file, decoded one frame at a time, for all episodes that lie in it."""
+
+    def __init__(self, path: str, index: VideoIndex) -> None:
+        self.path, self.index = path, index
+        self.keys = np.flatnonzero(index.is_key)
+        self.lock = threading.Lock()
+        with guarded(f"video '{path}'"):
+            self.container = av.open(path)
+        self.stream = self.container.streams.video[0]
+        self.stream.codec_context.thread_count = 1
+        self.frames: Any = None
+        self.next = 0  # frame that `frames` yields next
+        self.convert: Any = VideoReformatter()  # kept: setting one up takes longer than converting a picture
+
+    def picture(self, place: int) -> Image:
+        """RGB of frame `place` of the file. Raises `RecordingError` where it cannot be decoded."""
+        with self.lock:
+            wanted = int(self.index.times[place])
+            number = int(np.searchsorted(self.keys, place, side="right")) - 1
+            key = int(self.keys[number]) if number >= 0 else 0
+            if self.frames is None or not key <= self.next <= place:
+                self.container.seek(wanted, stream=self.stream, backward=True)
+                self.frames = self.container.decode(self.stream)
+            # What went wrong before this frame must not be taken for its own fault: the next call seeks.
+            frames, self.frames = self.frames, None
+            for frame in frames:
+                if frame.pts is None or frame.pts < wanted:
+                    continue
+                if frame.pts > wanted:
+                    break
+                self.frames, self.next = frames, place + 1
+                return self.convert.reformat(frame, format="rgb24", **ONE_THREAD).to_ndarray()
+            raise RecordingError(f"Frame {place} of video '{self.path}' cannot be decoded: the file is damaged there.")
+
+
+@functools.lru_cache(maxsize=OPEN_FILES)
+def _decoder(path: str, size: int, modified: int, process: int) -> _Decoder:
+    """`process` keeps a forked child from reading through its parent's file position."""
+    return _Decoder(path, _index(path, size, modified))
+
+
 class VideoFrames:
     """Frames of one video file between two times, or all of them."""
 
@@ -72,6 +119,8 @@ class VideoFrames:
         """Times in [s] of the file; a v3.0 set puts many episodes in one file."""
         self.path = path
         index = video_index(path)
+        status = path.stat()
+        self._file = (str(path), status.st_size, status.st_mtime_ns)
         times = index.times
         self.height, self.width, self.codec = index.height, index.width, index.codec
         self.is_in_order = index.is_in_order
@@ -80,11 +129,9 @@ class VideoFrames:
         slack = 0.5 * float(np.median(np.diff(seconds))) if len(seconds) > 1 else 1e-3
         first = 0 if start is None else int(np.searchsorted(seconds, start - slack))
         last = len(times) if stop is None else int(np.searchsorted(seconds, stop - slack))
+        self._first = first
         self.times, self.sizes, self.is_key = times[first:last], index.sizes[first:last], index.is_key[first:last]
         self.seconds = self.times * float(index.base)
-        self._container: Any = None
-        self._frames: Any = None
-        self._next = -1
 
     def __len__(self) -> int:
         return len(self.times)
@@ -93,32 +140,7 @@ class VideoFrames:
         if not 0 <= index < len(self.times):
             raise RecordingError(f"Video '{self.path}' has {len(self)} frames here, frame {index} was asked for.")
         with guarded(f"frame {index} of video '{self.path}'"):
-            return self._decode(index)
-
-    def close(self) -> None:
-        if self._container is not None:
-            self._container.close()
-        self._container = self._frames = None
-        self._next = -1
-
-    def _decode(self, index: int) -> Image:
-        wanted = int(self.times[index])
-        if self._container is None:
-            self._container = av.open(str(self.path))
-            self._container.streams.video[0].codec_context.thread_count = 1
-        if self._frames is None or not self._next <= index < self._next + AHEAD:
-            stream = self._container.streams.video[0]
-            self._container.seek(wanted, stream=stream, backward=True)
-            self._frames = self._container.decode(stream)
-        for frame in self._frames:
-            if frame.pts is None or frame.pts < wanted:
-                continue
-            if frame.pts > wanted:
-                break
-            self._next = index + 1
-            return frame.to_ndarray(format="rgb24")
-        self._frames = None
-        raise RecordingError(f"Frame {index} of video '{self.path}' cannot be decoded: the file is damaged there.")
+            return _decoder(*self._file, os.getpid()).picture(self._first + index)
 
 
 def encode_video(path: Path, images: Iterable[Image], fps: float) -> None:
