@@ -148,3 +148,14 @@ def test_wrong_shapes_and_values_are_refused():
         Normalizer.fit(TOY, np.full((5, 4, 3), np.nan), states[:5])
     with pytest.raises(DatasetError, match="not one sample"):
         NormalizerFit(TOY).finish()
+
+
+def test_no_rows_are_kept_where_no_quantile_is_asked_for():
+    rows = np.random.default_rng(0).uniform(TOY.lower, TOY.upper, (500, 3))
+    kept = {}
+    for mode in MODES:
+        fit = NormalizerFit(TOY, mode)
+        fit.add(rows, rows)
+        kept[mode] = fit._actions._rows.nbytes
+        fit.finish()
+    assert {m for m, size in kept.items() if size} == {"q01q99"}

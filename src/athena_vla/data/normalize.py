@@ -176,8 +176,8 @@ class NormalizerFit:
         self.robot = robot
         self.modes: tuple[NormalizationMode, ...] = tuple(_known_mode(per_group.get(j.group, "minmax")) for j in joints)
         self.is_delta = np.array([j.mode == "delta" for j in joints])
-        self._actions = _Moments(robot.action_dim)
-        self._states = _Moments(robot.state_dim)
+        self._actions = _Moments(robot.action_dim, "q01q99" in self.modes)
+        self._states = _Moments(robot.state_dim, "q01q99" in self.modes)
 
     def add(self, chunks: Float, states: Float, valid: NDArray[np.bool_] | None = None) -> None:
         """Chunks `[N, H, D]` or actions `[N, D]`, states `[N, S]`; rows that are not `valid` `[N, H]` do not count."""
@@ -227,15 +227,15 @@ class NormalizerFit:
 
 
 class _Moments:
-    """Running minimum, maximum, mean and variance, and a bounded sample of rows for quantiles."""
+    """Running minimum, maximum, mean and variance, and where quantiles are wanted a bounded sample of rows."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, keeps_rows: bool) -> None:
         self.count = 0
         self.low = np.full(width, np.inf)
         self.high = np.full(width, -np.inf)
         self.mean = np.zeros(width)
         self.squares = np.zeros(width)
-        self._rows = np.zeros((0, width), np.float32)
+        self._rows = np.zeros((RESERVOIR_ROWS if keeps_rows else 0, width), np.float32)
         self._filled = 0
         self._random = np.random.default_rng(0)  # which rows the quantiles see; fixed, so that a rebuild agrees
 
@@ -250,22 +250,25 @@ class _Moments:
         gap = mean - self.mean
         self.squares += ((rows - mean) ** 2).sum(axis=0) + gap**2 * self.count * len(rows) / total
         self.mean += gap * len(rows) / total
-        self._sample(rows)
+        if len(self._rows):
+            self._sample(rows)
         self.count = total
 
     def range(self, modes: tuple[NormalizationMode, ...]) -> tuple[Array, Array]:
         deviation = np.sqrt(self.squares / max(self.count, 1)) * STANDARD_DEVIATIONS
-        q01, q99 = np.quantile(self._rows[: self._filled].astype(np.float64), [0.01, 0.99], axis=0)
-        lows = {"minmax": self.low, "q01q99": q01, "meanstd": self.mean - deviation}
-        highs = {"minmax": self.high, "q01q99": q99, "meanstd": self.mean + deviation}
+        lows = {"minmax": self.low, "meanstd": self.mean - deviation}
+        highs = {"minmax": self.high, "meanstd": self.mean + deviation}
+        if len(self._rows):
+            # Column by column: a copy of all rows at once would be the largest thing in memory.
+            columns = self._rows[: self._filled].T
+            quantiles = np.array([np.quantile(c.astype(np.float64), [0.01, 0.99]) for c in columns])
+            lows["q01q99"], highs["q01q99"] = quantiles.T
         low = np.array([lows[m][i] for i, m in enumerate(modes)], dtype=np.float64)
         high = np.array([highs[m][i] for i, m in enumerate(modes)], dtype=np.float64)
         return low, high
 
     def _sample(self, rows: Array) -> None:
         """Algorithm R, vectorised: every row seen so far is kept with the same probability."""
-        if not len(self._rows):
-            self._rows = np.zeros((RESERVOIR_ROWS, rows.shape[1]), np.float32)
         room = min(RESERVOIR_ROWS - self._filled, len(rows))
         self._rows[self._filled : self._filled + room] = rows[:room]
         self._filled += room
