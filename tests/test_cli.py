@@ -34,6 +34,23 @@ def test_unknown_command_is_a_sentence_that_lists_the_known(words: list[str], ca
     assert "Known:" in err
 
 
+def test_an_unknown_preset_or_field_of_training_is_refused_with_what_there_is(capsys) -> None:
+    status, _, err = outcome(["train", "--preset", "best", "--data", "x"], capsys)
+    assert status == 2
+    assert "There is no preset 'best'. Known: humanoid_default, humanoid_efficient" in err
+    status, out, err = outcome(["train", "--preset", "humanoid_default", "--leraning-rate", "1e-4"], capsys)
+    assert status == 2
+    assert "--learning-rate" in out + err
+    assert "Traceback" not in err
+
+
+def test_every_field_of_a_preset_can_be_overridden(monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr("athena_vla.finetune.finetune", lambda config: seen.append(config))
+    cli.run(["train", "--preset", "humanoid_high_performance", "--rank", "8", "--no-dora", "--targets", "q_proj"])
+    assert (seen[0].rank, seen[0].dora, seen[0].targets, seen[0].alpha) == (8, False, ("q_proj",), 32)
+
+
 @pytest.mark.parametrize("name", sorted(cli.COMMANDS))
 def test_every_command_exists_with_a_documented_config(name: str) -> None:
     command = cli.COMMANDS[name]
@@ -73,3 +90,16 @@ def test_doctor_reports_json_and_can_run_here(capsys: pytest.CaptureFixture[str]
     assert names["python"] == "ok"
     assert (status == 0) == report["demo_can_run"]
     assert all(c["fix"] for c in report["checks"] if c["status"] == "missing")
+
+
+def test_a_package_that_imports_slowly_is_not_called_broken() -> None:
+    from athena_vla.doctor import DoctorReport, package, renderer, works
+
+    found = package("numpy", "import time; time.sleep(9)", timeout=0.3)
+    assert found.status == "slow"
+    assert "did not finish" in found.found
+    assert "--timeout" in found.fix
+    assert package("numpy", "raise SystemExit(1)", timeout=30.0).status == "broken"
+    assert DoctorReport((found,)).exit_status == 0
+    assert renderer(timeout=1e-3).status == "slow"
+    assert not works("import time; time.sleep(9)", timeout=0.3)

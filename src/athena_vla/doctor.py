@@ -16,7 +16,7 @@ from typing import Literal
 
 from athena_vla.extras import EXTRA_OF
 
-Status = Literal["ok", "missing", "broken", "info"]
+Status = Literal["ok", "missing", "broken", "info", "slow"]
 MINIMUM_DISK = 4 * 2**30  # [bytes] for the demo: recordings, dataset, checkpoints and exported graphs
 
 # Package on the index -> the import that shows it works. Kept small on purpose: one line per capability.
@@ -64,7 +64,7 @@ class DoctorConfig:
     out: Path = Path("runs")
     """Folder that results go to; its disk is the one that is looked at."""
     timeout: float = 60.0
-    """Longest time one package may take to import [s]."""
+    """Longest time one package may take to import [s]; one that takes longer is called slow, not broken."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class DoctorReport:
 
     def __str__(self) -> str:
         width = max(len(c.name) for c in self.checks)
-        mark = {"ok": "ok     ", "missing": "missing", "broken": "BROKEN ", "info": "       "}
+        mark = {"ok": "ok     ", "missing": "missing", "broken": "BROKEN ", "slow": "slow   ", "info": "       "}
         lines = []
         for c in self.checks:
             lines.append(f"{mark[c.status]}  {c.name:<{width}}  {c.found}")
@@ -170,7 +170,11 @@ def package(name: str, probe: str, timeout: float) -> Check:
     except metadata.PackageNotFoundError:
         fix = NOT_FROM_AN_EXTRA.get(name) or f"pip install 'athena-vla[{EXTRA_OF[name]}]'"
         return Check(name, "missing", f"not installed ({PURPOSE[name]})", fix)
-    problem = attempt(probe, timeout)
+    try:
+        problem = attempt(probe, timeout)
+    except TimeoutError as error:
+        # A first import from a cold or busy disk takes minutes; that is no reason to call a package broken.
+        return Check(name, "slow", f"{version}, whose import {error}", "ask again, or with a longer --timeout")
     if problem:
         return Check(name, "broken", f"{version} does not import: {problem}", f"pip install --force-reinstall {name}")
     return Check(name, "ok", f"{version} ({PURPOSE[name]})")
@@ -178,11 +182,14 @@ def package(name: str, probe: str, timeout: float) -> Check:
 
 def renderer(timeout: float) -> Check:
     """The ray caster works wherever MuJoCo imports; OpenGL is a bonus that a probe must show."""
-    problem = attempt("import os; os.environ['MUJOCO_GL'] = 'disable'; import mujoco", timeout)
+    try:
+        problem = attempt("import os; os.environ['MUJOCO_GL'] = 'disable'; import mujoco", timeout)
+    except TimeoutError as error:
+        return Check("renderer", "slow", f"MuJoCo's import {error}", "ask again, or with a longer --timeout")
     if problem:
         return Check("renderer", "missing", f"none: {problem}", "pip install 'athena-vla[sim]'")
     probe = "import os; os.environ['MUJOCO_GL'] = '{}'; import mujoco; mujoco.GLContext(64, 64).make_current()"
-    opengl = [name for name in ("egl", "osmesa") if not attempt(probe.format(name), timeout)]
+    opengl = [name for name in ("egl", "osmesa") if works(probe.format(name), timeout)]
     also = f"; OpenGL through {', '.join(opengl)} works too" if opengl else "; no OpenGL, none needed"
     return Check("renderer", "ok", f"ray caster{also}")
 
@@ -193,14 +200,22 @@ def browser() -> Check:
     return Check("browser", "info", found or "no Chromium; only the page tests use one (apt-get install chromium)")
 
 
+def works(code: str, timeout: float) -> bool:
+    """Does the code run within that time?"""
+    try:
+        return not attempt(code, timeout)
+    except TimeoutError:
+        return False
+
+
 def attempt(code: str, timeout: float) -> str:
-    """Run code in a fresh interpreter; the last line of what went wrong, or '' when it worked."""
+    """Run code in a fresh interpreter; the last line of what went wrong, '' when it worked. Raises `TimeoutError`."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout, check=False
         )
-    except subprocess.TimeoutExpired:
-        return f"it did not finish within {timeout:.0f} s"
+    except subprocess.TimeoutExpired as error:
+        raise TimeoutError(f"did not finish within {timeout:.0f} s") from error
     if done.returncode == 0:
         return ""
     lines = done.stderr.strip().splitlines()
