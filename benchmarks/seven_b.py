@@ -118,7 +118,7 @@ def made_up(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def prepare(checkpoint: Path | None, work: Path, small: bool, vision_bits: int) -> dict[str, Any]:
-    """Both families exported under `work`; large intermediate bundles are removed as soon as they are not needed."""
+    """Both families under `work`, quantised (`int4`, `int4-chunk`) and exported (`tokens`, `chunk`); 20 GB."""
     work.mkdir(parents=True, exist_ok=True)
     steps = Steps(work / "prepare.json")
     base, int4, other = work / "base", work / "int4", work / "int4-chunk"
@@ -153,7 +153,6 @@ def prepare(checkpoint: Path | None, work: Path, small: bool, vision_bits: int) 
         made = export(
             ExportConfig(source, work / kind, accuracy="int8", compare=False, fixed_batch=True, threads=THREADS)
         )
-        shutil.rmtree(source)
         return {"bytes": made.bytes}
 
     steps.run("copy_into_a_bundle", copy)

@@ -15,18 +15,24 @@ from athena_vla.bundle import Bundle
 from athena_vla.errors import ExportError, MissingDependency, UnknownName
 from athena_vla.models.architecture import Architecture, Run, Tensors, run_torch
 
-Name = Literal["auto", "torch", "onnxruntime", "openvino", "tensorrt"]
+Name = Literal["auto", "torch", "packed", "onnxruntime", "openvino", "tensorrt"]
+TORCH = ("torch", "packed")
+LARGE = 1_000_000_000  # [bytes] of quantised weights from which they are run as they are stored
 
 
 def open_backend(bundle: Bundle, name: Name = "auto", threads: int = 1) -> tuple[Architecture, Run]:
     """The model's host side and a runner of its graphs.
 
-    `auto` is torch for bundles with torch weights and ONNX Runtime for exported ones. Raises `ExportError` where the
-    bundle does not hold what the backend runs.
+    `packed` is torch on quantised weights as they are stored, memory-mapped, in bfloat16. `auto` is ONNX Runtime for
+    exported bundles, packed for large quantised ones and torch for the others. Raises `ExportError` where the bundle
+    does not hold what the backend runs.
     """
-    if name not in ENGINES and name not in ("auto", "torch"):
-        raise UnknownName("backend", name, ("auto", "torch", *ENGINES))
+    if name not in ENGINES and name not in ("auto", *TORCH):
+        raise UnknownName("backend", name, ("auto", *TORCH, *ENGINES))
     exported = bundle.manifest.stage == "exported"
+    if name == "packed" or (name == "auto" and bundle.manifest.stage == "quantized" and bundle.store().bytes > LARGE):
+        model = bundle.packed_model()
+        return model, run_torch(model)
     if name == "torch" or (name == "auto" and not exported):
         model = bundle.model()
         return model, run_torch(model)

@@ -29,7 +29,9 @@ from athena_vla.embodiment import Embodiment, Observation
 from athena_vla.errors import BundleError
 from athena_vla.models import architecture, lora, pretrained
 from athena_vla.models.architecture import Architecture, Spec
+from athena_vla.models.packed_linear import packed_model
 from athena_vla.models.pretrained import Release, ReleasedWeights
+from athena_vla.models.sizes import without_weights
 from athena_vla.models.store import TensorStore, misfits
 
 FORMAT = 1
@@ -154,7 +156,7 @@ class Bundle:
 
     def skeleton(self) -> Architecture:
         """The family with its collate and host loop but no weights: what a graph backend needs."""
-        with torch.device("meta"):
+        with without_weights():
             return architecture.family(self.manifest.family).from_spec(self.spec, self.tokenizer_files())
 
     def model(self) -> Architecture:
@@ -170,6 +172,15 @@ class Bundle:
         model = architecture.family(self.manifest.family).from_spec(self.spec, self.tokenizer_files())
         load_weights(model, TensorStore(self.path / "weights").plain(), str(self.path))
         return model.eval()
+
+    def packed_model(self) -> Architecture:
+        """The torch model of a quantised bundle on its codes as they are stored: see `models.packed_linear`."""
+        if self.manifest.stage != "quantized":
+            raise BundleError(
+                f"'{self.path}' is {self.manifest.stage}; only a quantised bundle runs on its codes. Quantise it, "
+                "or take another backend."
+            )
+        return packed_model(self.skeleton(), self.store())
 
     def _body(self, settings: lora.LoraSettings) -> Architecture:
         """What the adapter was trained on, with this bundle's heads."""

@@ -126,7 +126,7 @@ class Architecture(nn.Module, ABC):
     def head_modules(self) -> list[str]:
         """Module paths that are new for each robot and therefore always trained in full and saved with the adapter."""
 
-    def checkpoint_layers(self) -> None:
+    def checkpoint_layers(self, *, on: bool = True) -> None:
         """Recompute layers in the backward pass instead of keeping what is inside them. Raises `ModelError`."""
         raise ModelError(f"The {self.family} family cannot recompute its layers; train without gradient checkpointing.")
 
@@ -172,11 +172,13 @@ def run_torch(model: Architecture) -> Run:
     Inputs may lie on the CPU in float32, as `collate` makes them; they are moved to the model's device and type.
     """
     graphs = {g.name: g for g in model.graphs()}
-    weight = next(p for p in model.parameters() if p.is_floating_point())
+    # Of each graph by itself: heads may be kept in float32 above a body in bfloat16.
+    weights = {n: next(p for p in g.module.parameters() if p.is_floating_point()) for n, g in graphs.items()}
 
     def run(name: str, inputs: Tensors) -> Tensors:
         if name not in graphs:
             raise UnknownName("graph", name, graphs)
+        weight = weights[name]
         placed = {k: v.to(weight.device, weight.dtype if v.is_floating_point() else v.dtype) for k, v in inputs.items()}
         with torch.inference_mode():
             return dict(zip(graphs[name].outputs, graphs[name].module(**placed), strict=True))

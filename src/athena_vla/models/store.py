@@ -4,6 +4,7 @@ Knows names, shards and the quantised form; nothing of models.
 """
 
 import json
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -20,6 +21,7 @@ from athena_vla.models.packed import CODES, SCALES, Packed
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 SHARD_BYTES = 2_000_000_000
+READ_AHEAD = 8 << 20  # [bytes] per read
 _METADATA = {"format": "pt"}  # transformers refuses files without it
 
 
@@ -51,10 +53,10 @@ class TensorStore:
         """One weight. Raises `ModelError` for a name that is not there."""
         if name in self.packed:
             keys = [k for k in (*(name + c for c in CODES.values()), name + SCALES) if k in self.places]
-            return packed.load(name, {k: self._tensor(k) for k in keys})
+            return packed.load(name, {k: self.stored(k) for k in keys})
         if name not in self.places:
             raise ModelError(f"'{self.folder}' holds no weight '{name}'; it holds {len(self.names)} others.")
-        return self._tensor(name)
+        return self.stored(name)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a weight, without reading it."""
@@ -79,7 +81,21 @@ class TensorStore:
             self.files[file] = safe_open(self.folder / file, framework="pt")
         return self.files[file]
 
-    def _tensor(self, key: str) -> Tensor:
+    def read_ahead(self) -> None:
+        """Read all files into the page cache from a thread of its own, while the first weights are already used: page
+        faults of a mapped file fetch 128 KB at a time, which no disk is fast at."""
+
+        def read() -> None:
+            buffer = bytearray(READ_AHEAD)
+            for file in sorted(set(self.places.values())):
+                with (self.folder / file).open("rb", buffering=0) as stream:
+                    while stream.readinto(buffer):
+                        pass
+
+        threading.Thread(target=read, name="read-ahead", daemon=True).start()
+
+    def stored(self, key: str) -> Tensor:
+        """A tensor of a file under its own name (codes and scales are two), memory-mapped."""
         return self._file(key).get_tensor(key)
 
 

@@ -1,0 +1,150 @@
+"""Quantised weights multiplied as they lie on disk: codes memory-mapped, unpacked just before use, bfloat16 products.
+
+Nothing is repacked when a model is opened, so the first pass of a 7B model starts at once and its memory is that of the
+file. Made for passes over many rows: a single row pays for unpacking the whole weight. Knows no families.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from athena_vla.errors import ModelError
+from athena_vla.models.architecture import Architecture
+from athena_vla.models.packed import CODES, SCALES
+from athena_vla.models.store import TensorStore
+
+BLOCK = 1 << 20  # weights unpacked at a time: 2 MB in 16 bits, which a core's cache holds
+PLANES = 4  # codes in a word of 16 bits
+# A bfloat16 of exponent 7 has a last place of one: 0x4300 | n is the number 128 + n, without any arithmetic. Codes are
+# two's complement, so flipping their sign bit gives code + 8.
+ONE_TWENTY_EIGHT = 0x4300
+SIGN = 8
+OFFSET = 128.0 + SIGN
+
+
+class Scratch:
+    """Memory that all layers of a model unpack into, one after the other: not for two passes at the same time."""
+
+    def __init__(self) -> None:
+        self.weights = self.numbers = torch.empty(0, dtype=torch.bfloat16)
+        self.offset = self.one = self.zero = self.nothing = torch.empty(0)
+
+    def reserve(self, weights: int, numbers: int, groups: int) -> None:
+        """Room for a whole weight, and for a block of numbers with their scales."""
+        with torch.inference_mode(False):  # what is made in inference mode could not be written outside of it
+            if self.weights.numel() < weights:
+                self.weights = torch.empty(weights, dtype=torch.bfloat16)
+            if self.numbers.numel() < numbers:
+                self.numbers = torch.empty(numbers, dtype=torch.bfloat16)
+            if self.offset.numel() < groups:
+                self.offset, self.one = torch.full((groups,), OFFSET), torch.ones(groups)
+                self.zero = torch.zeros(groups)
+
+
+class PackedLinear(nn.Module):
+    """A linear layer on codes in the stored layout (`packed.store`): computes what the de-quantised weight would."""
+
+    def __init__(self, codes: Tensor, scales: Tensor, bits: int, bias: Tensor | None, scratch: Scratch) -> None:
+        super().__init__()
+        self.bits = bits
+        self.out_features = codes.shape[0]
+        self.in_features = codes.shape[1] * (2 if bits == 4 else 1)
+        self.group = self.in_features // scales.shape[1]
+        self.scratch = scratch
+        if bits == 4:
+            if self.group % PLANES:
+                raise ModelError(f"Groups of {self.group} inputs cannot be unpacked by {PLANES}; quantise with 32.")
+            aligned = codes if codes.storage_offset() % 2 == 0 else codes.clone()
+            codes = aligned.view(torch.int16)
+        self.register_buffer("codes", codes)
+        self.register_buffer("scales", scales)
+        self.register_buffer("bias", bias)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, self.in_features).to(torch.bfloat16)
+        if self.bits == 4:
+            # The words give codes k, k + 4, .. of a group before k + 1, k + 5, ..: the inputs are put in that order.
+            rows = rows.view(len(rows), -1, self.group // PLANES, PLANES).transpose(2, 3).reshape(rows.shape)
+        y = F.linear(rows, self.unpack())
+        if self.bits == 8 and self.group == self.in_features:  # one scale per output is cheaper on the outputs
+            y *= self.scales.to(torch.bfloat16).view(1, -1)
+        if self.bias is not None:
+            y += self.bias
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+    def unpack(self) -> Tensor:
+        """The weight in scratch memory, its inputs in the order of `forward`; 8-bit ones without a scale per output."""
+        step = min(self.out_features, max(1, BLOCK // self.in_features))
+        size = self.out_features * self.in_features
+        self.scratch.reserve(size, step * self.in_features, step * (self.in_features // self.group))
+        weights = self.scratch.weights[:size].view(self.out_features, self.in_features)
+        if self.bits == 4:
+            for first in range(0, self.out_features, step):
+                self._four(first, min(first + step, self.out_features), weights)
+            return weights
+        weights.copy_(self.codes)  # exact: bfloat16 holds integers to 256
+        if self.group != self.in_features:
+            weights.view(self.out_features, -1, self.group).mul_(self.scales[:, :, None].to(torch.bfloat16))
+        return weights
+
+    def _four(self, first: int, last: int, weights: Tensor) -> None:
+        """Masks and shifts make numbers of 128 + code + 8; what is left is an offset and a scale per group, which is
+        what a batch norm of fixed statistics computes: in float32, rounded once.
+        """
+        scratch, run = self.scratch, self.group // PLANES
+        groups = (last - first) * (self.in_features // self.group)
+        numbers = scratch.numbers[: groups * self.group]
+        planes, words = numbers.view(torch.int16).view(-1, PLANES, run), self.codes[first:last].view(-1, run)
+        for i in range(PLANES):
+            torch.bitwise_right_shift(words, 4 * i, out=planes[:, i])
+        planes.bitwise_and_(15).bitwise_xor_(ONE_TWENTY_EIGHT | SIGN)
+        torch.native_batch_norm(
+            numbers.view(1, groups, self.group),
+            self.scales[first:last].float().view(-1),
+            scratch.zero[:groups],
+            scratch.offset[:groups],
+            scratch.one[:groups],
+            False,
+            0.0,
+            0.0,
+            out=(weights[first:last].view(1, groups, self.group), scratch.nothing, scratch.nothing),
+        )
+
+
+def packed_model(skeleton: Architecture, store: TensorStore) -> Architecture:
+    """The model with the weights of a quantised folder, codes and 16-bit tensors memory-mapped.
+
+    Everything computes in bfloat16 but the robot's own heads: they are small, and nothing comes after them to hide a
+    rounding. Raises `ModelError` where weights and model do not fit.
+    """
+    wanted = skeleton.state_dict()
+    problems = [f"missing {n}" for n in wanted if n not in store.names]
+    problems += [f"unexpected {n}" for n in store.names if n not in wanted]
+    problems += [f"{n} has another shape" for n in wanted if n in store.names and store.shape(n) != wanted[n].shape]
+    if problems:
+        raise ModelError(f"The weights of '{store.folder}' do not fit: {'; '.join(problems[:8])} ({len(problems)}).")
+    store.read_ahead()
+    heads = tuple(f"{path}." for path in skeleton.head_modules())
+    for path, module in skeleton.named_modules():
+        prefix = f"{path}." if path else ""
+        for name in [n for n, _ in module.named_parameters(recurse=False) if prefix + n not in store.packed]:
+            kind = torch.float32 if prefix.startswith(heads) else torch.bfloat16
+            setattr(module, name, nn.Parameter(store.stored(prefix + name).to(kind), requires_grad=False))
+    scratch = Scratch()
+    for path in (n.removesuffix(".weight") for n in sorted(store.packed)):
+        parent, _, name = path.rpartition(".")
+        module = skeleton.get_submodule(path)
+        if not isinstance(module, nn.Linear):
+            raise ModelError(f"'{path}' is quantised but is no linear layer; de-quantise it, or quantise again.")
+        parts = _parts(store, f"{path}.weight")
+        setattr(skeleton.get_submodule(parent), name, PackedLinear(**parts, bias=module.bias, scratch=scratch))
+    return skeleton.eval()
+
+
+def _parts(store: TensorStore, name: str) -> Mapping[str, Any]:
+    bits = next(b for b, suffix in CODES.items() if name + suffix in store.places)
+    return {"codes": store.stored(name + CODES[bits]), "scales": store.stored(name + SCALES), "bits": bits}
