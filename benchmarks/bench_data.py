@@ -2,7 +2,7 @@
 
 ATHENA_LEROBOT_PYTHON names the Python of an environment with the real lerobot (`make interop` makes one); without it
 only our own numbers are measured. Pictures are those of a real recording where ../shared/data holds it, else drawn.
-Writes benchmarks/data.json.
+Writes benchmarks/data.json; `--only` measures a part anew and leaves the others as they are.
 """
 
 import argparse
@@ -37,6 +37,7 @@ HERE = Path(__file__).resolve().parent
 REAL = HERE.parents[1] / "shared/data/g1_inspire_v21"
 LEROBOT = os.environ.get("ATHENA_LEROBOT_PYTHON", "")
 EPISODES, LENGTH, SIZE, HORIZON, READS = 10, 60, 224, 16, 100
+PARTS = ("writing", "reading", "checking", "memory")
 
 
 class Held:
@@ -238,36 +239,42 @@ def checking(folder: Path) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tenth of the work, no memory measurement, prints only")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="the parts that are measured")
     parser.add_argument("--out", type=Path, default=HERE / "data.json")
     arguments = parser.parse_args()
-    quick = arguments.quick
+    quick, parts = arguments.quick, arguments.only
     count, length, reads = (3, 30, 60) if quick else (EPISODES, LENGTH, READS)
+    keeps = not quick and len(parts) < len(PARTS) and arguments.out.is_file()
+    result: dict[str, object] = json.loads(arguments.out.read_text()) if keeps else {}
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
         os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
         images, origin = pictures(count, length)
-        result: dict[str, object] = {
+        result |= {
             "command": "python benchmarks/bench_data.py",
             "machine": device_facts(),
             "versions": {"av": av.__version__, "lerobot": _lerobot_version()},
             "setting": {"episodes": count, "frames each": length, "pixels": SIZE, "chunk": HORIZON, "pictures": origin},
         }
-        made = episodes(images)
-        result["writing [s]"] = writing(made, folder)
-        if LEROBOT:
+        if "writing" in parts or "reading" in parts:
+            written = writing(episodes(images), folder)
+            if "writing" in parts:
+                result["writing [s]"] = written
+        if "reading" in parts and LEROBOT:
             result["random training samples [1/s]"] = {
                 "single pictures": reading(folder / "theirs", folder, reads),
                 "video (AV1), lerobot with PyAV: torchcodec does not load here": reading(
                     folder / "theirs_video", folder, reads
                 ),
             }
-        result["checking, per core"] = checking(folder)
-        if quick:
-            print(json.dumps(result, indent=1))
-            return
-        few, many = peak_memory(10, folder), peak_memory(1000, folder)
-        result["peak memory of a build [MiB]"] = {"10 episodes": few, "1000 episodes": many, "growth": many / few - 1}
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        if "checking" in parts:
+            result["checking, per core"] = checking(folder)
+        if "memory" in parts and not quick:
+            few, many = peak_memory(10, folder), peak_memory(1000, folder)
+            growth = {"10 episodes": few, "1000 episodes": many, "growth": many / few - 1}
+            result["peak memory of a build [MiB]"] = growth
+    if not quick:
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from athena_vla.data.formats import FORMATS, info_json, open_recording
 from athena_vla.data.formats.common import natural_key
+from athena_vla.data.info import InfoConfig, info
 from athena_vla.errors import RecordingError
 from recordings import clean, pictures, write
 
@@ -281,3 +283,19 @@ def test_a_folder_with_one_hdf5_file_is_that_file_and_several_are_asked_about(sh
     shutil.copy(source, tmp_path / "more.hdf5")
     with pytest.raises(RecordingError, match="name one of them"):
         open_recording(tmp_path)
+
+
+def test_unnamed_joints_are_asked_for_and_the_known_robots_offered(tmp_path, athena):
+    with h5py.File(isaac_file(tmp_path / "a.hdf5"), "a") as file:
+        for demo in file["data"].values():
+            del demo["actions"]
+            demo["actions"] = np.zeros((20, 23), np.float32)
+    notes = " ".join(open_recording(tmp_path / "a.hdf5").info().notes)
+    assert "--joints FILE, or a known robot with 23 joints: --joints athena, --joints unitree_g1_23dof" in notes
+    found = info(InfoConfig(input=tmp_path / "a.hdf5", joints=Path("athena"))).info
+    assert found.joint_names == athena.joint_names
+    assert "no names" not in " ".join(found.notes)
+    with pytest.raises(RecordingError, match="There is no joint list 'atena'.*athena, toy"):
+        info(InfoConfig(input=tmp_path / "a.hdf5", joints=Path("atena")))
+    with pytest.raises(RecordingError, match="23 action columns, but --joints names 3"):
+        open_recording(tmp_path / "a.hdf5", joints=("a", "b", "c")).read("demo_0")

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from athena_vla.data.episode import Episode, Frames, Segment
-from athena_vla.data.formats.common import are_placeholders
+from athena_vla.data.formats.common import are_placeholders, ask_for_names
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import DatasetError
 
@@ -162,8 +162,8 @@ def _actions(episode: Episode, robot: Embodiment, choice: Alignment, notes: list
             return episode.actions
         raise DatasetError(
             f"Episode {episode.id} ({episode.source}) has {width} unnamed action columns, robot '{robot.name}' has "
-            f"{len(robot.joints)} joints ({robot.action_dim} with actions). Name the columns with --joints FILE, or "
-            "choose the robot that was recorded."
+            f"{len(robot.joints)} joints ({robot.action_dim} with actions). Choose the robot that was recorded, or "
+            f"{ask_for_names(width)}."
         )
     missing = [w for w, i in zip(robot.action_joints, found, strict=True) if i is None]
     raise DatasetError(

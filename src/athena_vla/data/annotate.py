@@ -34,7 +34,7 @@ class AnnotateConfig:
     format: str | None = None
     """Format of the recording; found by content where not given."""
     joints: Path | None = None
-    """JSON list or text file with the names of the action columns."""
+    """Names of the action columns: a JSON list, a text file, or a robot whose joints they are."""
     fps: float | None = None
     """Rate of the recording where it does not say it [Hz]."""
     paraphrase_url: str = ""

@@ -37,7 +37,7 @@ class BuildConfig:
     format: str | None = None
     """Format of the recording; found by content where not given."""
     joints: Path | None = None
-    """JSON list or text file, one name per line: names of the recorded action columns."""
+    """Names of the recorded action columns: a JSON list, a text file, or a robot whose joints they are."""
     joint_map: Path | None = None
     """JSON object: robot joint -> recorded column, where the names differ."""
     cameras: tuple[str, ...] = ()

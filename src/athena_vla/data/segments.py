@@ -10,6 +10,7 @@ from athena_vla.data.formats.common import guarded, read_json_object
 from athena_vla.data.motion import motion_segments
 from athena_vla.data.paraphrase import ParaphraseConfig, paraphrase
 from athena_vla.data.phrases import phrase
+from athena_vla.data.signals import signal_segments
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import DatasetError
 
@@ -25,7 +26,7 @@ def episode_segments(
     best = min((TRUST.index(s.source) for s in trusted if s.source in TRUST), default=None)
     chosen = tuple(s for s in trusted if best is not None and s.source == TRUST[best])
     if not chosen:
-        chosen = motion_segments(episode, robot) or episode.segments
+        chosen = signal_segments(episode, robot) or motion_segments(episode, robot) or episode.segments
     task = episode.instructions[0] if episode.instructions else ""
     worded = tuple(replace(s, text=phrase(s, task, episode.id, seed)) for s in chosen)
     if model is None or not episode.cameras:

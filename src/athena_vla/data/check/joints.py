@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from athena_vla.data.alignment import plain_name
 from athena_vla.data.check.findings import Finding, finding, some
 from athena_vla.data.episode import Episode
-from athena_vla.data.formats.common import are_placeholders
+from athena_vla.data.formats.common import are_placeholders, ask_for_names
 from athena_vla.data.spans import stretches
 from athena_vla.embodiment import Embodiment
 
@@ -40,7 +40,8 @@ def check_names(episode: Episode, robot: Embodiment | None) -> Iterator[Finding]
     """Whether columns can be matched to the robot; once per recording is enough."""
     if robot is None:
         if are_placeholders(episode.joint_names):
-            message = f"The {len(episode.joint_names)} action columns have no names."
+            width = len(episode.joint_names)
+            message = f"The {width} action columns have no names; {ask_for_names(width)}."
             yield finding("joint.unnamed", message, episode.id)
     elif are_placeholders(episode.joint_names):
         if len(episode.joint_names) not in (robot.action_dim, robot.state_dim):

@@ -4,6 +4,7 @@ Knows no format. Nothing here unpickles, and nothing allocates on the word of a 
 """
 
 import contextlib
+import functools
 import io
 import json
 import math
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from athena_vla.data.episode import BrokenEpisode, Episode, Image, RecordingInfo
+from athena_vla.embodiment import known_robots, load
 from athena_vla.errors import AthenaError, RecordingError
 
 MAX_ARRAY_BYTES = 8 * 2**30  # one array of one episode; more is a damaged header or a file to split first
@@ -98,18 +100,29 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_names(path: Path | None) -> tuple[str, ...]:
-    """Column names from a JSON list or a text file with one name per line."""
+    """Column names from a JSON list, a text file with one name per line, or the joints of a robot that is named."""
     if path is None:
         return ()
+    if path.suffix == ".toml" or (str(path) in known_robots() and not path.exists()):
+        return load(path).joint_names
     if path.suffix == ".json":
         names = read_json(path)
     elif path.is_file():
         names = [line.strip() for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
     else:
-        raise RecordingError(f"There is no joint list '{path}'.")
+        robots = ", ".join(known_robots())
+        raise RecordingError(f"There is no joint list '{path}'. A file with one name per line, or a robot: {robots}.")
     if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
         raise RecordingError(f"'{path}' is not a list of joint names.")
     return tuple(names)
+
+
+@functools.lru_cache(maxsize=64)
+def ask_for_names(width: int) -> str:
+    """What to do about `width` columns without names, with the known robots that have as many joints."""
+    fits = [r for r in known_robots() if len(load(r).joints) == width]
+    known = f", or a known robot with {width} joints: {', '.join(f'--joints {r}' for r in fits)}" if fits else ""
+    return f"name them with --joints FILE{known}"
 
 
 def inside(root: Path, relative: str, what: str) -> Path:

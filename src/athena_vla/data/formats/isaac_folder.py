@@ -19,6 +19,7 @@ from athena_vla.data.formats.common import (
     BaseRecording,
     OpenOptions,
     StillFrames,
+    ask_for_names,
     guarded,
     image_files,
     image_size,
@@ -140,8 +141,8 @@ class IsaacFolder(BaseRecording):
         unnamed = "joint_names" not in read_json_object(self._folder(first.id) / "metadata.json")
         if unnamed and not self.options.joints:
             notes.append(
-                f"the {len(first.joint_names)} action columns have no names; "
-                "--robot NAME or --joints FILE asserts their order"
+                f"the {len(first.joint_names)} action columns have no names; --robot NAME asserts their order, or "
+                f"{ask_for_names(len(first.joint_names))}"
             )
         if first.state_names and unnamed:
             notes.append(f"the {len(first.state_names)} state columns have no names")

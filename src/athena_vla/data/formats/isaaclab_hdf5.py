@@ -18,6 +18,7 @@ from athena_vla.data.formats.common import (
     NOT_RGB,
     BaseRecording,
     OpenOptions,
+    ask_for_names,
     guarded,
     natural_key,
     optional_bool,
@@ -30,7 +31,7 @@ NAME = "isaaclab_hdf5"
 JOINT_TERMS = ("joint_pos", "robot_joint_pos")
 # (sim.dt [s], decimation) of environments whose files do not record them, from Isaac Lab's task configurations.
 PUBLISHED_STEPS = {"Isaac-Stack-Cube-Franka": (0.01, 5), "Isaac-Stack-Cube-UR10": (0.01, 5)}
-STREAMS = ("states/rigid_object/", "obs/datagen_info/")  # carried along: object poses and Mimic's signals
+STREAMS = ("states/rigid_object/", "obs/datagen_info/")  # carried along with contacts: object poses, Mimic's signals
 IDENTITY_TOLERANCE = 1e-3  # [rad] recorders store float32; the real files agree to 1e-6
 
 
@@ -151,7 +152,8 @@ class IsaacLabHDF5(BaseRecording):
         if declared is not None and int(declared) != length:
             notes.append(f"{demo} declares {int(declared)} samples, it holds {length}")
         if not self.options.joints:
-            notes.append(f"the {actions.shape[1]} action columns have no names; --joints FILE names them")
+            width = actions.shape[1]
+            notes.append(f"the {width} action columns have no names, in Isaac's own order; {ask_for_names(width)}")
         if actions.shape[1] != states.shape[1] and states.shape[1]:
             notes.append(
                 f"{actions.shape[1]} action columns for {states.shape[1]} joints: these actions are not joint targets"
@@ -263,7 +265,7 @@ class IsaacLabHDF5(BaseRecording):
             if item.ndim == 4 and item.shape[3] in (3, 4):
                 if not NOT_RGB.search(leaf) and item.dtype.kind in "uf":
                     cameras[leaf.removesuffix("_rgb")] = HDF5Frames(item)
-            elif item.ndim <= 3 and item.dtype.kind in "fbiu" and name.startswith(STREAMS):
+            elif item.ndim <= 3 and item.dtype.kind in "fbiu" and (name.startswith(STREAMS) or "contact" in leaf):
                 streams[name] = numbers_of(item, name)
 
         group.visititems(visit)
