@@ -2,6 +2,7 @@
 
     python benchmarks/bench_gpu_models.py                    # writes benchmarks/gpu_models.json
     python benchmarks/bench_gpu_models.py --checkpoint DIR   # with a checkpoint's weights instead of random ones
+    python benchmarks/bench_gpu_models.py --tiny             # small sizes on the CPU: shows that the script runs
 
 The floor of a pass is the larger of (weight bytes read / measured bandwidth) and (FLOPs / measured matrix throughput),
 both measured on the same card just before: large copies and large bf16 products. A pass cannot be faster than that.
@@ -21,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from athena_vla.models import checkpoint, gates
+from athena_vla.models import architecture, checkpoint, gates
 from athena_vla.models.architecture import ModelInput, Tensors, run_torch
-from athena_vla.models.prismatic import PrismaticSpec
+from athena_vla.models.prismatic import PrismaticSpec, tiny_body
 from athena_vla.models.sizes import full_size
 from athena_vla.models.tiny_tokenizer import tiny_tokenizer_files
 from athena_vla.models.vla import VisionLanguageModel, VlaSpec
@@ -36,47 +37,54 @@ FAMILIES = {
 }
 
 
+def wait() -> None:
+    """Until the card has nothing left to do."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def timed(work: Callable[[], Any], repeats: int, warm: int = 3) -> list[float]:
     """Seconds of each call, the card idle before and after."""
     for _ in range(warm):
         work()
-    torch.cuda.synchronize()
+    wait()
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
         work()
-        torch.cuda.synchronize()
+        wait()
         seconds.append(time.perf_counter() - start)
     return seconds
 
 
-def ceilings() -> dict[str, float]:
+def ceilings(device: str, *, tiny: bool) -> dict[str, float]:
     """What this card reaches: bytes read per second, bf16 FLOPs per second."""
-    source = torch.empty(2**31, dtype=torch.uint8, device="cuda")
+    count, side, repeats = (2**20, 64, 2) if tiny else (2**31, 8192, 20)
+    source = torch.empty(count, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    copy = min(timed(lambda: target.copy_(source), 20))
+    copy = min(timed(lambda: target.copy_(source), repeats))
     del source, target
-    a, b = (torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda") for _ in range(2))
-    product = min(timed(lambda: a @ b, 20))
-    return {"bytes_per_s": 2 * 2**31 / copy, "flops_per_s": 2 * 8192**3 / product}
+    a, b = (torch.randn(side, side, dtype=torch.bfloat16, device=device) for _ in range(2))
+    product = min(timed(lambda: a @ b, repeats))
+    return {"bytes_per_s": 2 * count / copy, "flops_per_s": 2 * side**3 / product}
 
 
-def build(family: str, source: Path | None, seed: int) -> VisionLanguageModel:
-    """The full-size model on the card, without ever being on the host."""
-    from athena_vla.models import architecture
-
-    spec = full_size(family, **FAMILIES[family])
+def build(family: str, source: Path | None, seed: int, device: str, *, tiny: bool) -> VisionLanguageModel:
+    """The model on the card, without ever being on the host."""
     kind = architecture.family(family)
     assert issubclass(kind, VisionLanguageModel)
-    assert isinstance(spec, VlaSpec)
     torch.manual_seed(seed)
+    if tiny:
+        return kind.from_spec(kind.spec_on(tiny_body(), **FAMILIES[family]), {}).eval()
+    spec = full_size(family, **FAMILIES[family])
+    assert isinstance(spec, VlaSpec)
     if source is not None:
-        loaded = checkpoint.load(source, "bfloat16", device="cuda", output=kind.reads_tokens)
+        loaded = checkpoint.load(source, "bfloat16", device=device, output=kind.reads_tokens)
         model = kind(dataclasses.replace(spec, body=loaded.spec), loaded.tokenizer_files, loaded.body)
-        return model.to("cuda", torch.bfloat16).eval()
+        return model.to(device, torch.bfloat16).eval()
     with torch.device("meta"):
         model = kind(spec, tiny_tokenizer_files(spec.body.text.vocabulary))
-    model = model.to(torch.bfloat16).to_empty(device="cuda")
+    model = model.to(torch.bfloat16).to_empty(device=device)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim >= 2:
@@ -124,13 +132,15 @@ def floor(model: VisionLanguageModel, inputs: Tensors, ceiling: dict[str, float]
 
 def train_step(model: VisionLanguageModel, inputs: Tensors) -> dict[str, Any]:
     """One forward, loss and backward of every weight; no optimiser."""
-    torch.cuda.reset_peak_memory_stats()
-    target = torch.zeros(1, model.spec.horizon, model.spec.action_dim, device="cuda")
-    valid = torch.ones(1, model.spec.horizon, dtype=torch.bool, device="cuda")
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    device = inputs["input_ids"].device
+    target = torch.zeros(1, model.spec.horizon, model.spec.action_dim, device=device)
+    valid = torch.ones(1, model.spec.horizon, dtype=torch.bool, device=device)
     start = time.perf_counter()
     loss = model.loss(inputs, target, valid)
     loss.backward()
-    torch.cuda.synchronize()
+    wait()
     seconds = time.perf_counter() - start
     finite = all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
     without = [n for n, p in model.named_parameters() if p.grad is None]
@@ -140,13 +150,13 @@ def train_step(model: VisionLanguageModel, inputs: Tensors) -> dict[str, Any]:
         "seconds_first": seconds,
         "gradients_finite": finite,
         "parameters_without_gradient": len(without),
-        "peak_GB": torch.cuda.max_memory_allocated() / 1e9,
+        "peak_GB": torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None,
     }
 
 
 def graphed(model: VisionLanguageModel, inputs: Tensors) -> tuple[Callable[[], Any], Tensor] | None:
     """One whole call captured as a CUDA graph, and where its actions appear; token families decide on the host."""
-    if model.reads_tokens:
+    if model.reads_tokens or not inputs["input_ids"].is_cuda:
         return None
     run = run_torch(model)
     stream = torch.cuda.Stream()
@@ -161,8 +171,10 @@ def graphed(model: VisionLanguageModel, inputs: Tensors) -> tuple[Callable[[], A
     return graph.replay, actions
 
 
-def measure(family: str, source: Path | None, ceiling: dict[str, float], repeats: int) -> dict[str, Any]:
-    model = build(family, source, seed=0)
+def measure(
+    family: str, source: Path | None, ceiling: dict[str, float], repeats: int, device: str, *, tiny: bool
+) -> dict[str, Any]:
+    model = build(family, source, 0, device, tiny=tiny)
     inputs = model.place(model.collate([observation(model)]))
     result: dict[str, Any] = {
         "sizes": FAMILIES[family],
@@ -199,7 +211,8 @@ def measure(family: str, source: Path | None, ceiling: dict[str, float], repeats
             "actions_per_s": model.spec.horizon / median,
         }
     del model
-    torch.cuda.empty_cache()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     return result
 
 
@@ -208,15 +221,17 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
     parser.add_argument("--repeats", type=int, default=50)
+    parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
-    if not torch.cuda.is_available():
+    if not (options.tiny or torch.cuda.is_available()):
         print("bench_gpu_models: not run. It needs a CUDA GPU with 40 GB of memory; torch sees none here.")
         return
-    ceiling = ceilings()
+    device = "cpu" if options.tiny else "cuda"
+    ceiling = ceilings(device, tiny=options.tiny)
     report: dict[str, Any] = {
-        "what": "measured on this device",
-        "device": torch.cuda.get_device_name(0),
+        "what": "small sizes on a CPU: not a measurement" if options.tiny else "measured on this device",
+        "device": "cpu" if options.tiny else torch.cuda.get_device_name(0),
         "versions": {"torch": torch.__version__, "cuda": torch.version.cuda},
         "command": "python " + " ".join(sys.argv),
         "weights": str(options.checkpoint or "random"),
@@ -224,7 +239,9 @@ def main() -> None:
         "families": {},
     }
     for family in options.families:
-        report["families"][family] = measure(family, options.checkpoint, ceiling, options.repeats)
+        report["families"][family] = measure(
+            family, options.checkpoint, ceiling, options.repeats, device, tiny=options.tiny
+        )
         print(family, json.dumps(report["families"][family], indent=1), flush=True)
     temporary = options.out.with_suffix(".part")
     temporary.write_text(json.dumps(report, indent=1) + "\n")

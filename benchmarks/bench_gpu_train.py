@@ -27,8 +27,10 @@ from athena_vla.bench.facts import device_facts
 from athena_vla.finetune import PRESETS
 from athena_vla.models import lora, openvla, openvla_chunk
 from athena_vla.models.lora import LoraSettings
+from athena_vla.models.sizes import weightless
 from athena_vla.models.tiny_tokenizer import tiny_tokenizer_files
 from athena_vla.models.vla import VisionLanguageModel
+from athena_vla.plan import DEVICES, training_memory
 
 PROMPT = 32  # tokens
 DENSE_BF16 = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "RTX 4090": 165e12, "L4": 121e12}  # [FLOP/s], data sheets
@@ -96,7 +98,7 @@ def timed(
             torch.cuda.synchronize()
         if number >= 2:
             seconds.append(time.perf_counter() - started)
-    peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else float("nan")
+    peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None
     return {"seconds_per_step": statistics.median(seconds), "peak_gb": peak, "loss": float(loss.detach())}
 
 
@@ -120,7 +122,11 @@ def ours(
     known = next(
         (v for k, v in DENSE_BF16.items() if device.type == "cuda" and k in torch.cuda.get_device_name()), None
     )
+    planned = training_memory(
+        weightless(model.family, model.spec), settings, DEVICES["rtx4090"], batch=batch, checkpointing=checkpointing
+    )
     row |= {"trainable": counted.trainable, "samples_per_second": batch / row["seconds_per_step"]}
+    row |= {"predicted_gb": planned.total_gb - planned.overhead_gb}  # torch does not count CUDA's own memory
     return row | {"utilisation": work / row["seconds_per_step"] / known if known else None}
 
 

@@ -1,6 +1,8 @@
 """Fixtures of the whole suite: robots, the optional folder of real recordings and goldens, one torch thread."""
 
+import importlib.util
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,20 @@ def athena():
     from athena_vla import embodiment
 
     return embodiment.load("athena")
+
+
+@pytest.fixture(scope="session")
+def released_layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint with random weights in the exact layout of openvla-7b; not to be changed."""
+    spec = importlib.util.spec_from_file_location("write_random_7b", REPOSITORY / "scripts" / "write_random_7b.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    sys.modules["write_random_7b"] = script
+    spec.loader.exec_module(script)
+    folder = tmp_path_factory.mktemp("released") / "openvla"
+    script.write(script.WriteConfig(out=folder, tiny=True, shard_bytes=200_000))
+    return folder
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """`make bench` runs every script without arguments: what cannot be measured here says so and is no failure."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,22 @@ def test_what_cannot_be_measured_here_is_skipped_with_a_sentence(name: str) -> N
     assert done.returncode == 0, done.stderr
     assert "not run" in done.stdout
     assert NEEDS[name] in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "words"), [("bench_gpu_train", ["--steps", "1"]), ("bench_gpu_models", ["--repeats", "2"])]
+)
+def test_gpu_scripts_run_whole_at_small_sizes(tmp_path, name, words) -> None:
+    """Every line but those that need CUDA, so that the first hour on a GPU is not spent on slips."""
+    done = run(name, "--tiny", "--out", str(tmp_path / "out.json"), *words)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert "not a measurement" in report["what"]
+    rows = report["rows"] if "rows" in report else report["families"]
+    assert len(rows) >= 3
+    seconds = [r["seconds_per_step"] if "rows" in report else r["decode_eager"]["median_s"] for r in rows.values()]
+    assert all(s > 0 for s in seconds)
 
 
 def test_bandwidth_is_that_of_memory_and_the_best_kernel_wins(monkeypatch) -> None:

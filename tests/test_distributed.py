@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,25 @@ def test_two_processes_equal_one(base_config, tmp_path, sharding, quantization):
     lines = [x["step"] for x in read(two.run_folder / "log.jsonl") if "loss" in x]
     assert lines == [1, 2, 3, 4]  # one process wrote
     assert json.loads((two.run_folder / "result.json").read_text())["trainable"] == result.trainable
+
+
+def test_torchrun_on_the_command_line_is_recognised(base_config, tmp_path):
+    one = dataclasses.replace(base_config, out=tmp_path / "one", max_steps=2, evaluate_every=2)
+    finetune(one)
+    words = [
+        *("--model", one.model, "--data", str(one.data), "--out", str(tmp_path / "two"), "--rank", "4"),
+        *("--learning-rate", "1e-2", "--warmup-steps", "0", "--batch", "2", "--accumulation", "2", "--max-steps", "2"),
+        *("--evaluate-every", "2", "--precision", "fp32", "--no-augment", "--select", "last", "--no-tensorboard"),
+        *("--device", "cpu", "--no-progress"),
+    ]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "athena_vla.cli"]
+    done = subprocess.run(
+        [sys.executable, *torchrun, "train", *words], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    a, b = weights(one.out), weights(tmp_path / "two")
+    assert max(float((a[k] - v).abs().max()) for k, v in b.items()) < 2e-4
+    assert done.stderr.count("trainable ") == 1, "one process speaks"
 
 
 def test_an_error_in_a_process_is_its_own_sentence(base_config, tmp_path):

@@ -1,5 +1,6 @@
 """The stage end to end on the toy robot: what it writes, exact resume, the feature cache, and every bad input."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -17,9 +18,11 @@ from safetensors.torch import load_file
 from athena_vla.bundle import Bundle
 from athena_vla.data.dataset import BuildConfig, Dataset, build
 from athena_vla.errors import AthenaError, DatasetError, TrainingError
-from athena_vla.finetune import PRESETS, FinetuneConfig, checkpoint, features, finetune, loop, stage
+from athena_vla.finetune import PRESETS, FinetuneConfig, checkpoint, features, finetune, launch, loop
 from athena_vla.finetune.batches import Loader, Order
-from athena_vla.finetune.log import read
+from athena_vla.finetune.log import RunLog, read
+from athena_vla.finetune.result import result_of
+from athena_vla.models.lora import LoraSettings
 from athena_vla.policy import Policy, require_replay
 from recordings import clean, write
 from small_bundles import write_base, write_finetuned
@@ -94,7 +97,12 @@ def test_it_learns_and_leaves_its_curves(trained):
     assert (cfg.run_folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert any((cfg.run_folder / "tensorboard").iterdir())
     assert json.loads((cfg.run_folder / "result.json").read_text())["steps"] == 24
-    assert stage.result_of(cfg) == result
+    assert result_of(cfg) == result
+    said = [x["note"] for x in read(cfg.run_folder / "log.jsonl") if "note" in x]
+    share = 100 * result.trainable / result.total
+    assert f"trainable {result.trainable:,} of {result.total:,} parameters ({share:.3f}%)" in said
+    assert result.peak_memory_gb > 0.1
+    assert 0 < result.step_seconds < result.seconds
 
 
 def test_only_the_last_checkpoints_and_the_best_are_kept_and_none_holds_the_base(trained):
@@ -322,6 +330,60 @@ def test_order_is_balanced_seeded_and_the_same_for_any_number_of_processes(world
     assert set(one.micro_batch(0, 0, 0)) <= set(dataset.train.tolist())
 
 
+def test_gradients_are_clipped_before_the_step(world, tmp_path, monkeypatch):
+    norms = []
+    original = torch.optim.AdamW.step
+
+    def step(self, *arguments, **more):
+        gradients = [p.grad for group in self.param_groups for p in group["params"]]
+        norms.append(float(torch.stack([g.norm() for g in gradients]).norm()))
+        return original(self, *arguments, **more)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    cfg = config(world, tmp_path / "policy", max_steps=2, clip_norm=0.01)
+    finetune(cfg)
+    assert norms == pytest.approx([0.01, 0.01], rel=1e-3)
+    logged = [x["gradient_norm"] for x in read(cfg.run_folder / "log.jsonl") if "gradient_norm" in x]
+    assert min(logged) > 0.01, "the log has the norm before"
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 0.5])
+def test_scaled_losses_give_the_same_weights_and_the_scale_is_resumed(
+    world, tmp_path, monkeypatch, interrupted_at_step, clip_norm
+):
+    """The way of fp16, with numbers in float32: a power of two in and out of the gradients changes nothing."""
+    common = {"precision": "fp32", "clip_norm": clip_norm, "max_steps": 5, "checkpoint_every": 2, "select": "last"}
+    finetune(config(world, tmp_path / "plain", **common))
+    scales = []
+    original = launch.one_accelerator
+
+    @contextlib.contextmanager
+    def scaling(cfg):
+        with original(cfg) as accelerator:
+            accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, growth_interval=3)
+            yield accelerator
+            scales.append(accelerator.scaler.get_scale())
+
+    monkeypatch.setattr(launch, "one_accelerator", scaling)
+    broken = config(world, tmp_path / "scaled", **common)
+    interrupted_at_step(3, broken)
+    finetune(broken)
+    a, b = weights(tmp_path / "plain"), weights(tmp_path / "scaled")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert scales == [2.0**13], "it grew once in five steps, over the interruption"
+
+
+def test_the_bar_shows_every_step_where_a_person_is_looking(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    log = RunLog(config(world, tmp_path / "policy", progress=True), main=True)
+    seen = []
+    for step in log.track(range(3, 7), 3, 7):
+        log.scalars(step + 1, {"loss": 0.5, "samples_per_second": 10.0})
+        assert any(type(c).__name__ == "TimeRemainingColumn" for c in log.bar.columns)
+        seen.append((step, log.bar.tasks[0].completed, log.bar.tasks[0].total, log.bar.tasks[0].fields["loss"]))
+    assert seen == [(s, s, 7, "loss 0.5000") for s in range(3, 7)]
+
+
 @pytest.mark.parametrize(
     ("schedule", "wanted"), [("constant", [1, 1, 1]), ("cosine", [1, 0.5, 0]), ("linear", [1, 0.5, 0])]
 )
@@ -347,6 +409,14 @@ def test_presets_have_exactly_the_users_numbers():
         assert (p.clip_norm, p.log_every, p.keep, p.select) == (1.0, 10, 2, "best")
         assert p.gradient_checkpointing
     assert {"openvla_reference", "rtx4090", "demo"} < set(PRESETS)
+
+
+def test_what_trains_is_the_same_choice_in_both_configurations():
+    """`FinetuneConfig` is flat for the command line and needs no torch; the adapter's settings are its fields."""
+    ours = {f.name: (f.type, f.default) for f in dataclasses.fields(FinetuneConfig)}
+    theirs = {f.name: (f.type, f.default) for f in dataclasses.fields(LoraSettings)}
+    assert set(FinetuneConfig().lora()) == set(theirs)
+    assert {name: ours[name] for name in theirs} == theirs
 
 
 @pytest.mark.parametrize(
@@ -379,7 +449,7 @@ def test_inputs_that_cannot_be_trained_on_are_a_sentence_each(world, tmp_path, t
     refused("torch sees no GPU", device="cuda") if not torch.cuda.is_available() else None
     refused("fp16 cannot be trained on a CPU", precision="fp16", device="cpu")
     base = Bundle.open(world / "base")
-    write_finetuned(tmp_path / "tuned", base, stage.LoraSettings(rank=2))
+    write_finetuned(tmp_path / "tuned", base, LoraSettings(rank=2))
     refused("Merge it first", model=str(tmp_path / "tuned"))
     build(BuildConfig(input=world / "rec", out=tmp_path / "far", robot="toy", horizon=20, workers=1))
     refused("horizon of 20 steps is longer than its longest episode", data=tmp_path / "far")
@@ -426,7 +496,7 @@ def test_a_full_disk_leaves_earlier_checkpoints_alone(world, tmp_path, monkeypat
     assert checkpoint.load(folder, 2)[0].step == 2
 
 
-def test_another_robot_gets_fresh_heads_of_its_sizes(world, tmp_path, athena):
+def test_another_robot_gets_fresh_heads_of_its_sizes(world, tmp_path, athena, capsys):
     """The base of one robot, the recordings of another: the body stays, the heads are new."""
     write_base(tmp_path / "athena_base", athena)
     cfg = config(world, tmp_path / "policy", model=str(tmp_path / "athena_base"), max_steps=2)
@@ -434,4 +504,5 @@ def test_another_robot_gets_fresh_heads_of_its_sizes(world, tmp_path, athena):
     assert bundle.spec.action_dim == 3
     assert bundle.spec.horizon == 4
     assert bundle.robot.name == "toy"
+    assert "was made for 'athena', the dataset holds motions of 'toy'" in capsys.readouterr().err
     assert require_replay(Policy.of(bundle), bundle)["max_rad"] == 0.0

@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 
 from athena_vla.errors import AthenaError, BundleError, ModelError
+from athena_vla.finetune import PRESETS
 from athena_vla.models import lora, openvla
 from athena_vla.models.architecture import run_torch
 from athena_vla.models.attention import _WrittenOut, attend
 from athena_vla.models.lora import LoraSettings
 from athena_vla.models.tiny_tokenizer import tiny_tokenizer_files
+from athena_vla.plan.training import trainable_parameters
 from small_bundles import small_model
 
 SETTINGS = {
@@ -176,6 +178,12 @@ def test_parameter_counts_at_full_size():
     with torch.device("meta"):
         spec = openvla.full_7b_spec(action_dim=7, state_dim=7)
         model = openvla.OpenVLA(spec, tiny_tokenizer_files())
+    reference = trainable_parameters(model, LoraSettings(**PRESETS["openvla_reference"].lora()))
+    unread = (
+        1_094_656 + 607_232
+    )  # linear layers of each tower's last block, and SigLIP's pool: no output depends on them
+    assert reference == 107_862_016 == 109_563_904 - unread, "every linear layer, without those that get no gradient"
+    assert 109_563_904 + 1_157_120 + 107_264 == 110_828_288, "as published: the output layer, and patch embeddings"
     decoder = lora.attach(model, LoraSettings(rank=32))
     assert decoder.trainable == 79_953_920
 

@@ -50,6 +50,21 @@ def test_step_by_step_logits_equal_teacher_forced_logits(model: OpenVLA, inputs:
     torch.testing.assert_close(torch.stack(seen, dim=1), forced[:, :-1, action], atol=1e-5, rtol=0)
 
 
+def test_logits_cost_answer_rows_only_and_the_last_layer_no_picture(model: OpenVLA, inputs: Tensors) -> None:
+    language = model.body.language_model
+    rows: dict[str, int] = {}
+    hooks = [
+        part.register_forward_pre_hook(lambda _, given, name=name: rows.update({name: given[0].shape[1]}))
+        for name, part in (("output", language.lm_head), ("last", language.model.layers[-1].mlp))
+    ]
+    tokens = torch.full((inputs["input_ids"].shape[0], 5), model.action_tokens.first)
+    model.answer_logits(inputs, tokens)
+    for hook in hooks:
+        hook.remove()
+    words = inputs["input_ids"].shape[1] + 5
+    assert rows == {"output": 6, "last": words - 1}
+
+
 def test_the_state_is_not_an_input(model: OpenVLA, inputs: Tensors) -> None:
     assert not model.reads_state
     assert model.head_modules() == []

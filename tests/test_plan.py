@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from athena_vla.errors import UnknownName
-from athena_vla.models import lora, sizes
+from athena_vla.finetune import PRESETS
+from athena_vla.models import checkpoint, lora, sizes
 from athena_vla.models.lora import LoraSettings
 from athena_vla.plan import DEVICES, Plan, PlanConfig, plan
 from athena_vla.plan import cost as costs
-from athena_vla.plan.activations import step_cost
+from athena_vla.plan.activations import StepCost, _Live
 from athena_vla.plan.predict import pass_seconds, predict, step_seconds
-from athena_vla.plan.training import TrainingPlan, trainable_parameters, training_memory, training_plan
+from athena_vla.plan.training import TrainingMemory, TrainingPlan, trainable_parameters, training_memory, training_plan
 from small_bundles import small_model, write_base
 
 NX, AGX = DEVICES["jetson-orin-nx-16gb"], DEVICES["jetson-agx-orin-64gb"]
@@ -65,7 +66,7 @@ def test_full_size_counts_are_the_known_ones(released) -> None:
     calls = {c.graph: c for c in released.calls}
     linear = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
     assert linear == 6_476_005_376
-    assert calls["step"].packed_weights == linear + 32064 * 4096
+    assert calls["step"].packed_weights == linear + 256 * 4096, "of the output layer the action rows alone"
     assert calls["vision"].flops / 1e12 == pytest.approx(0.405, rel=0.02)
     assert sum(c.times for c in released.calls if c.graph == "step") == 6, "the first token comes from the prefill"
     assert released.parameters == pytest.approx(7.5e9, rel=0.02)
@@ -131,48 +132,45 @@ def seven_billion():
     return sizes.weightless("openvla_chunk", sizes.full_size("openvla_chunk", action_dim=23, state_dim=23))
 
 
-def test_training_memory_orders(seven_billion) -> None:
-    card = DEVICES["rtx4090"]
-    plain = training_memory(seven_billion, LoraSettings(rank=32), card)
-    small = training_memory(seven_billion, LoraSettings(rank=32, quantization="nf4"), card)
-    whole = training_memory(seven_billion, LoraSettings(method="full"), card)
-    split = training_memory(seven_billion, LoraSettings(method="full"), card, shards=4)
+@pytest.fixture(scope="module")
+def traced(seven_billion) -> StepCost:
+    """What activations are does not depend on quantisation, optimiser or shards, and little on the rank."""
+    return StepCost(seven_billion, LoraSettings(rank=32))
+
+
+def test_training_memory_orders(seven_billion, traced) -> None:
+    def memory(settings: LoraSettings, **change) -> TrainingMemory:
+        return training_memory(seven_billion, settings, DEVICES["rtx4090"], traced, **change)
+
+    plain = memory(LoraSettings(rank=32))
+    small = memory(LoraSettings(rank=32, quantization="nf4"))
+    whole = memory(LoraSettings(method="full"))
     assert plain.fits
     assert small.total_gb < plain.total_gb - 8, "4-bit weights save about ten gigabytes"
     assert not whole.fits
-    assert split.states_gb == pytest.approx(whole.states_gb / 4)
-    assert training_memory(seven_billion, LoraSettings(), card, checkpointing=False).total_gb > plain.total_gb
-    thrifty = training_memory(seven_billion, LoraSettings(rank=128), card, optimizer="paged_adamw8bit")
-    assert thrifty.states_gb < training_memory(seven_billion, LoraSettings(rank=128), card).states_gb * 0.7
+    assert memory(LoraSettings(method="full"), shards=4).states_gb == pytest.approx(whole.states_gb / 4)
+    assert memory(LoraSettings(), checkpointing=False).total_gb > plain.total_gb
+    thrifty = memory(LoraSettings(rank=128), optimizer="paged_adamw8bit")
+    assert thrifty.states_gb < memory(LoraSettings(rank=128)).states_gb * 0.7
 
 
-def test_the_fastest_choice_that_fits_is_taken_and_the_samples_stay_the_same(toy) -> None:
-    model = small_model(toy)
-    card = dataclasses.replace(DEVICES["rtx4090"], memory_gb=1e9)
-    roomy = training_plan(model, LoraSettings(rank=4), card, batch=4, accumulation=8, checkpointing=True)
+def test_the_fastest_choice_that_fits_is_taken_and_the_samples_stay_the_same(toy, toy_cost) -> None:
+    model, settings = small_model(toy), LoraSettings(rank=4)
+
+    def planned(memory_gb: float, batch: int, accumulation: int, checkpointing: bool) -> TrainingPlan:
+        card = dataclasses.replace(DEVICES["rtx4090"], memory_gb=memory_gb)
+        steps = {"batch": batch, "accumulation": accumulation, "checkpointing": checkpointing}
+        return training_plan(model, settings, card, **steps, cost=toy_cost)
+
+    roomy = planned(1e9, 4, 8, True)
     assert roomy.chosen is not None
     assert (roomy.chosen.batch, roomy.chosen.accumulation, roomy.chosen.checkpointing) == (32, 1, False)
     assert all(r.batch * r.accumulation == 32 for r in roomy.rows)
-    least = min(r.total_gb for r in roomy.rows)
-    tight = training_plan(
-        model,
-        LoraSettings(rank=4),
-        dataclasses.replace(card, memory_gb=least * 1.0001),
-        batch=32,
-        accumulation=1,
-        checkpointing=False,
-    )
+    tight = planned(min(r.total_gb for r in roomy.rows) * 1.0001, 32, 1, False)
     assert tight.chosen is not None
     assert tight.chosen.batch == 1
     assert tight.remedy.startswith("--batch 1 --accumulation 32")
-    none = training_plan(
-        model,
-        LoraSettings(rank=4),
-        dataclasses.replace(card, memory_gb=0.5),
-        batch=1,
-        accumulation=1,
-        checkpointing=True,
-    )
+    none = planned(0.5, 1, 1, True)
     assert none.chosen is None
     assert "--quantization nf4" in none.remedy
 
@@ -202,21 +200,63 @@ def test_which_presets_do_not_fit_24_gb_and_what_to_change() -> None:
     assert "--batch" in reference.remedy
 
 
-def test_what_is_kept_grows_by_layers_and_samples_and_shrinks_by_recomputing(toy) -> None:
+@pytest.fixture(scope="module")
+def toy_cost(toy) -> StepCost:
+    return StepCost(small_model(toy), LoraSettings(rank=4))
+
+
+def test_a_deep_model_is_the_straight_line_through_two_shallow_ones(toy_cost) -> None:
+    toy_cost._models[7] = toy_cost._prepared(7)
+    for checkpointing in (False, True):
+        whole = toy_cost._trace(7, 16, checkpointing)
+        assert toy_cost.peak(7, 16, checkpointing=checkpointing) == pytest.approx(whole.peak, rel=0.03)
+        assert toy_cost.traffic(7, 16, checkpointing=checkpointing) == pytest.approx(whole.traffic, rel=0.01)
+
+
+def test_recomputing_trades_memory_for_arithmetic(toy, toy_cost) -> None:
     model = small_model(toy)
-    cost = step_cost(model, LoraSettings(rank=4))
-    kept = {(n, b, c): cost.kept(n, b, checkpointing=c) for n in (8, 16) for b in (1, 2) for c in (False, True)}
-    assert kept[16, 1, False] > 1.8 * kept[8, 1, False]
-    assert kept[8, 2, False] > 1.8 * kept[8, 1, False] - cost.layer.fixed * 8
-    assert kept[16, 2, True] < 0.5 * kept[16, 2, False]
-    deep = cost.flops(16, 1, checkpointing=False)
-    assert cost.flops(16, 1, checkpointing=True) == pytest.approx(deep + cost.layer.flops * 16 / 3)
+    peak = {(n, c): toy_cost.peak(n, 16, checkpointing=c) for n in (8, 16) for c in (False, True)}
+    assert peak[16, False] > 1.8 * peak[8, False]
+    assert peak[16, True] < 0.5 * peak[16, False]
+    deep = toy_cost.flops(16, 1, checkpointing=False)
+    assert toy_cost.flops(16, 1, checkpointing=True) == pytest.approx(deep + toy_cost.layer_flops * 16 / 3)
     # Frozen weights cost two products forward and one backward: 4 per weight and row, and the adapters 6.
     text = model.body_spec.text
     rows = model.body_spec.patches * model.spec.cameras + 32 + 1 + model.spec.horizon
     weights = 4 * text.width**2 + 3 * text.width * text.mlp_width
-    assert cost.layer.flops == pytest.approx(4 * weights * rows, rel=0.35)
-    assert all(p.requires_grad for p in model.parameters()), "the model itself is not touched"
+    assert toy_cost.layer_flops == pytest.approx(4 * weights * rows, rel=0.35)
+    assert all(p.requires_grad for p in toy_cost.model.parameters()), "the model itself is not touched"
+
+
+def test_live_blocks_are_counted_until_they_are_freed_and_views_cost_nothing() -> None:
+    layer = torch.nn.Linear(100, 100, bias=False)
+    x = torch.zeros(50, 100)
+    with _Live(layer, lambda tensor: True) as live:
+        a = layer(x)  # 20,000 bytes
+        b = a.relu()  # 20,000 more
+        del a
+        with torch.no_grad():
+            c = b.view(100, 50)[:10] + 1  # 2,000 more
+        assert live.now == 22_000
+        del b, c
+    assert (live.now, live.peak) == (0, 40_000)
+    # product: input, weight, output; relu: input, output; sum of ten rows: input, output
+    assert live.traffic == (20_000 + 40_000 + 20_000) + 2 * 20_000 + 2 * 2_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_released_checkpoint_is_planned_from_its_configuration_alone(released_layout, monkeypatch, preset) -> None:
+    def loaded(*arguments, **more):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(checkpoint, "load", loaded)
+    found = plan(PlanConfig(model=str(released_layout), gpu="rtx4090", preset=preset, family="openvla", horizon=1))
+    assert found.training is not None
+    assert found.training.asked.fits, "the tiny one"
+    assert found.parameters < 10e6, "its own sizes, not those of openvla-7b"
+    assert "as asked (" in str(found)
+    assert "take: --batch" in str(found)
 
 
 def test_unknown_names_list_the_known_ones() -> None:

@@ -1,18 +1,17 @@
 """A released checkpoint as the base of a fine-tuning: the whole way, for all families, and every wrong input."""
 
 import dataclasses
-import importlib.util
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from athena_vla.bench.stage import BenchConfig, bench
 from athena_vla.bundle import Bundle, open_base
 from athena_vla.data.dataset import BuildConfig, Dataset, build
 from athena_vla.errors import AthenaError, BundleError, ModelError
-from athena_vla.evaluate.commands import CompareConfig, Loop, compare
+from athena_vla.evaluate.commands import CompareConfig, EvaluateConfig, Loop, compare, evaluate
 from athena_vla.export import ExportConfig, GateConfig, check, export
 from athena_vla.finetune import FinetuneConfig, checkpoint, finetune
 from athena_vla.merge import MergeConfig, merge
@@ -22,20 +21,12 @@ from athena_vla.quantize import QuantizeConfig, quantize
 from athena_vla.serving import open_policy
 from recordings import clean, write
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "write_random_7b.py"
-
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory) -> Path:
+def world(tmp_path_factory, released_layout) -> Path:
     """A tiny checkpoint in the released layout, and a dataset of another robot than it was made for."""
     root = tmp_path_factory.mktemp("released")
-    spec = importlib.util.spec_from_file_location("write_random_7b", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    sys.modules["write_random_7b"] = script
-    spec.loader.exec_module(script)
-    script.write(script.WriteConfig(out=root / "openvla", tiny=True, shard_bytes=200_000))
+    shutil.copytree(released_layout, root / "openvla")
     write(root / "rec", *(clean(i, length=14) for i in range(5)))
     build(BuildConfig(input=root / "rec", out=root / "set", robot="toy", horizon=2, workers=1, validation=0.2))
     return root
@@ -167,6 +158,21 @@ def test_an_adapter_without_its_base_is_neither_quantised_nor_exported(world, tm
             stage()
     with pytest.raises(AthenaError, match="itself an adapter. Merge it first"):
         finetune(config(world, tmp_path / "again", model=str(tmp_path / "tuned")))
+
+
+def test_a_policy_on_a_release_is_evaluated_and_timed_as_any_other(world, tmp_path):
+    finetune(config(world, tmp_path / "tuned", max_steps=2))
+    result = evaluate(
+        EvaluateConfig(
+            bundle=tmp_path / "tuned", data=world / "set", out=tmp_path / "out", samples=8, loop=Loop(episodes=0)
+        )
+    )
+    assert result.open is not None
+    assert {"policy", "policy.black_image", "policy.other_instruction"} <= {r.name for r in result.rows}
+    assert "policy" in str(result)
+    timed = bench(BenchConfig(bundle=tmp_path / "tuned", warmup=10, runs=100, rate_hz=1.0))
+    assert timed.record["summary"]["kind"] == "measured_here"
+    assert len(timed.whole.seconds) == 100
 
 
 def test_untuned_is_the_release_with_the_robots_statistics_and_heads_that_never_learned(world, tmp_path):

@@ -72,6 +72,8 @@ def test_a_sweep_measures_every_row_and_reuses_what_is_done(tmp_path, toy, monke
     heads = 2 * small - large  # the adapter doubles with its rank, the heads stay
     assert 0 < heads < small < large
     assert "demo rank=2" in str(result)
+    for row in result.rows:
+        assert sum(row.per_joint_rad.values()) / 3 == pytest.approx(sum(row.mae_rad) / 2)
     assert all(r.peak_memory_gb > 0 and r.step_seconds > 0 for r in result.rows)
     assert json.loads((tmp_path / "sweep" / "sweep.json").read_text())[0]["steps"] == 2
     assert (tmp_path / "sweep" / "sweep.md").read_text().count("|\n") == 4
@@ -89,7 +91,7 @@ def test_rows_are_compared_scene_by_scene_with_the_first():
     def row(*solved):
         return SweepRow(
             name="", trainable=1, steps=1, step_seconds=1, samples_per_second=1, peak_memory_gb=1, validation_loss=(),
-            mae_rad=(), success=None, solved=solved,
+            mae_rad=(), per_joint_rad={}, success=None, solved=solved,
         )  # fmt: skip
 
     first, second, third = module.compared(

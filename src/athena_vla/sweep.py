@@ -19,6 +19,7 @@ from athena_vla.evaluate.results import Setup
 from athena_vla.evaluate.statistics import PairedTest, Proportion, paired_test, wilson
 from athena_vla.finetune import PRESETS, FinetuneConfig, FinetuneResult, finetune
 from athena_vla.finetune.config import parse_changes
+from athena_vla.finetune.result import FILE, result_of
 
 PRESET_FIELDS = ("preset", "rank", "seed")
 
@@ -61,6 +62,7 @@ class SweepRow:
     peak_memory_gb: float  # [GB] while it trained, the largest of all seeds
     validation_loss: tuple[float, ...]  # per seed
     mae_rad: tuple[float, ...]  # [rad] per seed
+    per_joint_rad: Mapping[str, float]  # [rad] open loop, mean over seeds
     success: Proportion | None  # closed loop, episodes of all seeds together
     solved: tuple[tuple[bool, ...], ...] = ()  # per seed and scene: every row plays the same scenes
     against_first: PairedTest | None = None  # the first row counts as first; scenes of all seeds together
@@ -178,16 +180,19 @@ def _row(name: str, base: FinetuneConfig, config: SweepConfig) -> SweepRow:
         peak_memory_gb=max(r.peak_memory_gb for r in results),
         validation_loss=tuple(r.validation["loss"] for r in results if r.validation),
         mae_rad=tuple(r.validation["mae_rad"] for r in results if r.validation),
+        per_joint_rad=_mean_by_name([r.validation["per_joint_rad"] for r in results if r.validation]),
         success=wilson(sum(map(sum, solved)), sum(map(len, solved))) if solved else None,
         solved=tuple(solved),
     )
 
 
-def _finished(run: FinetuneConfig) -> Any:
-    """The result of this very run, where it is there already."""
-    from athena_vla.finetune.stage import result_of
+def _mean_by_name(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: statistics.mean(r[name] for r in rows) for name in (rows[0] if rows else {})}
 
-    if not ((run.out / "manifest.json").is_file() and (run.run_folder / "result.json").is_file()):
+
+def _finished(run: FinetuneConfig) -> FinetuneResult | None:
+    """The result of this very run, where it is there already."""
+    if not ((run.out / "manifest.json").is_file() and (run.run_folder / FILE).is_file()):
         return None
     stored = Bundle.open(run.out).manifest.config
     if stored != run.to_dict():

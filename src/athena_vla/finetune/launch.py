@@ -1,18 +1,20 @@
-"""Several processes on this machine's cores, and recognising torchrun. Knows nothing of training itself."""
+"""Where a run runs: device, precision, threads, memory, several processes, torchrun. Knows nothing of training."""
 
 import contextlib
 import ctypes
 import dataclasses
-import json
 import multiprocessing
 import os
 import platform
 import resource
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from athena_vla.errors import AthenaError, TrainingError
 from athena_vla.finetune.config import FinetuneConfig
@@ -101,16 +103,38 @@ def peak_memory_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1.024e-6
 
 
-def to_json(result: Any) -> str:
-    raw = dataclasses.asdict(result)
-    return json.dumps({k: str(v) if isinstance(v, Path) else v for k, v in raw.items()}, indent=1)
+@contextlib.contextmanager
+def one_accelerator(config: FinetuneConfig) -> Iterator[Accelerator]:
+    """accelerate keeps its state per process: it is cleared, so that runs in one process do not see each other."""
+    cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise TrainingError(
+            "--device cuda was asked for, but torch sees no GPU. Use --device cpu, or ask athena doctor."
+        )
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if cpu or torch.cuda.is_bf16_supported() else "fp16"
+    if precision == "fp16" and cpu:
+        raise TrainingError("fp16 cannot be trained on a CPU; use --precision bf16 or fp32.")
+    AcceleratorState._reset_state(True)
+    accelerator = Accelerator(cpu=cpu, mixed_precision="no" if precision == "fp32" else precision)
+    try:
+        yield accelerator
+    finally:
+        accelerator.free_memory()
+        if not is_distributed():
+            AcceleratorState._reset_state(True)
 
 
-def from_json(file: Path) -> dict[str, Any]:
-    raw = json.loads(file.read_text())
-    for name in ("bundle", "run_folder"):
-        raw[name] = Path(raw[name])
-    return {**raw, "notes": tuple(raw["notes"])}
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    keep_freed_memory()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _free_port() -> int:

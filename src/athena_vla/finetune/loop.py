@@ -36,6 +36,7 @@ class Progress:
     best_loss: float = math.inf
     best_step: int = 0
     bad_evaluations: int = 0
+    scaler: dict[str, float] = field(default_factory=dict)  # of the loss, in fp16
     evaluations: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -225,6 +226,8 @@ class Trainer:
 
     def _save(self, done: int, identity: dict[str, Any]) -> None:
         self.last_good = done
+        if self.accelerator.scaler is not None:
+            self.progress.scaler = self.accelerator.scaler.state_dict()
         names = {id(p): n for n, p in self.parameters.items()}
         state = sharding.whole(checkpoints.optimizer_tensors(self.optimizer.optimizer, names))
         content = Checkpoint(done, self.weights(), state, dataclasses.asdict(self.progress))
@@ -243,6 +246,8 @@ class Trainer:
         self._load_weights(state.weights)
         checkpoints.restore_optimizer(self.optimizer.optimizer, self.parameters, state.optimizer)
         self.progress = Progress(**state.progress)
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(self.progress.scaler)
         self.last_good = state.step
         self.log.rewind(state.step)
         self.log.note(f"Going on from the checkpoint of step {state.step} of {self.steps} in '{self.folder}'.")

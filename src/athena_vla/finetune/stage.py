@@ -7,15 +7,12 @@ import contextlib
 import dataclasses
 import platform
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
 from athena_vla import bundle as bundles
 from athena_vla.bundle import Bundle, Golden, Manifest
@@ -23,50 +20,20 @@ from athena_vla.data.dataset import Dataset
 from athena_vla.errors import TrainingError
 from athena_vla.finetune import checkpoint as checkpoints
 from athena_vla.finetune import features, launch, sharding
+from athena_vla.finetune.base import bound_model, open_base, require_usable
 from athena_vla.finetune.batches import Loader
 from athena_vla.finetune.config import FinetuneConfig
 from athena_vla.finetune.log import RunLog
 from athena_vla.finetune.loop import Trainer
-from athena_vla.models import lora, pretrained
-from athena_vla.models.architecture import DEFAULT_FAMILY, Architecture, family
+from athena_vla.finetune.result import FinetuneResult, result_of
+from athena_vla.models import lora
+from athena_vla.models.architecture import Architecture
 from athena_vla.models.lora import LoraSettings
 from athena_vla.models.pretrained import Release
 from athena_vla.policy import Policy, record_golden, sensitivity
 
 GOLDEN_EXAMPLES = 4
 _LARGE = 1_000_000_000  # parameters; larger models answer where and as they were trained
-
-
-@dataclass(frozen=True)
-class FinetuneResult:
-    """What came out, and what it took."""
-
-    bundle: Path
-    run_folder: Path
-    steps: int
-    chosen_step: int  # the step whose weights the bundle holds
-    trainable: int
-    total: int
-    seconds: float  # of training in this call
-    samples_per_second: float
-    validation: dict[str, Any] = field(default_factory=dict)  # loss, mae_rad, per_joint_rad; {} without a split
-    notes: tuple[str, ...] = ()
-    step_seconds: float = 0.0  # per optimiser step in this call; on a CPU its time and not the clock's
-    peak_memory_gb: float = 0.0  # [GB] while it trained: of the GPU, or resident in this process
-
-    def __str__(self) -> str:
-        share = 100 * self.trainable / self.total
-        lines = [
-            f"{self.bundle}: trained {self.trainable:,} of {self.total:,} parameters ({share:.3f}%), "
-            f"{self.steps} steps in {self.seconds:.0f} s ({self.samples_per_second:.0f} samples/s), "
-            f"weights of step {self.chosen_step}"
-        ]
-        if self.validation:
-            lines.append(
-                f"validation loss {self.validation['loss']:.4f}, mean error {self.validation['mae_rad']:.4f} rad; "
-                "judge it closed loop: athena evaluate"
-            )
-        return "\n".join([*lines, f"curves and checkpoints: {self.run_folder}", *self.notes])
 
 
 def finetune(config: FinetuneConfig) -> FinetuneResult:
@@ -77,14 +44,14 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     if config.processes > 1 and not launch.is_distributed():
         launch.run(config)
         return result_of(config)
-    with _one_accelerator(config) as accelerator, _threads(config.threads):
+    with launch.one_accelerator(config) as accelerator, launch.threads(config.threads):
         return _finetune(config, accelerator)
 
 
 def _finetune(config: FinetuneConfig, accelerator: Accelerator) -> FinetuneResult:
     with accelerator.main_process_first():  # a recording trained on in place is prepared by one process
         dataset = Dataset.open(config.data, config.robot)
-    _require_usable(dataset, config)
+    require_usable(dataset, config)
     base = open_base(config)
     torch.manual_seed(config.seed)
     model = bound_model(base, dataset, config, str(accelerator.device))
@@ -97,6 +64,11 @@ def _finetune(config: FinetuneConfig, accelerator: Accelerator) -> FinetuneResul
         log.note(
             f"Base: the released checkpoint {base.source}, family {model.family}. Its own action statistics are of "
             f"other robots; this run uses those of dataset {dataset.hash[:16]} ({dataset.robot.name})."
+        )
+    elif base.robot.hash != dataset.robot.hash:
+        log.note(
+            f"Base: '{config.model}' was made for '{base.robot.name}', the dataset holds motions of "
+            f"'{dataset.robot.name}': statistics are the dataset's, and heads that depend on the joints start fresh."
         )
     log.note(str(trainables))
     missing = lora.left_out(model, settings)
@@ -154,7 +126,7 @@ def _finetune(config: FinetuneConfig, accelerator: Accelerator) -> FinetuneResul
                     result, notes=(*notes, f"It fails gates and is not served: {', '.join(failed)}. Train longer.")
                 )
             _write(model, tensors, golden, gates, dataset, base, config, settings, trainer, result)
-            (config.run_folder / "result.json").write_text(launch.to_json(result))
+            result.write()
     log.close()
     accelerator.wait_for_everyone()
     return result
@@ -184,75 +156,6 @@ def out_of_memory(model: Architecture, config: FinetuneConfig, settings: LoraSet
         f"{card.label} ran out of memory with --batch {config.batch}. Try {remedy}. Finished checkpoints are kept and "
         "the same command goes on from them; `athena plan --gpu` shows every choice."
     )
-
-
-def result_of(config: FinetuneConfig) -> FinetuneResult:
-    """The result that the main process of a finished run left."""
-    return FinetuneResult(**launch.from_json(config.run_folder / "result.json"))
-
-
-def open_base(config: FinetuneConfig) -> Bundle | Release:
-    """The base: a bundle with float weights or a released checkpoint. Raises `BundleError`, `ModelError`."""
-    base = bundles.open_base(config.model)
-    if isinstance(base, Bundle) and base.manifest.adapter:
-        raise TrainingError(
-            f"'{base.path}' is itself an adapter. Merge it first (athena merge), then fine-tune the merged bundle."
-        )
-    if isinstance(base, Bundle) and base.manifest.stage not in ("base", "merged"):
-        raise TrainingError(
-            f"'{config.model}' is a bundle of stage '{base.manifest.stage}'; only float weights can be trained. "
-            "Use the bundle it was made from."
-        )
-    return base
-
-
-def bound_model(base: Bundle | Release, dataset: Dataset, config: FinetuneConfig, device: str = "cpu") -> Architecture:
-    """The base's body with heads for the dataset's robot; fresh heads are drawn from torch's generator.
-
-    A released checkpoint says nothing about this robot: statistics are the dataset's, the family is the config's, and
-    the loaded body is asked whether it sees and listens before anything trains on it.
-    """
-    robot = dataset.robot
-    options = {
-        "horizon": dataset.horizon,
-        "action_dim": robot.action_dim,
-        "state_dim": robot.state_dim,
-        "cameras": len(robot.cameras),
-        "proprio": config.proprio,
-        "prefix": config.prefix,
-    }
-    name = config.family or (DEFAULT_FAMILY if isinstance(base, Release) else base.manifest.family)
-    if config.prefix and "prefix" not in {f.name for f in dataclasses.fields(family(name).spec_type)}:
-        raise TrainingError(
-            f"The family {name} cannot be given a prefix; leave --prefix out, or choose another --family."
-        )
-    if isinstance(base, Release):
-        nf4 = config.quantization == "nf4"
-        return base.model(
-            config.family,
-            options=options,
-            device=device,
-            four_bit=nf4,
-            double=config.double_quantization,
-            check=True,
-        )
-    return pretrained.bind(base.model(), config.family or base.manifest.family, options)
-
-
-def _require_usable(dataset: Dataset, config: FinetuneConfig) -> None:
-    if not len(dataset.train):
-        raise TrainingError(f"The dataset '{dataset.path}' has no training sample; build it from more episodes.")
-    longest = max(int(e["length"]) for e in dataset.episodes)
-    if dataset.horizon > longest:
-        raise TrainingError(
-            f"The dataset's horizon of {dataset.horizon} steps is longer than its longest episode ({longest}): every "
-            "chunk would be padding. Build it again with a smaller --horizon."
-        )
-    if not len(dataset.validation) and (config.patience or config.select == "best"):
-        raise TrainingError(
-            f"The dataset '{dataset.path}' has no validation episode, so neither the best step nor early stopping can "
-            "be decided. Build it with --validation 0.1 and more episodes, or use --select last --patience 0."
-        )
 
 
 def _start_again(config: FinetuneConfig, accelerator: Accelerator, log: RunLog) -> None:
@@ -341,37 +244,3 @@ def _reporter(log: RunLog) -> Any:
             log.note(f"vision features: {done} of {total} pictures")
 
     return report
-
-
-@contextlib.contextmanager
-def _one_accelerator(config: FinetuneConfig) -> Iterator[Accelerator]:
-    """accelerate keeps its state per process: it is cleared, so that runs in one process do not see each other."""
-    cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise TrainingError(
-            "--device cuda was asked for, but torch sees no GPU. Use --device cpu, or ask athena doctor."
-        )
-    precision = config.precision
-    if precision == "auto":
-        precision = "bf16" if cpu or torch.cuda.is_bf16_supported() else "fp16"
-    if precision == "fp16" and cpu:
-        raise TrainingError("fp16 cannot be trained on a CPU; use --precision bf16 or fp32.")
-    AcceleratorState._reset_state(True)
-    accelerator = Accelerator(cpu=cpu, mixed_precision="no" if precision == "fp32" else precision)
-    try:
-        yield accelerator
-    finally:
-        accelerator.free_memory()
-        if not launch.is_distributed():
-            AcceleratorState._reset_state(True)
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    launch.keep_freed_memory()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

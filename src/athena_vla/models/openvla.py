@@ -124,9 +124,9 @@ class OpenVLA(VisionLanguageModel, Chooses):
         x, valid = self.body.splice(patches, full, valid)
         positions = torch.arange(x.shape[1], device=x.device)[None].expand(batch, -1)
         language = self.body.language_model
-        hidden = language(x, attention_mask(valid), positions)
-        # Only rows that predict an answer go through the large output layer.
-        rows = patches.shape[1] + lengths[:, None] - 1 + torch.arange(count + 1, device=ids.device)[None]
+        # The last layer computes the words' rows only, and the large output layer those that predict an answer.
+        hidden = language(x, attention_mask(valid), positions, tail=full.shape[1] - 1)
+        rows = lengths[:, None] - 2 + torch.arange(count + 1, device=ids.device)[None]
         return language.lm_head(torch.gather(hidden, 1, rows[:, :, None].expand(-1, -1, hidden.shape[2])))
 
     def loss(self, inputs: Tensors, target: Float[Tensor, "b h d"], valid: Bool[Tensor, "b h"]) -> Float[Tensor, ""]:

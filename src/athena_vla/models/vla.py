@@ -71,7 +71,10 @@ class VisionLanguageModel(Architecture):
                     f"The model goes on from at most {self.prefix} rows of the chunk before, it was given {rows}. "
                     "Train it with --prefix, or give none."
                 )
-        images = [np.concatenate([pixels(im, self.body_spec.images) for im in item.images]) for item in inputs]
+        # Items may share their pictures: several questions about one frame, or blank ones beside cached features.
+        pictures = {id(item.images): item.images for item in inputs}
+        ready = {key: np.concatenate([pixels(im, self.body_spec.images) for im in p]) for key, p in pictures.items()}
+        images = [ready[id(item.images)] for item in inputs]
         known = {text: self.prompter.answer_ids(text) for text in {item.instruction for item in inputs}}
         prompts = [known[item.instruction] for item in inputs]
         length = max(len(p) for p in prompts)
@@ -109,8 +112,8 @@ class VisionLanguageModel(Architecture):
         towers = [f"body.vision_backbone.{name}" for name, _ in self.body.vision_backbone.named_children()]
         return [*towers, "body.projector"]
 
-    def checkpoint_layers(self) -> None:
-        self.body.language_model.checkpointing = True
+    def checkpoint_layers(self, *, on: bool = True) -> None:
+        self.body.language_model.checkpointing = on
 
     def compile_layers(self, *, on: bool) -> None:
         for layer in self.body.language_model.model.layers:
@@ -156,7 +159,8 @@ class VisionLanguageModel(Architecture):
                 )
             files = tiny_tokenizer_files()
         model = cls(spec, files)
-        model.body.initialize()
+        if not model.body.language_model.model.norm.weight.is_meta:
+            model.body.initialize()
         return model
 
     def rebind(self, spec: Spec) -> Self:

@@ -1,16 +1,20 @@
-"""What one training step keeps for its backward pass, and its arithmetic: traced on tensors without memory.
+"""What one training step holds at its peak, and its arithmetic: traced on tensors without memory.
 
-Two and three decoder layers are run through the very code that trains, with fake tensors; the difference is one layer.
-Knows no devices.
+Two and three decoder layers are run forward and backward through the very code that trains, with fake tensors; every
+block that would be allocated is counted while it lives, so gradients and passing temporaries are in. What depends on
+the number of layers is carried on in a straight line. Knows no devices.
 """
 
 import dataclasses
-from dataclasses import dataclass
+import weakref
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from athena_vla.models import lora
@@ -19,57 +23,150 @@ from athena_vla.models.parallel import ParallelModel
 from athena_vla.models.vla import VisionLanguageModel
 
 PROMPT = 32  # tokens of a usual instruction
+_FEW, _MORE = 2, 3  # decoder layers that are traced
+_BATCHES = (1, 32)  # samples that are traced
 
 
-@dataclass(frozen=True)
-class Traced:
-    """Of one model: what it keeps per sample, what it keeps however many samples, and its arithmetic per sample."""
-
-    per_sample: float  # [bytes]
-    fixed: float  # [bytes] copies of weights in another type, sums of weights and adapters
-    flops: float
-
-
-@dataclass(frozen=True)
 class StepCost:
-    """Of one forward and backward pass; linear in layers and samples."""
+    """Of one forward and backward pass of a model; patches come from the cache, so vision is no part of it.
 
-    layer: Traced  # one decoder layer
-    rest: Traced  # everything else, and what the last layer saves by computing the answer's rows only
-    boundary_bytes: float  # the input of one layer, all that is kept of it with checkpointing
+    The model may lie on the meta device and is not changed. `on_cpu`: as the loop runs on CPUs (float32 weights, fused
+    adapters, attention weights kept).
+    """
 
-    def kept(self, layers: int, batch: int, *, checkpointing: bool) -> float:
-        """Bytes at the end of the forward pass, and while one layer is computed again."""
-        whole = 1 if checkpointing else layers
-        boundaries = self.boundary_bytes * layers if checkpointing else 0.0
-        per_sample = self.layer.per_sample * whole + boundaries + max(0.0, self.rest.per_sample)
-        return batch * per_sample + self.layer.fixed * whole + max(0.0, self.rest.fixed)
+    def __init__(
+        self,
+        model: VisionLanguageModel,
+        settings: LoraSettings,
+        *,
+        on_cpu: bool = False,
+        precision: str = "bf16",
+        prompt: int = PROMPT,
+    ) -> None:
+        # 4-bit weights are frozen: what is kept for the backward pass is the same as above 16-bit ones.
+        self.settings = dataclasses.replace(settings, quantization="none")
+        self.model, self.on_cpu, self.precision, self.prompt = model, on_cpu, precision, prompt
+        self._mode = FakeTensorMode()
+        self._models = {n: self._prepared(n) for n in (_FEW, _MORE)}
+        self._traces: dict[tuple[int, int, bool], _Live] = {}
+        one, two = (self._flops(n) for n in (_FEW, _MORE))
+        self.layer_flops = (two - one) / (_MORE - _FEW)
+        self.rest_flops = one - _FEW * self.layer_flops
 
     def flops(self, layers: int, batch: int, *, checkpointing: bool) -> float:
         """A layer that is computed again costs its forward pass twice: a third more."""
-        return batch * (self.layer.flops * layers * (4 / 3 if checkpointing else 1) + self.rest.flops)
+        return batch * (self.layer_flops * layers * (4 / 3 if checkpointing else 1) + self.rest_flops)
+
+    def peak(self, layers: int, batch: int, *, checkpointing: bool) -> float:
+        """[bytes] held at most beside weights and moments, gradients included, when none were there before.
+
+        What holds the peak may change between the traced batches; the straight line then lies above.
+        """
+        return self._line(layers, batch, checkpointing, lambda t: t.peak)
+
+    def traffic(self, layers: int, batch: int, *, checkpointing: bool) -> float:
+        """[bytes] that operations read and write, each by itself."""
+        return self._line(layers, batch, checkpointing, lambda t: t.traffic)
+
+    def _line(self, layers: int, batch: int, checkpointing: bool, value: Callable[["_Live"], int]) -> float:
+        """Straight on in layers and in samples."""
+
+        def of(n: int) -> float:
+            small, large = (value(self._trace(n, b, checkpointing)) for b in _BATCHES)
+            return small + (large - small) / (_BATCHES[1] - _BATCHES[0]) * (batch - _BATCHES[0])
+
+        return of(_FEW) + (of(_MORE) - of(_FEW)) / (_MORE - _FEW) * (layers - _FEW)
+
+    def _flops(self, layers: int) -> float:
+        counter = FlopCounterMode(display=False)
+        with self._mode, torch.device("cpu"), counter:
+            self._pass(self._models[layers], 1)
+        self._models[layers].zero_grad(set_to_none=True)
+        return float(counter.get_total_flops())
+
+    def _trace(self, layers: int, batch: int, checkpointing: bool) -> "_Live":
+        key = (layers, batch, checkpointing)
+        if key not in self._traces:
+            model = self._models[layers]
+            model.checkpoint_layers(on=checkpointing)
+            live = _Live(model, self._counts(batch))
+            with self._mode, torch.device("cpu"), live:
+                self._pass(model, batch)
+            model.zero_grad(set_to_none=True)
+            self._traces[key] = live
+        return self._traces[key]
+
+    def _counts(self, batch: int) -> Callable[[Tensor], bool]:
+        """GPUs' attention kernels keep no [rows, rows] weights; the code for CPUs does."""
+        spec = self.model.body_spec
+        rows = self.model.spec.cameras * spec.patches + self.prompt + answer_rows(self.model)
+        heads = (spec.text.heads, batch * spec.text.heads)
+
+        def counts(tensor: Tensor) -> bool:
+            shape = tensor.shape
+            return self.on_cpu or not (len(shape) >= 3 and shape[-1] == rows and shape[-3] in heads)
+
+        return counts
+
+    def _prepared(self, layers: int) -> VisionLanguageModel:
+        """A copy with few layers, as the loop sets it up, on tensors that have no memory but say they are on a CPU."""
+        spec = cast(Any, self.model.spec)
+        towers = tuple(dataclasses.replace(t, blocks=1) for t in spec.body.towers)  # not traced: patches are given
+        body = dataclasses.replace(spec.body, text=dataclasses.replace(spec.body.text, layers=layers), towers=towers)
+        with torch.device("meta"):
+            model = type(self.model)(dataclasses.replace(spec, body=body), self.model.tokenizer_files())
+            if not self.on_cpu and self.precision != "fp32":
+                model.to(torch.bfloat16)
+            lora.attach(model, self.settings)
+        with self._mode, torch.device("cpu"):  # the meta device itself has no autocast
+            for module in model.modules():
+                for name, p in module._parameters.items():
+                    if p is not None:
+                        fake = torch.empty(p.shape, dtype=p.dtype)
+                        module._parameters[name] = nn.Parameter(fake, requires_grad=p.requires_grad)
+        model.train()
+        lora.trust_autocast(model, on=self.precision != "fp32")
+        lora.fuse_forward(model, on=self.on_cpu)
+        return model
+
+    def _pass(self, model: VisionLanguageModel, batch: int) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision != "fp32"):
+            loss = _loss(model, batch, self.prompt)
+        loss.backward()
 
 
-def step_cost(
-    model: VisionLanguageModel,
-    settings: LoraSettings,
-    *,
-    on_cpu: bool = False,
-    precision: str = "bf16",
-    prompt: int = PROMPT,
-) -> StepCost:
-    """Trace the model's loss with cached patches; the model itself may lie on the meta device and is not changed.
+class _Live(TorchDispatchMode):
+    """Adds up the blocks that operations make, and takes them off when nothing refers to them any more."""
 
-    `on_cpu`: as the loop runs on CPUs (float32 weights, fused adapters, attention weights kept).
-    """
-    # 4-bit weights are frozen: what is kept for the backward pass is the same as above 16-bit ones.
-    plain = dataclasses.replace(settings, quantization="none")
-    two, three = (_trace(_shrunk(model, n), plain, on_cpu, precision, prompt) for n in (2, 3))
-    layer = Traced(three.per_sample - two.per_sample, three.fixed - two.fixed, three.flops - two.flops)
-    rest = Traced(two.per_sample - 2 * layer.per_sample, two.fixed - 2 * layer.fixed, two.flops - 2 * layer.flops)
-    tokens = model.spec.cameras * model.body_spec.patches + prompt + answer_rows(model)
-    width = 4 if precision == "fp32" or on_cpu else 2
-    return StepCost(layer, rest, float(tokens * model.body_spec.text.width * width))
+    def __init__(self, model: nn.Module, counts: Callable[[Tensor], bool]) -> None:
+        super().__init__()
+        self.now = self.peak = self.traffic = 0  # [bytes]
+        self.counts = counts
+        self.weights = {p.untyped_storage()._cdata for p in model.parameters()}
+        self.sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        new = [t for t in tree_leaves(made) if isinstance(t, Tensor)]
+        read = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        if not func.is_view:
+            self.traffic += sum(t.numel() * t.itemsize for t in (*read, *new) if self.counts(t))
+        for tensor in new:
+            self._note(tensor)
+        return made
+
+    def _note(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self.weights or key in self.sizes or not self.counts(tensor):
+            return
+        self.sizes[key] = storage.nbytes()
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._free, key)
+
+    def _free(self, key: int) -> None:
+        self.now -= self.sizes.pop(key, 0)
 
 
 def answer_rows(model: VisionLanguageModel) -> int:
@@ -77,58 +174,8 @@ def answer_rows(model: VisionLanguageModel) -> int:
     return model.action_tokens if isinstance(model, ParallelModel) else model.spec.horizon * model.spec.action_dim
 
 
-def _shrunk(model: VisionLanguageModel, layers: int) -> VisionLanguageModel:
-    """A copy with few layers and without memory."""
-    spec = cast(Any, model.spec)
-    body = dataclasses.replace(spec.body, text=dataclasses.replace(spec.body.text, layers=layers))
-    with torch.device("meta"):
-        return type(model)(dataclasses.replace(spec, body=body), model.tokenizer_files())
-
-
-def _trace(model: VisionLanguageModel, settings: LoraSettings, on_cpu: bool, precision: str, prompt: int) -> Traced:
-    """One sample, forward and backward."""
-    narrow = not on_cpu and precision != "fp32"
-    if narrow:
-        model.to(torch.bfloat16)
-    lora.attach(model, settings)
-    with FakeTensorMode(), torch.device("cpu"):
-        for module in model.modules():
-            for name, p in module._parameters.items():
-                if p is not None:
-                    fake = torch.empty(p.shape, dtype=p.dtype)
-                    module._parameters[name] = nn.Parameter(fake, requires_grad=p.requires_grad)
-        model.train()
-        lora.trust_autocast(model, on=precision != "fp32")
-        lora.fuse_forward(model, on=on_cpu)
-        own = {p.untyped_storage()._cdata for p in model.parameters()}
-        shapes = {tuple(p.shape) for p in model.parameters()}
-        weights = shapes | {s[::-1] for s in shapes}
-        kept: dict[int, tuple[Any, int, bool]] = {}
-
-        def note(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            # GPUs' attention kernels keep no [rows, rows] weights; the code for CPUs does.
-            quadratic = tensor.ndim == 4 and min(tensor.shape[-2:]) > prompt and tensor.shape[-1] != _head(model)
-            if storage._cdata not in own and (on_cpu or not quadratic):
-                kept[storage._cdata] = (storage, storage.nbytes(), tuple(tensor.shape) in weights)
-            return tensor
-
-        counter = FlopCounterMode(display=False)
-        mixed = torch.autocast("cpu", torch.bfloat16, enabled=precision != "fp32")
-        with counter:
-            with mixed, torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-                loss = _loss(model, prompt)
-            per_sample, fixed = (float(sum(n for _, n, w in kept.values() if w is which)) for which in (False, True))
-            loss.backward()
-    return Traced(per_sample, fixed, float(counter.get_total_flops()))
-
-
-def _head(model: VisionLanguageModel) -> int:
-    return model.body_spec.text.head_width
-
-
-def _loss(model: VisionLanguageModel, prompt: int) -> Tensor:
-    spec, text, batch = model.spec, model.body_spec.text, 1
+def _loss(model: VisionLanguageModel, batch: int, prompt: int) -> Tensor:
+    spec, text = model.spec, model.body_spec.text
     inputs = {
         "patches": torch.empty(batch, spec.cameras * model.body_spec.patches, text.width),
         "input_ids": torch.zeros(batch, prompt, dtype=torch.int64),

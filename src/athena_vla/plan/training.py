@@ -6,7 +6,7 @@ from athena_vla.errors import ModelError
 from athena_vla.models import lora
 from athena_vla.models.lora import LoraSettings
 from athena_vla.models.vla import VisionLanguageModel
-from athena_vla.plan.activations import StepCost, step_cost
+from athena_vla.plan.activations import StepCost
 from athena_vla.plan.devices import Device
 
 NF4_BITS = 4.127  # per weight with double quantisation; 4.5 without
@@ -114,13 +114,14 @@ def training_plan(
     checkpointing: bool,
     optimizer: str = "adamw",
     shards: int = 1,
+    cost: StepCost | None = None,
 ) -> TrainingPlan:
     """All ways to make the same optimiser step (batch x accumulation samples), the fastest that fits, and advice.
 
-    Raises `ModelError`.
+    `cost` is the model's trace, made here where it is not given. Raises `ModelError`.
     """
     whole = batch * accumulation
-    cost = step_cost(model, settings)
+    cost = cost or StepCost(model, settings)
 
     def row(b: int, recompute: bool) -> TrainingMemory:
         return training_memory(
@@ -184,12 +185,12 @@ def training_memory(
 ) -> TrainingMemory:
     """Peak memory per GPU for a model on the meta device; `shards` > 1 splits weights and states (FSDP).
 
-    `cost` is the trace of one sample, made here where it is not given.
+    `cost` is the model's trace, made here where it is not given.
     """
     if optimizer not in MOMENT_BYTES:
         raise ModelError(f"No optimiser '{optimizer}' is known here; known: {', '.join(MOMENT_BYTES)}.")
     text, layers = model.body_spec.text, model.body_spec.text.layers
-    cost = cost or step_cost(model, settings)
+    cost = cost or StepCost(model, settings)
     total = sum(p.numel() for p in model.parameters())
     trainable = trainable_parameters(model, settings)
     frozen = 0 if settings.method == "full" else total
@@ -198,12 +199,12 @@ def training_memory(
         quantized = sum(model.get_parameter(f"{p}.weight").numel() for p in lora.four_bit_paths(model))
     bits = NF4_BITS if settings.double_quantization else 4.5
     weights = (frozen - quantized) * 2 + quantized * bits / 8
-    activations = cost.kept(layers, batch, checkpointing=checkpointing)
+    activations = cost.peak(layers, batch, checkpointing=checkpointing)
+    if accumulation == 1:  # gradients, which stand in the states, appear while activations go
+        activations = max(0.0, activations - 4 * trainable)
     if quantized:  # one matrix at a time is unpacked
         activations += 2 * text.width * text.mlp_width * 2
     activations += batch * vision_bytes(model, trained=settings.vision)
-    if settings.method == "lora" and checkpointing:  # autocast keeps 16-bit copies of the adapters all the same
-        activations += 2 * trainable
     flops = cost.flops(layers, batch, checkpointing=checkpointing) + batch * vision_flops(model, settings)
     flops *= accumulation
     rate = device.fp16_tflops * 1e12

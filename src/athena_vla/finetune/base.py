@@ -1,0 +1,77 @@
+"""What a fine-tuning starts from: a float base bound to the dataset's robot; refused where it cannot be trained."""
+
+import dataclasses
+
+from athena_vla import bundle as bundles
+from athena_vla.bundle import Bundle
+from athena_vla.data.dataset import Dataset
+from athena_vla.errors import TrainingError
+from athena_vla.finetune.config import FinetuneConfig
+from athena_vla.models import pretrained
+from athena_vla.models.architecture import DEFAULT_FAMILY, Architecture, family
+from athena_vla.models.pretrained import Release
+
+
+def open_base(config: FinetuneConfig) -> Bundle | Release:
+    """The base: a bundle with float weights or a released checkpoint. Raises `BundleError`, `ModelError`."""
+    base = bundles.open_base(config.model)
+    if isinstance(base, Bundle) and base.manifest.adapter:
+        raise TrainingError(
+            f"'{base.path}' is itself an adapter. Merge it first (athena merge), then fine-tune the merged bundle."
+        )
+    if isinstance(base, Bundle) and base.manifest.stage not in ("base", "merged"):
+        raise TrainingError(
+            f"'{config.model}' is a bundle of stage '{base.manifest.stage}'; only float weights can be trained. "
+            "Use the bundle it was made from."
+        )
+    return base
+
+
+def bound_model(base: Bundle | Release, dataset: Dataset, config: FinetuneConfig, device: str = "cpu") -> Architecture:
+    """The base's body with heads for the dataset's robot; fresh heads are drawn from torch's generator.
+
+    A released checkpoint says nothing about this robot: statistics are the dataset's, the family is the config's, and
+    the loaded body is asked whether it sees and listens before anything trains on it.
+    """
+    robot = dataset.robot
+    options = {
+        "horizon": dataset.horizon,
+        "action_dim": robot.action_dim,
+        "state_dim": robot.state_dim,
+        "cameras": len(robot.cameras),
+        "proprio": config.proprio,
+        "prefix": config.prefix,
+    }
+    name = config.family or (DEFAULT_FAMILY if isinstance(base, Release) else base.manifest.family)
+    if config.prefix and "prefix" not in {f.name for f in dataclasses.fields(family(name).spec_type)}:
+        raise TrainingError(
+            f"The family {name} cannot be given a prefix; leave --prefix out, or choose another --family."
+        )
+    if isinstance(base, Release):
+        nf4 = config.quantization == "nf4"
+        return base.model(
+            config.family,
+            options=options,
+            device=device,
+            four_bit=nf4,
+            double=config.double_quantization,
+            check=True,
+        )
+    return pretrained.bind(base.model(), config.family or base.manifest.family, options)
+
+
+def require_usable(dataset: Dataset, config: FinetuneConfig) -> None:
+    """Raises `TrainingError` for a dataset that this run could not learn or choose from."""
+    if not len(dataset.train):
+        raise TrainingError(f"The dataset '{dataset.path}' has no training sample; build it from more episodes.")
+    longest = max(int(e["length"]) for e in dataset.episodes)
+    if dataset.horizon > longest:
+        raise TrainingError(
+            f"The dataset's horizon of {dataset.horizon} steps is longer than its longest episode ({longest}): every "
+            "chunk would be padding. Build it again with a smaller --horizon."
+        )
+    if not len(dataset.validation) and (config.patience or config.select == "best"):
+        raise TrainingError(
+            f"The dataset '{dataset.path}' has no validation episode, so neither the best step nor early stopping can "
+            "be decided. Build it with --validation 0.1 and more episodes, or use --select last --patience 0."
+        )
