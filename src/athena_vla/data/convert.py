@@ -203,6 +203,8 @@ class _FolderSink:
         self.notes: list[str] = []
 
     def add(self, episode: Episode, tasks: Mapping[int, str]) -> None:
+        if not episode.joint_names:
+            raise RecordingError(f"Episode {episode.id} has no actions, which the folder layout needs.")
         name = str(episode.extras.get("recorded_id", episode.id))
         name = name if not name.isdigit() and Path(name).name == name else f"episode_{int(name):06d}"
         write_episode(self.folder, replace(episode, id=name))

@@ -66,7 +66,7 @@ def language_segments(entries: Any, stamps: NDArray[Any] | None, length: int) ->
     times = [float(e.get("timestamp") or 0.0) for e in tasks]
     starts = [int(np.searchsorted(stamps.reshape(-1) + 1e-4, t)) for t in times]
     found = []
-    for entry, start, stop in zip(tasks, starts, [*starts[1:], length], strict=True):
+    for entry, start, stop in zip(tasks, starts, [*starts, length][1:], strict=True):
         if start < stop:
             source = "human" if entry.get("role") == "user" else "model"
             found.append(Segment(start, stop, "task", str(entry["content"]), source, 0.8))
