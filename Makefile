@@ -6,6 +6,8 @@ BIN    := $(VENV)/bin
 EXTRAS := train,sim,export,serve
 DEV    := $(EXTRAS),gpu,openvino,ray,ros2,dev
 export OMP_NUM_THREADS ?= 1
+TEST_WORKERS ?= 2
+PYTEST := $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile
 
 .PHONY: setup setup-dev demo test test-all check format bench docs browser interop clean help
 
@@ -40,12 +42,12 @@ test: setup-dev browser  ## what CI runs: lint, types, unit tests, a short demo 
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python --level error
-	$(BIN)/pytest
+	$(PYTEST)
 	rm -rf runs/ci && $(BIN)/athena demo --quick --out runs/ci
 	ATHENA_DEMO=runs/ci $(BIN)/pytest -m demo
 
 test-all: setup-dev browser  ## also the slow tests
-	$(BIN)/pytest -m 'slow or not slow'
+	$(PYTEST) -m 'slow or not slow'
 
 check: setup-dev  ## lint and types only
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python --level error
