@@ -60,6 +60,7 @@ def _finetune(config: FinetuneConfig, accelerator: Accelerator) -> FinetuneResul
     if config.gradient_checkpointing:
         model.checkpoint_layers()
     log = RunLog(config, main=accelerator.is_main_process)
+    _start_again(config, accelerator, log)
     if isinstance(base, Release):
         log.note(
             f"Base: the released checkpoint {base.source}, family {model.family}. Its own action statistics are of "
@@ -78,7 +79,6 @@ def _finetune(config: FinetuneConfig, accelerator: Accelerator) -> FinetuneResul
     model.to(accelerator.device)
     identity = {"config": config.identity(), "dataset": dataset.hash, "base": base.hash}
     identity = {**identity.pop("config"), **identity, "processes": accelerator.num_processes}
-    _start_again(config, accelerator, log)
     with accelerator.main_process_first():
         cached = features.prepare(model, dataset, config, accelerator, _reporter(log))
     if cached is not None:
