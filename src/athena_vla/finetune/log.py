@@ -163,14 +163,14 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
             values = [v["per_joint_rad"][joint] for _, v in checks]
             loud = joint in worst
             style = {"label": joint, "linewidth": 1.5} if loud else {"color": "0.8", "linewidth": 0.7}
-            right.plot([s for s, _ in checks], values, "o-" if loud else "-", markersize=3, **style)
+            right.plot([s for s, _ in checks], values, "o-", markersize=3 if loud else 2, **style)
         right.legend(fontsize=7, title="largest at the end", title_fontsize=7)
     left.set(xlabel="optimiser step", ylabel="loss (normalised units)", title="Loss")
     right.set(xlabel="optimiser step", ylabel="mean absolute error [rad]", title="Validation error per joint")
     left.legend(fontsize=8)
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        axes.set_ylim(bottom=0)
+        axes.set(xlim=(0, None), ylim=(0, None))
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, dpi=110, format="png")
     temporary.replace(path)
