@@ -361,6 +361,10 @@ def test_scaled_losses_give_the_same_weights_and_the_scale_is_resumed(
     def scaling(cfg):
         with original(cfg) as accelerator:
             accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, growth_interval=3)
+            # What accelerate does itself where it computes in fp16.
+            accelerator.unscale_gradients = lambda: [
+                accelerator.scaler.unscale_(o.optimizer) for o in accelerator._optimizers
+            ]
             yield accelerator
             scales.append(accelerator.scaler.get_scale())
 
