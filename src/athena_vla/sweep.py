@@ -97,7 +97,8 @@ def difference(test: PairedTest | None) -> str:
     if test is None:
         return "-"
     d = test.difference  # of the first row minus this one
-    return f"{-100 * d.value:+.1f} ({-100 * d.high:+.1f} to {-100 * d.low:+.1f}), p = {test.mid_p:.2f}"
+    chance = "p < 0.001" if test.mid_p < 0.001 else f"p = {test.mid_p:.3f}"
+    return f"{-100 * d.value:+.1f} ({-100 * d.high:+.1f} to {-100 * d.low:+.1f}), {chance}"
 
 
 @dataclass(frozen=True)
