@@ -1,4 +1,4 @@
-"""How fast this machine reads memory: the best of several kernels over blocks far larger than any cache.
+"""How fast this machine reads memory and multiplies: the best of several kernels over blocks far larger than any cache.
 
 A probe that is too slow makes every share of it look good, so there are several, each with all the threads: a compiled
 loop of wide loads where there is a C compiler, numpy's dot product and torch's matrix times vector. Knows no models.
@@ -49,7 +49,21 @@ def measure(threads: int) -> dict[str, Any]:
     return {"best_gbs": results[best]["best_gbs"], "median_gbs": results[best]["median_gbs"], "kernel": best} | {
         "kernels": results,
         "block_bytes": BYTES,
+        "bf16_tflops": arithmetic(threads),
     }
+
+
+def arithmetic(threads: int) -> float:
+    """[TFLOP/s] best product of bfloat16 matrices, of a chunk's rows and of ten times as many."""
+    import torch
+
+    torch.set_num_threads(threads)
+    weight, best = torch.randn(4096, 4096).bfloat16(), 0.0
+    for rows in (306, 3060):
+        x = torch.randn(rows, 4096).bfloat16()
+        for _ in range(REPEATS):
+            best = max(best, 2 * rows * weight.numel() / seconds(lambda x=x: torch.nn.functional.linear(x, weight)))
+    return best / 1e12
 
 
 def kernels(block: np.ndarray, threads: int) -> dict[str, Callable[[], Any]]:

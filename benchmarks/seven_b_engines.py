@@ -3,9 +3,8 @@
 Used by bench_7b_cpu.py, one call per process. Knows bundles and engines, not how they were made.
 """
 
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ import numpy as np
 
 
 def act(folder: Path, engine: str, threads: int, runs: int, started: float) -> dict[str, Any]:
-    """From this process's start, with no file of the bundle in the page cache, to the first action; then by stage."""
-    dropped = drop_from_cache(folder)
+    """From this process's start to the first action, then whole actions and their stages."""
     import torch
 
     from athena_vla.bundle import Bundle
@@ -45,7 +43,6 @@ def act(folder: Path, engine: str, threads: int, runs: int, started: float) -> d
         "status": "measured here",
         "first_action_seconds": first,
         "first_calls_s": first_stages,
-        "dropped_from_page_cache": dropped,
         "verify_hashes_seconds": time.perf_counter() - start,
         "act_median_s": float(np.median(whole)),
         "act_best_s": min(whole),
@@ -74,42 +71,75 @@ def bytes_per_token(bundle: Any) -> int:
     return int(weights * 4.125 / 8 + 256 * width * 2 + cache)
 
 
-def bare(folder: Path, threads: int, runs: int) -> dict[str, Any]:
-    """Only the decoder's 4-bit layers, one after the other: what plain ONNX Runtime can reach at best.
+ROWS = (1, 306)  # a decoding step without its attention; a chunk's pass without its attention
 
-    One row is a decoding step without attention, 306 rows are a chunk's pass without attention.
-    """
+
+def bare(folder: Path, engine: str, threads: int, runs: int) -> dict[str, Any]:
+    """Only the decoder's 4-bit layers, one after the other: what an engine can reach at best with the same weights."""
+    call, layers = bare_packed(folder, threads) if engine == "packed" else bare_graph(folder, engine, threads)
+    result: dict[str, Any] = {"status": "measured here", "layers": layers, "threads": threads}
+    for rows in ROWS:
+        if rows == 1 and engine != "onnxruntime":  # only one engine decodes
+            continue
+        call(rows)
+        samples = [timed(lambda rows=rows: call(rows)) for _ in range(4 * runs if rows == 1 else max(2, runs - 1))]
+        result[f"rows_{rows}"] = {"median_s": float(np.median(samples)), "best_s": min(samples), "n": len(samples)}
+    result["peak_resident_gb"] = status_gb("VmHWM")
+    return result
+
+
+def bare_packed(folder: Path, threads: int) -> tuple[Callable[[int], None], int]:
+    import torch
+
+    from athena_vla.bundle import Bundle
+    from athena_vla.models.packed_linear import PackedLinear
+
+    torch.set_num_threads(threads)
+    model = Bundle.open(folder, verify=False).packed_model()
+    layers = [m for m in model.modules() if isinstance(m, PackedLinear) and m.bits == 4]
+    inputs = {(r, k): torch.randn(r, k).bfloat16() for r in ROWS for k in {m.in_features for m in layers}}
+
+    def call(rows: int) -> None:
+        with torch.inference_mode():
+            for layer in layers:
+                layer(inputs[rows, layer.in_features])
+
+    return call, len(layers)
+
+
+def bare_graph(folder: Path, engine: str, threads: int) -> tuple[Callable[[int], None], int]:
     import onnx
-    import onnxruntime
-    from onnx import helper
+    from onnx import TensorProto, helper
 
+    from athena_vla.backends import ENGINES
+    from athena_vla.bundle import Bundle
+
+    info = Bundle.open(folder, verify=False).manifest.stage_info
     model = onnx.load(str(folder / "weights" / "language.onnx"), load_external_data=False)
     layers = [n for n in model.graph.node if n.op_type == "MatMulNBits" and _attribute(n, "bits") == 4]
     sizes = sorted({_attribute(n, "K") for n in layers})
     used = {name for n in layers for name in n.input[1:]}
     inputs = [helper.make_tensor_value_info(f"x{k}", 1, ["rows", k]) for k in sizes]
-    outputs = []
+    first_row = helper.make_tensor("first_row", TensorProto.INT64, (1,), [0])
+    nodes, outputs = [], []
     for n in layers:
         n.input[0] = f"x{_attribute(n, 'K')}"
-        outputs.append(helper.make_tensor_value_info(n.output[0], 1, ["rows", _attribute(n, "N")]))
-    graph = helper.make_graph(layers, "bare", inputs, outputs, [t for t in model.graph.initializer if t.name in used])
-    file = folder / "weights" / "bare.tmp.onnx"
+        row = f"{n.output[0]}_row"  # whole outputs would be copied out of the engine, which no pass does
+        nodes += [n, helper.make_node("Gather", [n.output[0], "first_row"], [row], axis=0)]
+        outputs.append(helper.make_tensor_value_info(row, 1, [1, _attribute(n, "N")]))
+    constants = [t for t in model.graph.initializer if t.name in used]
+    graph = helper.make_graph(nodes, "bare", inputs, outputs, [*constants, first_row])
+    file = folder / "weights" / "bare.onnx"
     onnx.save(helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version), str(file))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     try:
-        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        runner: Any = ENGINES[engine](folder / "weights", info, threads)
+        runner.load("bare")
     finally:
         file.unlink()
-    result: dict[str, Any] = {"status": "measured here", "layers": len(layers), "threads": threads}
-    random = np.random.default_rng(0)
-    for rows, count in ((1, 4 * runs), (306, max(2, runs // 2))):
-        feed = {f"x{k}": random.standard_normal((rows, k)).astype(np.float32) for k in sizes}
-        session.run(None, feed)
-        samples = [timed(lambda feed=feed: session.run(None, feed)) for _ in range(count)]
-        result[f"rows_{rows}"] = {"median_s": float(np.median(samples)), "best_s": min(samples), "n": count}
-    result["peak_resident_gb"] = status_gb("VmHWM")
-    return result
+    import torch
+
+    feeds = {r: {f"x{k}": torch.randn(r, k) for k in sizes} for r in ROWS}
+    return lambda rows: runner("bare", feeds[rows]), len(layers)
 
 
 def settings(threads: int, small: bool) -> dict[str, Any]:
@@ -163,21 +193,6 @@ def nbits_layers(width: int, mlp: int, block: int, accuracy: int, threads: int) 
 
 
 MS = {"domain": "com.microsoft"}
-
-
-def drop_from_cache(folder: Path) -> bool:
-    """Ask the kernel to forget the bundle's files, so that a first action starts from the disk."""
-    if not hasattr(os, "posix_fadvise"):
-        return False
-    for file in files(folder):
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
-            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    return True
-
-
-def files(folder: Path) -> Iterator[Path]:
-    return (f for f in folder.rglob("*") if f.is_file())
 
 
 def timed(call: Any) -> float:

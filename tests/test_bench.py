@@ -6,17 +6,22 @@ import json
 import numpy as np
 import pytest
 
-from athena_vla.bench import BenchConfig, BenchResult, Comparison, bench, facts
+from athena_vla.bench import BenchConfig, BenchResult, Comparison, bench, facts, stage
 from athena_vla.bench.timing import Samples, deadlines
+from athena_vla.bundle import Bundle
 from athena_vla.errors import BundleError, UnknownName
 from athena_vla.export.deployment import verdict
 from small_bundles import write_base
 
 
 @pytest.fixture(scope="module")
-def result(tmp_path_factory, toy) -> BenchResult:
-    folder = tmp_path_factory.mktemp("bench")
-    base = write_base(folder / "b", toy)
+def base(tmp_path_factory, toy) -> Bundle:
+    return write_base(tmp_path_factory.mktemp("bench") / "b", toy)
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory, base) -> BenchResult:
+    folder = tmp_path_factory.mktemp("result")
     measured = bench(BenchConfig(bundle=base.path, warmup=10, runs=100, out=folder / "result.json"))
     assert isinstance(measured, BenchResult)
     return measured
@@ -39,6 +44,27 @@ def test_the_word_jetson_only_on_one(result) -> None:
     if not facts.is_jetson():
         text = json.dumps(result.to_dict()).lower().replace('"is_jetson": false', "")
         assert "jetson" not in text
+
+
+@pytest.mark.parametrize(
+    ("model", "jetson"),
+    [
+        ("NVIDIA Jetson Orin NX Engineering Reference Developer Kit\0", True),
+        ("NVIDIA Orin Nano Developer Kit\0", True),
+        ("Raspberry Pi 5 Model B Rev 1.0\0", False),
+        ("Corinth Board\0", False),
+    ],
+)
+def test_the_device_tree_decides_what_a_measurement_is_called(
+    base, result, tmp_path, monkeypatch, model, jetson
+) -> None:
+    (tmp_path / "model").write_text(model)
+    monkeypatch.setattr(facts, "DEVICE_TREE", str(tmp_path / "model"))
+    found = facts.device_facts()
+    assert found["is_jetson"] is jetson
+    assert found["model"] == model.strip("\0")
+    record = stage._record(BenchConfig(), base, found, result.whole, list(result.stages), 0)
+    assert record["summary"]["kind"] == ("measured_on_device" if jetson else "measured_here")
 
 
 def test_p99_needs_a_thousand_samples() -> None:

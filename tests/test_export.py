@@ -302,6 +302,29 @@ def test_verify_on_device_replays_the_bundle(on_device) -> None:
     assert refused.returncode == 4
 
 
+def test_bench_on_device_completes_the_deployment_config(on_device) -> None:
+    """Here the graphs run in ONNX Runtime, and the figures stand under the word that is true of this machine."""
+    done = run_script(on_device, "bench_on_device.py", "--backend", "onnxruntime", "--runs", "100")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((on_device / "device" / "deployment_config.json").read_text())
+    from athena_vla.bench import facts
+
+    word, other = ("measured_on_device", "measured_here")[:: 1 if facts.is_jetson() else -1]
+    assert record["achieved"][word]["kind"] == word
+    assert record["achieved"][word]["tokens_per_second"] > 0
+    assert {"meets_tokens_target", "meets_control_rate"} <= set(record["achieved"][word])
+    assert record["achieved"][other] is None
+    raw = json.loads((on_device / "device" / "measured.json").read_text())
+    assert len(raw["samples_s"]["whole action"]) == 100
+    Bundle.open(on_device)  # what it wrote is not part of the bundle, whose hashes still hold
+
+
+def test_bench_on_device_without_engines_says_what_is_missing(on_device) -> None:
+    done = run_script(on_device, "bench_on_device.py", "--runs", "100")
+    assert done.returncode not in (0, 1)
+    assert "tensorrt" in (done.stdout + done.stderr).lower()
+
+
 def stand_in(version: str = "10.3.0", size: int = 1000, layers: str = '{"Layers": []}') -> ModuleType:
     """The calls of TensorRT's Python API that the build script makes, recorded; no engine comes out."""
     made: dict[str, object] = {"profiles": []}

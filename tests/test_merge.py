@@ -2,11 +2,14 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+import small_bundles
 from athena_vla.bundle import ADAPTER_FILE, Bundle
 from athena_vla.errors import BundleError, ModelError
 from athena_vla.merge import MergeConfig, merge
@@ -124,3 +127,53 @@ def test_cut_shard(tmp_path, base) -> None:
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(ModelError, match="not a readable safetensors file"):
         TensorStore(folder)
+
+
+MEASURED_MERGE = """
+import sys, threading, time
+from pathlib import Path
+
+from athena_vla.merge import MergeConfig, merge
+from athena_vla.models.store import StoreWriter
+
+SHARD = 24_000_000
+StoreWriter.__init__.__defaults__ = (SHARD,)
+
+
+def anonymous():
+    return next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith("RssAnon"))
+
+
+def watch():
+    global peak
+    while running:
+        peak = max(peak, anonymous())
+        time.sleep(0.001)
+
+
+merge(MergeConfig(Path(sys.argv[1]), Path(sys.argv[2]) / "warm", verify=False))  # imports and allocators
+peak = start = anonymous()
+running = True
+thread = threading.Thread(target=watch)
+thread.start()
+merge(MergeConfig(Path(sys.argv[1]), Path(sys.argv[2]) / "merged", verify=False))
+running = False
+thread.join()
+shards = [f.stat().st_size for f in (Path(sys.argv[2]) / "merged" / "weights").glob("*.safetensors")]
+print(len(shards), max(shards), peak - start)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs Linux's account of memory")
+def test_merging_needs_less_than_two_of_the_largest_shard(tmp_path, toy, monkeypatch) -> None:
+    """Measured in a process of its own, on a model that is five times as large as what may be in memory."""
+    monkeypatch.setattr(small_bundles, "BODY", small_bundles.BODY | {"width": 768, "mlp_width": 2048, "layers": 5})
+    base = write_base(tmp_path / "base", toy)
+    write_finetuned(tmp_path / "ft", base, LoraSettings(rank=4))
+    words = [sys.executable, "-c", MEASURED_MERGE, str(tmp_path / "ft"), str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    shards, largest, peak = (int(w) for w in done.stdout.split())
+    assert shards >= 5
+    assert peak < 2 * largest, f"{peak / 1e6:.0f} MB for shards of {largest / 1e6:.0f} MB"

@@ -110,6 +110,15 @@ def test_weights_stay_where_they_are(quantized) -> None:
     assert {p.dtype for n, p in model.named_parameters() if n.startswith("body.")} == {torch.bfloat16}
 
 
+def test_mapped_tensors_are_those_of_the_file(quantized) -> None:
+    store = Bundle.open(quantized["tokens"]).store()
+    assert len(store.places) > 20
+    for key in store.places:
+        stored, mapped = store.stored(key), store.mapped(key)
+        assert stored.dtype == mapped.dtype
+        assert torch.equal(stored, mapped)
+
+
 def test_a_large_quantised_bundle_is_run_as_it_is_stored(quantized, monkeypatch) -> None:
     monkeypatch.setattr("athena_vla.backends.LARGE", 1000)
     model, _ = open_backend(Bundle.open(quantized["chunk"]))

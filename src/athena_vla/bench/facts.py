@@ -13,6 +13,8 @@ from typing import Any
 
 from athena_vla import bundle as bundles
 
+DEVICE_TREE = "/proc/device-tree/model"
+
 
 def device_facts() -> dict[str, Any]:
     """Everything a reader needs to judge a measurement; unknown entries are None."""
@@ -38,12 +40,13 @@ def device_facts() -> dict[str, Any]:
 
 def device_model() -> str:
     """The board's name from the device tree, or the processor's."""
-    return (_read("/proc/device-tree/model") or "").strip("\0") or _cpu_name()
+    return (_read(DEVICE_TREE) or "").strip("\0") or _cpu_name()
 
 
 def is_jetson() -> bool:
-    name = (_read("/proc/device-tree/model") or "").lower()
-    return "jetson" in name or "orin" in name
+    """Some modules name themselves 'NVIDIA Orin ..' without the word."""
+    name = (_read(DEVICE_TREE) or "").lower()
+    return "jetson" in name or ("nvidia" in name and "orin" in name)
 
 
 def temperatures() -> dict[str, float]:

@@ -133,7 +133,7 @@ def packed_model(skeleton: Architecture, store: TensorStore) -> Architecture:
         prefix = f"{path}." if path else ""
         for name in [n for n, _ in module.named_parameters(recurse=False) if prefix + n not in store.packed]:
             kind = torch.float32 if prefix.startswith(heads) else torch.bfloat16
-            setattr(module, name, nn.Parameter(store.stored(prefix + name).to(kind), requires_grad=False))
+            setattr(module, name, nn.Parameter(store.mapped(prefix + name).to(kind), requires_grad=False))
     scratch = Scratch()
     for path in (n.removesuffix(".weight") for n in sorted(store.packed)):
         parent, _, name = path.rpartition(".")
@@ -147,4 +147,4 @@ def packed_model(skeleton: Architecture, store: TensorStore) -> Architecture:
 
 def _parts(store: TensorStore, name: str) -> Mapping[str, Any]:
     bits = next(b for b, suffix in CODES.items() if name + suffix in store.places)
-    return {"codes": store.stored(name + CODES[bits]), "scales": store.stored(name + SCALES), "bits": bits}
+    return {"codes": store.mapped(name + CODES[bits]), "scales": store.mapped(name + SCALES), "bits": bits}

@@ -15,6 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from athena_vla.models.architecture import Architecture, Graph, ModelInput, Tensors
 from athena_vla.models.vla import VisionLanguageModel
 
+LOGITS = "logits"  # the port that carries the output layer's rows
+
 
 @dataclass(frozen=True)
 class Call:
@@ -48,11 +50,13 @@ def count(model: Architecture, packed_graphs: Sequence[str] = ("language", "pref
     seen: list[Call] = []
     once: dict[tuple[object, ...], tuple[Call, dict[str, tuple[torch.Size, torch.dtype]]]] = {}
     packed_names: set[int] = set()
+    language = model.body.language_model
+    output = language.lm_head if language.spec.output else None
 
     def run(name: str, inputs: Tensors) -> Tensors:
         key = (name, tuple((k, tuple(v.shape)) for k, v in inputs.items()))
         if key not in once:
-            once[key] = _measure(graphs[name], inputs, packed_graphs, packed_names)
+            once[key] = _measure(graphs[name], inputs, packed_graphs, packed_names, output)
         call, shapes = once[key]
         seen.append(call)
         return {k: torch.zeros(shape, dtype=dtype) for k, (shape, dtype) in shapes.items()}
@@ -79,7 +83,7 @@ def count(model: Architecture, packed_graphs: Sequence[str] = ("language", "pref
 
 
 def _measure(
-    graph: Graph, inputs: Tensors, packed_graphs: Sequence[str], packed_names: set[int]
+    graph: Graph, inputs: Tensors, packed_graphs: Sequence[str], packed_names: set[int], output: nn.Linear | None
 ) -> tuple[Call, dict[str, tuple[torch.Size, torch.dtype]]]:
     """Run one call on the meta device; its quantisable weights are added to `packed_names`."""
     name, module, outputs = graph.name, graph.module, graph.outputs
@@ -103,6 +107,13 @@ def _measure(
         made = module(**meta)
     for hook in hooks:
         hook.remove()
+    if output is not None and id(output.weight) in linear:
+        # Of the output layer a graph reads the rows that it answers with, and an exported one holds no others.
+        rows_read = min(
+            output.out_features, max(t.shape[-1] for n, t in zip(outputs, made, strict=True) if n == LOGITS)
+        )
+        linear[id(output.weight)] = rows_read * output.in_features
+        weights[id(output.weight)] = linear[id(output.weight)]
     packed = sum(linear.values()) if name in packed_graphs else 0
     if packed:
         packed_names.update(linear)
