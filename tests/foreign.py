@@ -84,7 +84,8 @@ def xr_teleoperate(root: Path) -> Path:
                 Image.fromarray(np.full((16, 24, 3), 40 + 5 * i, np.uint8)).save(folder / name)
             arms = {side: {"qpos": [0.01 * i * number, 1 / (i + 3)]} for side in ("left_arm", "right_arm")}
             rows.append({"idx": i, "colors": colors, "states": arms, "actions": arms})
-        raw = {"info": {"version": "1.0", "image": {"fps": 30}, "joint_names": {"left_arm": ["kLeftA", "kLeftWristyaw"]}},
+        info = {"version": "1.0", "image": {"fps": 30}, "joint_names": {"left_arm": ["kLeftA", "kLeftWristyaw"]}}
+        raw = {"info": info,
                "text": {"goal": "stack the cups", "desc": "", "steps": "step1: reach; step2: grasp"},
                "data": rows}  # fmt: skip
         (folder / "data.json").write_text(json.dumps(raw))

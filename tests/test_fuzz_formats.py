@@ -4,7 +4,10 @@ import contextlib
 import json
 import shutil
 import struct
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -133,3 +136,32 @@ def test_swapped_shapes_are_named(tmp_path):
     report = check(CheckConfig(input=root))
     assert ("episode.unreadable", "episode_0000") in {(f.code, f.episode) for f in report.findings}
     assert report.episodes == 1
+
+
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(s, marks=pytest.mark.slow) for s in range(2, 12))])
+def test_every_format_spoiled_in_five_ways_within_bounds_of_memory_and_time(tmp_path, seed):
+    """Read, checked and converted in a process that may map 4 GiB and take 20 s of its own time per case."""
+    worker = Path(__file__).with_name("fuzz_worker.py")
+    words = [sys.executable, str(worker), str(seed), str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_a_file_larger_than_memory_is_read_frame_by_frame(tmp_path):
+    """46 GB of pictures, of which the file holds one: described and read by a process that may map 4 GiB."""
+    import h5py
+
+    with h5py.File(tmp_path / "long.hdf5", "w") as file:
+        demo = file.create_group("data/demo_0")
+        demo["actions"] = np.zeros((50_000, 7), np.float32)
+        camera = demo.create_dataset("camera_obs/head_rgb", (50_000, 480, 640, 3), "u1", chunks=(1, 480, 640, 3))
+        camera[31_000] = 77
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30,) * 2)\n"
+        "from athena_vla.data.formats import open_recording\n"
+        "r = open_recording(sys.argv[1]); assert r.info().frames == 50_000\n"
+        "assert (r.read('demo_0').cameras['head'][31_000] == 77).all()"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "long.hdf5")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]

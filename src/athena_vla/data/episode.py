@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from athena_vla.embodiment import Observation
 from athena_vla.errors import RecordingError
 
+MOST_FPS = 1e5  # [Hz] no robot is recorded faster; windows in seconds must not become terabytes
 Image = NDArray[np.uint8]  # [height, width, 3] RGB
 
 
@@ -72,8 +73,10 @@ class Episode:
                     f"Episode {self.id} ({self.source}): {name} have shape {list(array.shape)}, "
                     f"expected [{length}, {width}] from its clock and column names."
                 )
-        if not self.fps > 0:
-            raise RecordingError(f"Episode {self.id} ({self.source}): the rate {self.fps} Hz is not positive.")
+        if not 0 < self.fps < MOST_FPS:
+            raise RecordingError(
+                f"Episode {self.id} ({self.source}): the rate {self.fps:g} Hz is none; say the true one with --fps HZ."
+            )
 
     def __len__(self) -> int:
         return len(self.timestamps)

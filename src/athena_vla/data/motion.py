@@ -173,7 +173,7 @@ def _stepping(s: _Signals) -> NDArray[np.bool_]:
     turns = np.abs(np.diff(np.sign(velocity), axis=0, prepend=np.sign(velocity[:1]))) > 0
     weight = np.abs(velocity).mean(axis=0)
     per_second = (turns * weight).sum(axis=1) / max(weight.sum(), 1e-9) * s.fps
-    window = max(3, round(0.8 * s.fps))
+    window = min(max(3, round(0.8 * s.fps)), s.length)  # a longer one would lengthen the signal
     smooth = np.ones(window) / window
     effort = np.asarray(np.convolve(busy, smooth, "same"), np.float64)
     return hysteresis(effort, LEGS_STEP, 0.6 * LEGS_STEP) & (np.convolve(per_second, smooth, "same") > STEP_TURNS)

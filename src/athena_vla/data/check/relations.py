@@ -147,7 +147,7 @@ def idle_spans(episode: Episode) -> list[tuple[int, int]]:
     fps = episode.fps if episode.extras.get("clock") != "frame index" else 10.0
     reach = np.maximum(np.ptp(values, axis=0), 0.1)
     speed = np.abs(np.diff(values, axis=0)) / reach * fps
-    window = max(1, round(0.2 * fps))
+    window = min(max(1, round(0.2 * fps)), len(speed))
     smooth = np.convolve(speed.max(axis=1), np.ones(window) / window, mode="same")
     still = np.concatenate([smooth < IDLE_SPEED * 2.5, smooth[-1:] < IDLE_SPEED * 2.5])
     return [(a, b) for a, b in stretches(still) if b - a >= IDLE_SECONDS * fps]

@@ -99,7 +99,8 @@ class LeRobotMeta:
             return {}
         path = self.path / "meta" / names[0]
         episodes = read_json_object(path).get("episodes", [])
-        return dict(enumerate(episodes)) if all(isinstance(e, dict) for e in episodes) else {}
+        is_ours = isinstance(episodes, list) and all(isinstance(e, dict) for e in episodes)
+        return dict(enumerate(episodes)) if is_ours else {}
 
     def _episodes_v2(self) -> dict[int, dict[str, Any]]:
         path = self.path / "meta" / "episodes.jsonl"

@@ -8,6 +8,7 @@ from athena_vla.data.episode import Episode, Frames, RecordingInfo
 from athena_vla.data.formats.common import (
     BaseRecording,
     OpenOptions,
+    guarded,
     image_files,
     image_size,
     natural_key,
@@ -52,7 +53,8 @@ class MobilityGen(BaseRecording):
         key = next((k for k in keys if k in ("joint_positions", "robot.joint_positions")), None)
         if key is None:
             raise RecordingError(f"'{files[0]}' has no joint_positions; it has {keys}.")
-        states = np.stack([npz_arrays(f, (key,))[key].reshape(-1) for f in files]).astype(np.float64)
+        with guarded(f"'{self.path / 'state/common'}'"):
+            states = np.stack([npz_arrays(f, (key,))[key].reshape(-1) for f in files]).astype(np.float64)
         fps = self.options.fps or 1.0
         length = len(files)
         cameras: dict[str, Frames] = {}
