@@ -1,5 +1,7 @@
 """Every format that is read into every format that is written, and back: numbers bit for bit."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -81,3 +83,12 @@ def test_render_products_of_replicator_are_cameras(tmp_path):
     info = open_recording(build("replicator", tmp_path)).info()
     assert info.cameras == {"cam_left": (16, 24), "cam_right": (16, 24)}
     assert (info.episodes, info.frames) == (1, 24)
+
+
+def test_the_quality_of_video_that_was_encoded_is_stated(tmp_path):
+    path = build("lerobot v3.0, video and language", tmp_path)
+    feature = json.loads((path / "meta/info.json").read_text())["features"]["observation.images.front"]
+    assert (feature["info"]["video.codec"], feature["info"]["video.crf"], feature["info"]["video.g"]) == ("h264", 18, 2)
+    convert(ConvertConfig(input=path, out=tmp_path / "copied"))
+    feature = json.loads((tmp_path / "copied/meta/info.json").read_text())["features"]["observation.images.front"]
+    assert "video.crf" not in feature["info"]  # packets copied: their quality was somebody else's choice

@@ -19,7 +19,7 @@ from athena_vla.data.formats.lerobot_schema import (
     video_feature,
 )
 from athena_vla.data.formats.statistics import Stats, column_stats, image_stats, sampled_indices
-from athena_vla.data.formats.video import VideoFrames, copy_video, encode_video
+from athena_vla.data.formats.video import CRF, KEYFRAME_EVERY, VideoFrames, copy_video, encode_video
 from athena_vla.data.png import encode_png
 from athena_vla.errors import RecordingError
 
@@ -49,6 +49,8 @@ def features_of(episode: Episode, *, video: bool, language: bool) -> dict[str, d
         height, width, codec = _shape(stream)
         if isinstance(stream, VideoFrames) or video:
             features[IMAGES + name] = video_feature(height, width, episode.fps, codec)
+            if not isinstance(stream, VideoFrames):  # encoded here, at a quality that the set states
+                features[IMAGES + name]["info"] |= {"video.crf": CRF, "video.g": KEYFRAME_EVERY}
         else:
             features[IMAGES + name] = image_feature(height, width)
     for name, values in episode.extras.get("streams", {}).items():

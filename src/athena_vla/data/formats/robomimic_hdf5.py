@@ -14,8 +14,10 @@ from athena_vla.data.episode import RecordingInfo
 from athena_vla.data.formats.common import OpenOptions, guarded
 from athena_vla.data.formats.hdf5 import is_hdf5, numbers_of
 from athena_vla.data.formats.isaaclab_hdf5 import IsaacLabHDF5, is_robomimic
+from athena_vla.errors import RecordingError
 
 NAME = "robomimic_hdf5"
+MOST_DEMOS = 10**7  # names in a mask; more is a damaged header
 JOINT_KEYS = ("robot0_joint_pos", "joint_positions", "joint_pos")
 
 
@@ -41,7 +43,11 @@ class RobomimicHDF5(IsaacLabHDF5):
                 return {}
             found: dict[str, tuple[str, ...]] = {}
             for key in group:
-                values = group[key][()] if isinstance(group[key], h5py.Dataset) else []
+                values = group[key] if isinstance(group[key], h5py.Dataset) else []
+                if isinstance(values, h5py.Dataset) and (values.ndim != 1 or values.size > MOST_DEMOS):
+                    raise RecordingError(
+                        f"mask '{key}' of '{self.path}' has shape {list(values.shape)}: no list of demos."
+                    )
                 found[key] = tuple(v.decode() if isinstance(v, bytes) else str(v) for v in values)
             return found
 
