@@ -160,7 +160,7 @@ RULES: dict[str, Rule] = {
     ),
     "joint.saturated": Rule(
         "warning",
-        "The target sits at its extreme for long: it was clipped, and the intent beyond is lost.",
+        "The target sits at its extreme for long: it was clipped, and the range of the normaliser ends there.",
         "Check the teleoperation range of these joints.",
     ),
     "action.none": Rule("warning", "Pictures without actions cannot train a policy.", "Record actions."),
