@@ -181,20 +181,16 @@ def assemble(options: argparse.Namespace) -> dict[str, Any]:
     bare = {n.partition(":")[2]: e["rows_306"] for n, e in parts.items() if "rows_306" in e}
     acts = {n.partition(":")[2]: e for n, e in parts.items() if n.startswith("chunk:") and "act_median_s" in e}
     if bare and acts:
-        # Best samples on both sides: what a machine gives that is shared with others varies from minute to minute.
-        language, vision = (min(v) for v in ([b["best_s"] for b in bare.values()], [_vision(e) for e in acts.values()]))
-        reached["fastest_bare_language_s"], reached["fastest_vision_s"] = language, vision
-        for name, entry in acts.items():
-            reached[f"chunk:{name}"]["act_over_fastest_bare_and_vision"] = entry["act_best_s"] / (language + vision)
-            if name in bare:
-                own = bare[name]["best_s"] + _vision(entry)
-                reached[f"chunk:{name}"]["act_over_own_bare_and_vision"] = entry["act_best_s"] / own
+        # Best samples and medians: what a machine gives that is shared with others varies from minute to minute.
+        for kind in ("best_s", "median_s"):
+            language = min(b[kind] for b in bare.values())
+            vision = min(e["stages"]["vision"][kind] for e in acts.values())
+            reached[f"fastest_bare_language_{kind}"], reached[f"fastest_vision_{kind}"] = language, vision
+            for name, entry in acts.items():
+                ratio = entry[f"act_{kind}"] / (language + vision)
+                reached[f"chunk:{name}"][f"act_over_fastest_bare_and_vision_{kind}"] = ratio
     report["reached"] = reached
     return report
-
-
-def _vision(entry: dict[str, Any]) -> float:
-    return entry["stages"]["vision"]["best_s"]
 
 
 if __name__ == "__main__":

@@ -187,7 +187,7 @@ def rival(place: Place) -> dict[str, Any]:
     with torch.device("meta"):
         model = LlamaForCausalLM(config).to(torch.bfloat16)
     model = model.to_empty(device=place.device)
-    model.model.rotary_emb = type(model.model.rotary_emb)(config, device=place.device)  # its table is no parameter
+    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(place.device)  # its table is no weight
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.02)

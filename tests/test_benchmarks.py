@@ -50,6 +50,21 @@ def test_gpu_scripts_run_whole_at_small_sizes(tmp_path, name, words) -> None:
     assert all(s > 0 for s in seconds)
 
 
+@pytest.mark.slow
+def test_the_gpu_script_runs_through_on_a_small_model() -> None:
+    """What needs a card is tried on the CPU first: every part runs, and nothing is written or called a measurement."""
+    file = BENCHMARKS / "gpu_deploy.json"
+    before = file.read_bytes() if file.is_file() else None
+    done = run("bench_gpu_deploy", "--dry")
+    assert done.returncode == 0, done.stderr + done.stdout
+    report = json.loads(done.stdout[done.stdout.index("{") :])
+    assert report["kind"] == "dry run, nothing measured"
+    assert set(report["chunk"]["stages_ms"]) == {"vision", "language", "head"}
+    assert report["decode"]["int4"]["bytes"] < report["decode"]["bf16"]["bytes"]
+    assert report["transformers"]["generate_ms"]["n"] == 2
+    assert (file.read_bytes() if file.is_file() else None) == before
+
+
 def test_bandwidth_is_that_of_memory_and_the_best_kernel_wins(monkeypatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import read_bandwidth
@@ -59,6 +74,7 @@ def test_bandwidth_is_that_of_memory_and_the_best_kernel_wins(monkeypatch) -> No
     result = read_bandwidth.measure(1)
     rates = [k["best_gbs"] for k in result["kernels"].values()]
     assert result["best_gbs"] == max(rates) > 0.1
+    assert result["bf16_tflops"] > 0
     assert result["kernel"] in result["kernels"]
     assert len(rates) >= 2
 

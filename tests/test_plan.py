@@ -1,6 +1,8 @@
 """Predictions against published measurements, within their intervals; counts against closed formulas; memory."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,12 +14,15 @@ from athena_vla.models.lora import LoraSettings
 from athena_vla.plan import DEVICES, Plan, PlanConfig, plan
 from athena_vla.plan import cost as costs
 from athena_vla.plan.activations import StepCost, _Live
+from athena_vla.plan.devices import measured_cpu
 from athena_vla.plan.predict import pass_seconds, predict, step_seconds
 from athena_vla.plan.training import TrainingMemory, TrainingPlan, trainable_parameters, training_memory, training_plan
 from small_bundles import small_model, write_base
 
 NX, AGX = DEVICES["jetson-orin-nx-16gb"], DEVICES["jetson-agx-orin-64gb"]
 NANO, THOR = DEVICES["jetson-orin-nano-8gb"], DEVICES["jetson-thor"]
+
+MEASURED = Path(__file__).resolve().parents[1] / "benchmarks" / "7b_cpu.json"
 
 # Published single-token decoding: device, bytes per token [GB], tokens/s. 4-bit weights, groups of 128, fp16 output.
 DECODING = [
@@ -52,6 +57,22 @@ def test_published_prefill_lies_in_the_interval(device, seconds) -> None:
 def released() -> costs.Cost:
     """One action of openvla-7b: seven tokens."""
     return costs.count(sizes.weightless("openvla", sizes.full_size("openvla", action_dim=7, state_dim=0)))
+
+
+@pytest.mark.parametrize("part", ["chunk:packed", "chunk:onnxruntime", "tokens:onnxruntime"])
+def test_our_own_measurements_lie_in_the_interval(part) -> None:
+    """The 7B policies on two CPU cores: every stage of every engine we measured, from two probes of the machine."""
+    record = json.loads(MEASURED.read_text())
+    entry, probe = record["parts"][part], record["parts"]["bandwidth"]
+    device = measured_cpu(probe["best_gbs"], probe["bf16_tflops"], record["device"]["memory_gb"])
+    chunk = part.startswith("chunk")
+    family, horizon = ("openvla_chunk", 16) if chunk else ("openvla", 1)
+    spec = sizes.full_size(family, action_dim=23, state_dim=23, horizon=horizon, cameras=1)
+    predicted = {s.graph: s for s in predict(costs.count(sizes.weightless(family, spec)), device, "int4").stages}
+    for name in ("language",) if chunk else ("prefill", "step"):
+        fast, slow = (seconds / predicted[name].calls for seconds in predicted[name].seconds)
+        measured = entry["stages"][name]["median_s"]
+        assert fast <= measured <= slow, f"{part} {name}: {measured:.2f} s, predicted {fast:.2f} to {slow:.2f}"
 
 
 def test_published_whole_action_of_the_released_model_on_agx_orin(released) -> None:

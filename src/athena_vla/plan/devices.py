@@ -141,7 +141,7 @@ def measured_cpu(bandwidth_gbs: float, tflops: float, memory_gb: float) -> Devic
     """A processor from two probes of it: the best read bandwidth, and the best bfloat16 matrix product.
 
     The shares are those of int4 decoders on two kinds of server core, two each (the lowest: virtual cores of one
-    physical core, where 4-bit kernels are bound by arithmetic before memory is).
+    physical core, where 4-bit kernels are bound by arithmetic before memory is, and kernels without matrix units).
     """
     return Device(
         "cpu",
@@ -152,7 +152,7 @@ def measured_cpu(bandwidth_gbs: float, tflops: float, memory_gb: float) -> Devic
         fp16_tflops=tflops,
         int8_tops=tflops,
         bandwidth_share=(0.40, 0.90),
-        compute_share=(0.40, 0.95),
+        compute_share=(0.25, 0.95),
         formats=("int8", "int4"),
         sm=0,
         source="benchmarks/7b_cpu.json, and the same shapes on another server: measured here",
