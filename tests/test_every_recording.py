@@ -13,7 +13,6 @@ from foreign import FOREIGN, build
 
 TARGETS = ("lerobot_v3", "lerobot_v21", "rlds", "isaac_folder")
 SMALL = (
-    "g1_locomanip_arena_v21_novideo",
     "isaaclab_arena_layout_camera/derived_gr1_camera.hdf5",
     "humanoid_amp_npz",
     "athena_isaac_folder_g1_noimages",
@@ -22,6 +21,7 @@ SMALL = (
     "athena_book",
 )
 LARGE = (
+    "g1_locomanip_arena_v21_novideo",
     "gr1_pnp_v20",
     "gr1_native_v30",
     "g1_inspire_v21",

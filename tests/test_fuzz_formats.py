@@ -138,7 +138,7 @@ def test_swapped_shapes_are_named(tmp_path):
     assert report.episodes == 1
 
 
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(s, marks=pytest.mark.slow) for s in range(2, 12))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in range(1, 12))])
 def test_every_format_spoiled_in_five_ways_within_bounds_of_memory_and_time(tmp_path, seed):
     """Read, checked and converted in a process that may map 4 GiB and take 20 s of its own time per case."""
     worker = Path(__file__).with_name("fuzz_worker.py")
