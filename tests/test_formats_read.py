@@ -147,6 +147,13 @@ def test_robomimic_states_masks_and_joint_positions(tmp_path):
     info = recording.info()
     assert (info.format, info.episodes, info.frames, len(info.state_names)) == ("robomimic_hdf5", 1, 9, 7)
     assert any("'demo_7'" in n for n in info.notes)
+    for number, mask in enumerate((h5py.Empty("S8"), np.zeros((2, 2)), 3)):
+        copy = tmp_path / f"{number}.hdf5"
+        copy.write_bytes((tmp_path / "r.hdf5").read_bytes())
+        with h5py.File(copy, "a") as file:
+            file["mask/valid"] = mask
+        with pytest.raises(RecordingError, match="'valid'.*no list of demos"):
+            open_recording(copy).info()
 
 
 def test_replicator_trees_numeric_order_alpha_sequences_and_several_products(tmp_path):

@@ -43,11 +43,13 @@ class RobomimicHDF5(IsaacLabHDF5):
                 return {}
             found: dict[str, tuple[str, ...]] = {}
             for key in group:
-                values = group[key] if isinstance(group[key], h5py.Dataset) else []
-                if isinstance(values, h5py.Dataset) and (values.ndim != 1 or values.size > MOST_DEMOS):
-                    raise RecordingError(
-                        f"mask '{key}' of '{self.path}' has shape {list(values.shape)}: no list of demos."
-                    )
+                values = group[key]
+                if not isinstance(values, h5py.Dataset):
+                    found[key] = ()
+                    continue
+                shape = values.shape or ()  # None where the file holds a dataset without a dataspace
+                if len(shape) != 1 or shape[0] > MOST_DEMOS:
+                    raise RecordingError(f"mask '{key}' of '{self.path}' has shape {list(shape)}: no list of demos.")
                 found[key] = tuple(v.decode() if isinstance(v, bytes) else str(v) for v in values)
             return found
 
