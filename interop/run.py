@@ -40,7 +40,7 @@ def environment(folder: Path) -> Path:
     python = folder / "bin" / "python"
     if not python.exists():
         venv.create(folder, with_pip=True)
-        # --no-deps: lerobot's pin of torch has no CPU build here; only its dataset code is used.
+        # --no-deps: lerobot's pin of torch would bring CUDA packages; only its dataset code is used.
         for packages in (["--no-deps", LEROBOT, "torchvision==0.28.0"], list(NEEDS)):
             subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
     return python
