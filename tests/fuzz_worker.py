@@ -120,8 +120,8 @@ def reshape(path: Path, rng: random.Random) -> None:
             file[name] = changed if changed.dtype.kind in "fiubc" else b"text"
 
 
-def everything(path: Path, out: Path, target: Any) -> None:
-    """All that reading, checking and converting do; only our own errors may come out."""
+def drain(path: Path) -> None:
+    """Do with a recording all that reading can do; only our own errors may come out."""
     with contextlib.suppress(AthenaError):
         recording = open_recording(path)
         with contextlib.suppress(AthenaError):
@@ -132,6 +132,11 @@ def everything(path: Path, out: Path, target: Any) -> None:
                 for frame in (0, len(stream) - 1):
                     with contextlib.suppress(AthenaError):
                         assert stream[frame].dtype == np.uint8
+
+
+def everything(path: Path, out: Path, target: Any) -> None:
+    """All that reading, checking and converting do; only our own errors may come out."""
+    drain(path)
     report = check(CheckConfig(input=path))
     assert report.exit_status in (0, 1, 2)
     assert report.exit_status != 2 or report.findings

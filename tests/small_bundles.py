@@ -11,6 +11,7 @@ from athena_vla import bundle as bundles
 from athena_vla.bundle import Bundle, Manifest
 from athena_vla.data.normalize import Normalizer, NormalizerFit
 from athena_vla.embodiment import Embodiment, Observation
+from athena_vla.finetune import FinetuneConfig
 from athena_vla.models import lora, openvla, openvla_chunk
 from athena_vla.models.lora import LoraSettings
 from athena_vla.models.store import StoreWriter
@@ -97,3 +98,9 @@ def write_finetuned(path: Path, base: Bundle, settings: LoraSettings, seed: int 
     with bundles.writing(path, manifest, golden, base.tokenizer_files()) as folder:
         bundles.save_tensors(lora.state(model), folder / "weights" / "adapter.safetensors")
     return Bundle.open(path)
+
+
+def small_run(**settings) -> FinetuneConfig:
+    """A fine-tuning of seconds that shows nothing on the terminal."""
+    fields = {"rank": 4, "accumulation": 1, "batch": 4, "tensorboard": False, "progress": False}
+    return FinetuneConfig(**{**fields, **settings})

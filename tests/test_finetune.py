@@ -25,7 +25,7 @@ from athena_vla.finetune.result import result_of
 from athena_vla.models.lora import LoraSettings
 from athena_vla.policy import Policy, require_replay
 from recordings import clean, write
-from small_bundles import write_base, write_finetuned
+from small_bundles import small_run, write_base, write_finetuned
 
 
 @pytest.fixture(scope="module")
@@ -44,19 +44,14 @@ def config(world: Path, out: Path, **changes) -> FinetuneConfig:
         "model": str(world / "base"),
         "data": world / "set",
         "out": out,
-        "rank": 4,
         "learning_rate": 1e-2,
         "warmup_steps": 2,
-        "batch": 4,
-        "accumulation": 1,
         "max_steps": 6,
         "evaluate_every": 3,
         "augment_variants": 1,
         "log_every": 1,
-        "tensorboard": False,
-        "progress": False,
     }
-    return FinetuneConfig(**{**fields, **changes})
+    return small_run(**{**fields, **changes})
 
 
 def weights(result_or_path) -> dict[str, torch.Tensor]:

@@ -1,6 +1,5 @@
 """Damaged recordings: never a traceback, a hang or gigabytes; good episodes survive bad ones."""
 
-import contextlib
 import json
 import shutil
 import struct
@@ -15,7 +14,7 @@ import pytest
 from athena_vla.data.check import CheckConfig, check
 from athena_vla.data.episode import BrokenEpisode, Episode
 from athena_vla.data.formats import open_recording
-from athena_vla.errors import AthenaError
+from fuzz_worker import drain
 from recordings import clean, write
 
 SOURCES = {
@@ -26,20 +25,6 @@ SOURCES = {
     "rlds": "rlds_bridge_octo_debug",
     "motion": "humanoid_amp_npz/amp_humanoid_run.npz",
 }
-
-
-def drain(path) -> None:
-    """Do with a recording all that reading can do; only our own errors may come out."""
-    with contextlib.suppress(AthenaError):
-        recording = open_recording(path)
-        with contextlib.suppress(AthenaError):
-            recording.info()
-        for item in recording.episodes():
-            assert isinstance(item, Episode | BrokenEpisode)
-            for stream in item.cameras.values() if isinstance(item, Episode) else ():
-                for frame in (0, len(stream) - 1):
-                    with contextlib.suppress(AthenaError):
-                        stream[frame]
 
 
 @pytest.fixture(params=SOURCES)

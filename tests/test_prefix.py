@@ -30,7 +30,7 @@ from athena_vla.models.architecture import ModelInput, run_torch
 from athena_vla.models.openvla_chunk import OpenVLAChunk, tiny_spec
 from athena_vla.policy import Policy
 from recordings import Pixels, clean, pictures, write
-from small_bundles import observations, write_base
+from small_bundles import observations, small_run, write_base
 from test_runtime import Puppet, Wave, check
 
 SIZES: dict = {"image_size": 32, "tower_width": 16, "tower_blocks": 1, "width": 32, "layers": 2, "mlp_width": 64}
@@ -169,19 +169,15 @@ def config(world: Path, out: Path, **changes) -> FinetuneConfig:
         "model": str(world / "base"),
         "data": world / "set",
         "out": out,
-        "rank": 4,
         "learning_rate": 5e-3,
         "warmup_steps": 5,
         "schedule": "cosine",
         "batch": 16,
-        "accumulation": 1,
         "max_steps": 150,
         "augment": False,
         "select": "last",
-        "tensorboard": False,
-        "progress": False,
     }
-    return FinetuneConfig(**{**fields, **changes})
+    return small_run(**{**fields, **changes})
 
 
 @pytest.fixture(scope="module")

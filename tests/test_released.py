@@ -20,6 +20,7 @@ from athena_vla.policy import Policy, require_replay
 from athena_vla.quantize import QuantizeConfig, quantize
 from athena_vla.serving import open_policy
 from recordings import clean, write
+from small_bundles import small_run
 
 
 @pytest.fixture(scope="module")
@@ -37,19 +38,14 @@ def config(world: Path, out: Path, **changes) -> FinetuneConfig:
         "model": str(world / "openvla"),
         "data": world / "set",
         "out": out,
-        "rank": 4,
         "learning_rate": 1e-2,
         "warmup_steps": 0,
-        "batch": 4,
-        "accumulation": 1,
         "max_steps": 6,
         "evaluate_every": 3,
         "augment": False,
         "select": "last",
-        "tensorboard": False,
-        "progress": False,
     }
-    return FinetuneConfig(**{**fields, **changes})
+    return small_run(**{**fields, **changes})
 
 
 SLOW = pytest.mark.slow

@@ -110,7 +110,7 @@ def test_signals_outrank_motion_rules_but_neither_people_nor_mimic(shared):
 )
 def test_streams_that_are_no_signals_say_nothing(values):
     streams = {"states/rigid_object/cup/root_pose": values, "contact": values, "success": values}
-    signal_segments(carried(**{k: v for k, v in streams.items() if v is not None}))
+    assert signal_segments(carried(**{k: v for k, v in streams.items() if v is not None})) == ()
 
 
 def test_handling_while_legs_step_is_coordinating(shared):

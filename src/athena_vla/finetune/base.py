@@ -50,14 +50,14 @@ def bound_model(base: Bundle | Release, dataset: Dataset, config: FinetuneConfig
     if isinstance(base, Release):
         nf4 = config.quantization == "nf4"
         return base.model(
-            config.family,
+            name,
             options=options,
             device=device,
             four_bit=nf4,
             double=config.double_quantization,
             check=True,
         )
-    return pretrained.bind(base.model(), config.family or base.manifest.family, options)
+    return pretrained.bind(base.model(), name, options)
 
 
 def require_usable(dataset: Dataset, config: FinetuneConfig) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from athena_vla.errors import ModelError
 from athena_vla.models.architecture import Architecture
 from athena_vla.models.packed import CODES, SCALES
-from athena_vla.models.store import TensorStore
+from athena_vla.models.store import TensorStore, misfits
 
 BLOCK = 1 << 20  # weights unpacked at a time: 2 MB in 16 bits, which a core's cache holds
 PLANES = 4  # codes in a word of 16 bits
@@ -121,10 +121,7 @@ def packed_model(skeleton: Architecture, store: TensorStore) -> Architecture:
     Everything computes in bfloat16 but the robot's own heads: they are small, and nothing comes after them to hide a
     rounding. Raises `ModelError` where weights and model do not fit.
     """
-    wanted = skeleton.state_dict()
-    problems = [f"missing {n}" for n in wanted if n not in store.names]
-    problems += [f"unexpected {n}" for n in store.names if n not in wanted]
-    problems += [f"{n} has another shape" for n in wanted if n in store.names and store.shape(n) != wanted[n].shape]
+    problems = misfits(skeleton.state_dict(), {n: torch.empty(store.shape(n), device="meta") for n in store.names})
     if problems:
         raise ModelError(f"The weights of '{store.folder}' do not fit: {'; '.join(problems[:8])} ({len(problems)}).")
     store.read_ahead()
