@@ -1,12 +1,12 @@
-"""The planner's training memory and arithmetic against measurement, where they can be measured here: on a CPU.
+"""The planner's training memory and step time against measurement, where they can be measured here: on a CPU.
 
     python benchmarks/bench_plan.py --out benchmarks/plan.json
 
-Every row runs in a process of its own: the model is built, adapters are attached, optimiser steps are made (the second
-has gradients, moments and activations at once), and the growth of the process's peak memory is compared with what
-`athena_vla.plan` predicts for a CPU. Freed blocks go back to the system at once, so that the process holds what the
-program holds. Step time is predicted from the traced arithmetic and traffic with two rates per precision, fitted to all
-OTHER rows of that precision: no row is predicted with its own time. No GPU: predictions for one stay unmeasured.
+Every row runs in two processes of its own. One predicts, as `athena plan --gpu here` does: memory from sizes alone,
+time from a few layers that are trained for seconds and carried on to all layers. The other trains the whole model: the
+growth of its peak memory while freed blocks go back to the system at once, so that the process holds what the program
+holds, and then the time of a step while freed blocks are kept, as in training. No number is fitted to any row. No GPU:
+predictions for one stay unmeasured.
 """
 
 import ctypes
@@ -19,18 +19,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import tyro
-from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 from athena_vla.bench.facts import device_facts
+from athena_vla.finetune import launch
 from athena_vla.finetune.config import FinetuneConfig
 from athena_vla.finetune.loop import make_optimizer
 from athena_vla.models import lora, openvla_chunk
 from athena_vla.models.lora import LoraSettings
+from athena_vla.plan import DEVICES, training_memory
 from athena_vla.plan.activations import PROMPT, StepCost
+from athena_vla.plan.probe import Probe, random_batch
 
 SIZES = {"image_size": 96, "patch": 8, "tower_width": 32, "tower_blocks": 1}
 
@@ -40,9 +40,9 @@ class PlanBenchConfig:
     out: Path = Path("benchmarks/plan.json")
     """Where the numbers go."""
     steps: int = 4
-    """Steps per row; the first is not timed."""
+    """Timed steps per row, after three that are not."""
     rows: tuple[int, ...] = ()
-    """Numbers of the rows to run; all without."""
+    """Numbers of the rows to run again in a file that has the others; all without."""
 
 
 @dataclass(frozen=True)
@@ -83,26 +83,33 @@ def spec_of(case: Case) -> openvla_chunk.ChunkSpec:
     return openvla_chunk.tiny_spec(action_dim=23, state_dim=23, **SIZES, **body, mlp_width=case.width * 11 // 4)
 
 
-def settings_of(case: Case) -> LoraSettings:
-    method: Any = case.method
-    return LoraSettings(rank=case.rank, method=method)
+def config_of(case: Case) -> FinetuneConfig:
+    options: Any = {"method": case.method, "precision": case.precision}
+    return FinetuneConfig(
+        rank=case.rank, batch=case.batch, accumulation=1, gradient_checkpointing=case.checkpointing, **options
+    )
 
 
-def predict(case: Case) -> dict[str, float]:
-    """[GB] and operations of one step, from sizes alone."""
+def predict(case: Case, answer: Any) -> None:
+    """[GB] and seconds of one step, without a model of this depth."""
+    torch.set_num_threads(1)
     with torch.device("meta"):
         model = openvla_chunk.OpenVLAChunk.from_spec(spec_of(case), {})
-    settings = settings_of(case)
+    config = config_of(case)
+    settings = LoraSettings(**config.lora())
     cost = StepCost(model, settings, on_cpu=True, precision=case.precision)
-    total = sum(p.numel() for p in model.parameters())
-    trainable = lora.attach(model, settings).trainable
-    total += trainable if case.method == "lora" else 0
-    held = cost.peak(case.layers, case.batch, checkpointing=case.checkpointing)
-    return {
-        "gb": (4 * total + 8 * trainable + held) / 1e9,  # float32 weights, two moments
-        "flops": cost.flops(case.layers, case.batch, checkpointing=case.checkpointing),
-        "bytes": cost.traffic(case.layers, case.batch, checkpointing=case.checkpointing),
-    }
+    options = {"batch": case.batch, "checkpointing": case.checkpointing, "cached": True}
+    row = training_memory(model, settings, DEVICES["rtx4090"], cost, **options)
+    probe = Probe(model, config, torch.device("cpu"), cached=True, wide=True)
+    times = probe.time(case.batch, checkpointing=case.checkpointing)
+    answer.put(
+        {
+            "gb": row.weights_gb + row.states_gb + row.activations_gb,  # without what a GPU's libraries hold
+            "gflop": cost.flops(case.layers, case.batch, checkpointing=case.checkpointing) / 1e9,
+            "seconds": times.step(1),
+            "probe_seconds": probe.spent,
+        }
+    )
 
 
 def measure(case: Case, steps: int, answer: Any) -> None:
@@ -110,43 +117,45 @@ def measure(case: Case, steps: int, answer: Any) -> None:
     torch.set_num_threads(1)
     ctypes.CDLL(None).mallopt(-3, 65_536)  # M_MMAP_THRESHOLD: every block above is mapped, and unmapped when freed
     # What is loaded at first use is no part of the model.
-    warm = openvla_chunk.OpenVLAChunk.from_spec(openvla_chunk.tiny_spec(action_dim=23, state_dim=23, layers=2), {})
-    train(warm, Case(128, 2, 1, 4, case.checkpointing, precision=case.precision), 2)
+    small = Case(128, 2, 1, 4, case.checkpointing, precision=case.precision)
+    Training(small).step()
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-    model = openvla_chunk.OpenVLAChunk.from_spec(spec_of(case), {})
-    seconds = train(model, case, steps)
-    answer.put({"gb": (status("VmHWM") - before) / 1e6, "seconds": statistics.median(seconds[1:])})
+    training = Training(case)
+    training.step()
+    training.step()  # gradients, moments and activations at once
+    peak = status("VmHWM")
+    launch.keep_freed_memory()
+    training.step()
+    seconds = [training.step() for _ in range(steps)]
+    answer.put({"gb": (peak - before) / 1e6, "seconds": statistics.median(seconds), "all": seconds})
 
 
-def train(model: openvla_chunk.OpenVLAChunk, case: Case, steps: int) -> list[float]:
-    lora.attach(model, settings_of(case))
-    model.train()
-    narrow = case.precision != "fp32"
-    lora.trust_autocast(model, on=narrow)
-    lora.fuse_forward(model, on=True)
-    if case.checkpointing:
-        model.checkpoint_layers()
-    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    optimizer = make_optimizer(model, parameters, FinetuneConfig())
-    inputs = {
-        "patches": torch.randn(case.batch, model.body_spec.patches, model.body_spec.text.width),
-        "input_ids": torch.randint(3, 100, (case.batch, PROMPT)),
-        "prompt_mask": torch.ones(case.batch, PROMPT, dtype=torch.bool),
-        "state": torch.zeros(case.batch, 23),
-    }
-    target = torch.zeros(case.batch, model.spec.horizon, 23)
-    valid = torch.ones(case.batch, model.spec.horizon, dtype=torch.bool)
-    seconds = []
-    for _ in range(steps):
+class Training:
+    """The whole model, set up and stepped as the training loop does it."""
+
+    def __init__(self, case: Case) -> None:
+        config = config_of(case)
+        self.model = openvla_chunk.OpenVLAChunk.from_spec(spec_of(case), {})
+        lora.attach(self.model, LoraSettings(**config.lora()))
+        self.model.train()
+        self.narrow = case.precision != "fp32"
+        lora.trust_autocast(self.model, on=self.narrow)
+        lora.fuse_forward(self.model, on=True)
+        self.model.checkpoint_layers(on=case.checkpointing)
+        self.parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.optimizer = make_optimizer(self.model, self.parameters, config)
+        self.batch = random_batch(self.model, case.batch, PROMPT, torch.device("cpu"), cached=True)
+
+    def step(self) -> float:
         started = time.process_time()
-        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
-            loss = model.loss(inputs, target, valid)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.narrow):
+            loss = self.model.loss(*self.batch)
         loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        seconds.append(time.process_time() - started)
-    return seconds
+        float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return time.process_time() - started
 
 
 def status(name: str) -> int:
@@ -155,46 +164,42 @@ def status(name: str) -> int:
     return int(next(line for line in text.splitlines() if line.startswith(name)).split()[1])
 
 
-def fitted(rows: list[dict[str, float]]) -> NDArray[np.float64]:
-    """Seconds per GFLOP and per GB, none below zero, with the least relative errors."""
-    relative = np.array([_work(r) / r["measured_cpu_seconds"] for r in rows])
-    return nnls(relative, np.ones(len(rows)))[0]
-
-
-def _work(row: dict[str, float]) -> NDArray[np.float64]:
-    return np.array([row["predicted_gflop"], row["predicted_traffic_gb"]])
+def alone(target: Any, *arguments: Any) -> dict[str, Any]:
+    """What a function puts into its queue, called in a new process."""
+    context = multiprocessing.get_context("spawn")
+    answer = context.SimpleQueue()
+    child = context.Process(target=target, args=(*arguments, answer))
+    child.start()
+    while child.is_alive() and answer.empty():
+        time.sleep(0.05)
+    if answer.empty():
+        sys.exit(f"{target.__name__} {arguments} ended with status {child.exitcode}")
+    found = answer.get()
+    child.join()
+    return found
 
 
 def main(config: PlanBenchConfig) -> None:
-    context = multiprocessing.get_context("spawn")
-    rows: dict[str, dict[str, float]] = {}
+    rows: dict[str, dict[str, Any]] = json.loads(config.out.read_text())["rows"] if config.rows else {}
     for case in [CASES[i] for i in config.rows] or CASES:
-        answer = context.SimpleQueue()
-        child = context.Process(target=measure, args=(case, config.steps, answer))
-        child.start()
-        measured = answer.get()
-        child.join()
-        predicted = predict(case)
+        predicted, measured = alone(predict, case), alone(measure, case, config.steps)
         rows[str(case)] = {
             "predicted_gb": predicted["gb"],
             "measured_gb": measured["gb"],
             "memory_ratio": predicted["gb"] / measured["gb"],
-            "predicted_gflop": predicted["flops"] / 1e9,
-            "predicted_traffic_gb": predicted["bytes"] / 1e9,
+            "predicted_gflop": predicted["gflop"],
+            "predicted_cpu_seconds": predicted["seconds"],
+            "probe_took_seconds": predicted["probe_seconds"],
             "measured_cpu_seconds": measured["seconds"],
+            "all_measured_cpu_seconds": measured["all"],
+            "time_ratio": predicted["seconds"] / measured["seconds"],
         }
-        print(case, {k: round(v, 3) for k, v in rows[str(case)].items()}, flush=True)
-    for group in ("bf16", "fp32"):
-        own = [r for n, r in rows.items() if f" {group}," in n]
-        for row in own if len(own) > 2 else ():
-            rates = fitted([r for r in own if r is not row])
-            row["predicted_cpu_seconds"] = float(np.dot(rates, _work(row)))
-            row["time_ratio"] = row["predicted_cpu_seconds"] / row["measured_cpu_seconds"]
+        print(case, {k: round(v, 3) for k, v in rows[str(case)].items() if isinstance(v, float)}, flush=True)
     result = {
         "what": "training memory and time on one CPU thread: predicted by athena_vla.plan, measured here",
         "command": " ".join(sys.argv),
         "memory_within_15_percent": sum(abs(r["memory_ratio"] - 1) <= 0.15 for r in rows.values()),
-        "time_within_15_percent": sum(abs(r.get("time_ratio", 0) - 1) <= 0.15 for r in rows.values()),
+        "time_within_15_percent": sum(abs(r["time_ratio"] - 1) <= 0.15 for r in rows.values()),
         "of": len(rows),
         "rows": rows,
         "machine": device_facts(),

@@ -231,7 +231,6 @@ def test_a_deep_model_is_the_straight_line_through_two_shallow_ones(toy_cost) ->
     for checkpointing in (False, True):
         whole = toy_cost._trace(7, 16, checkpointing)
         assert toy_cost.peak(7, 16, checkpointing=checkpointing) == pytest.approx(whole.peak, rel=0.03)
-        assert toy_cost.traffic(7, 16, checkpointing=checkpointing) == pytest.approx(whole.traffic, rel=0.01)
 
 
 def test_recomputing_trades_memory_for_arithmetic(toy, toy_cost) -> None:
@@ -261,8 +260,6 @@ def test_live_blocks_are_counted_until_they_are_freed_and_views_cost_nothing() -
         assert live.now == 22_000
         del b, c
     assert (live.now, live.peak) == (0, 40_000)
-    # product: input, weight, output; relu: input, output; sum of ten rows: input, output
-    assert live.traffic == (20_000 + 40_000 + 20_000) + 2 * 20_000 + 2 * 2_000
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ the number of layers is carried on in a straight line. Knows no devices.
 
 import dataclasses
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from athena_vla.models import lora
 from athena_vla.models.lora import LoraSettings
 from athena_vla.models.parallel import ParallelModel
-from athena_vla.models.vla import VisionLanguageModel
+from athena_vla.models.vla import VisionLanguageModel, VlaSpec
 
 PROMPT = 32  # tokens of a usual instruction
 _FEW, _MORE = 2, 3  # decoder layers that are traced
@@ -30,8 +30,8 @@ _BATCHES = (1, 32)  # samples that are traced
 class StepCost:
     """Of one forward and backward pass of a model; patches come from the cache, so vision is no part of it.
 
-    The model may lie on the meta device and is not changed. `on_cpu`: as the loop runs on CPUs (float32 weights, fused
-    adapters, attention weights kept).
+    The model may lie on the meta device and is not changed. `on_cpu`: as the loop runs on CPUs (fused adapters,
+    attention weights kept); `wide`: weights in float32, as small models have them on CPUs.
     """
 
     def __init__(
@@ -40,12 +40,14 @@ class StepCost:
         settings: LoraSettings,
         *,
         on_cpu: bool = False,
+        wide: bool | None = None,
         precision: str = "bf16",
         prompt: int = PROMPT,
     ) -> None:
         # 4-bit weights are frozen: what is kept for the backward pass is the same as above 16-bit ones.
         self.settings = dataclasses.replace(settings, quantization="none")
         self.model, self.on_cpu, self.precision, self.prompt = model, on_cpu, precision, prompt
+        self.wide = precision == "fp32" or (on_cpu if wide is None else wide)
         self._mode = FakeTensorMode()
         self._models = {n: self._prepared(n) for n in (_FEW, _MORE)}
         self._traces: dict[tuple[int, int, bool], _Live] = {}
@@ -62,17 +64,9 @@ class StepCost:
 
         What holds the peak may change between the traced batches; the straight line then lies above.
         """
-        return self._line(layers, batch, checkpointing, lambda t: t.peak)
-
-    def traffic(self, layers: int, batch: int, *, checkpointing: bool) -> float:
-        """[bytes] that operations read and write, each by itself."""
-        return self._line(layers, batch, checkpointing, lambda t: t.traffic)
-
-    def _line(self, layers: int, batch: int, checkpointing: bool, value: Callable[["_Live"], int]) -> float:
-        """Straight on in layers and in samples."""
 
         def of(n: int) -> float:
-            small, large = (value(self._trace(n, b, checkpointing)) for b in _BATCHES)
+            small, large = (self._trace(n, b, checkpointing).peak for b in _BATCHES)
             return small + (large - small) / (_BATCHES[1] - _BATCHES[0]) * (batch - _BATCHES[0])
 
         return of(_FEW) + (of(_MORE) - of(_FEW)) / (_MORE - _FEW) * (layers - _FEW)
@@ -110,12 +104,10 @@ class StepCost:
 
     def _prepared(self, layers: int) -> VisionLanguageModel:
         """A copy with few layers, as the loop sets it up, on tensors that have no memory but say they are on a CPU."""
-        spec = cast(Any, self.model.spec)
-        towers = tuple(dataclasses.replace(t, blocks=1) for t in spec.body.towers)  # not traced: patches are given
-        body = dataclasses.replace(spec.body, text=dataclasses.replace(spec.body.text, layers=layers), towers=towers)
+        spec = cut(self.model, layers, [1] * len(self.model.body_spec.towers))  # towers: not traced, patches are given
         with torch.device("meta"):
-            model = type(self.model)(dataclasses.replace(spec, body=body), self.model.tokenizer_files())
-            if not self.on_cpu and self.precision != "fp32":
+            model = type(self.model)(spec, self.model.tokenizer_files())
+            if not self.wide:
                 model.to(torch.bfloat16)
             lora.attach(model, self.settings)
         with self._mode, torch.device("cpu"):  # the meta device itself has no autocast
@@ -140,19 +132,16 @@ class _Live(TorchDispatchMode):
 
     def __init__(self, model: nn.Module, counts: Callable[[Tensor], bool]) -> None:
         super().__init__()
-        self.now = self.peak = self.traffic = 0  # [bytes]
+        self.now = self.peak = 0  # [bytes]
         self.counts = counts
         self.weights = {p.untyped_storage()._cdata for p in model.parameters()}
         self.sizes: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
-        new = [t for t in tree_leaves(made) if isinstance(t, Tensor)]
-        read = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        if not func.is_view:
-            self.traffic += sum(t.numel() * t.itemsize for t in (*read, *new) if self.counts(t))
-        for tensor in new:
-            self._note(tensor)
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                self._note(tensor)
         return made
 
     def _note(self, tensor: Tensor) -> None:
@@ -167,6 +156,14 @@ class _Live(TorchDispatchMode):
 
     def _free(self, key: int) -> None:
         self.now -= self.sizes.pop(key, 0)
+
+
+def cut(model: VisionLanguageModel, layers: int, blocks: Sequence[int]) -> VlaSpec:
+    """The model's specification with fewer decoder layers, and fewer blocks in each of its towers."""
+    spec = cast(VlaSpec, model.spec)
+    text = dataclasses.replace(spec.body.text, layers=layers)
+    towers = tuple(dataclasses.replace(t, blocks=n) for t, n in zip(spec.body.towers, blocks, strict=True))
+    return dataclasses.replace(spec, body=dataclasses.replace(spec.body, text=text, towers=towers))
 
 
 def answer_rows(model: VisionLanguageModel) -> int:

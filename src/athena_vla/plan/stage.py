@@ -17,9 +17,13 @@ from athena_vla.models.lora import LoraSettings
 from athena_vla.models.pretrained import Release, bind
 from athena_vla.models.vla import VisionLanguageModel
 from athena_vla.plan import cost
+from athena_vla.plan.activations import StepCost
 from athena_vla.plan.devices import DEVICES
 from athena_vla.plan.predict import BITS, Prediction, as_dict, predict
+from athena_vla.plan.probe import HERE, Probe, here, is_here
 from athena_vla.plan.training import TrainingMemory, TrainingPlan, training_plan
+
+_WIDE = 1_000_000_000  # parameters; smaller bases are trained in float32 on a CPU
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,11 @@ class PlanConfig:
     """Instead of `bundle`: what would be fine-tuned, as `athena train --model` takes it. A Hub id that is not in the
     local cache counts as openvla-7b's sizes."""
     gpu: str = ""
-    """Also: does a fine-tuning fit on this GPU, such as rtx4090, how long is a step, and which micro-batch to take."""
+    """Also: does a fine-tuning fit on this GPU, such as rtx4090, how long is a step, and which micro-batch to take.
+    here: this machine's GPU, or its processor where it has none."""
+    probe: bool = True
+    """Where the GPU is this machine's: train a few layers of the model's shape for seconds, and take the step time from
+    that instead of from arithmetic. Loads no weights."""
     preset: str = "rtx4090"
     """The fine-tuning that is asked about."""
     change: str = ""
@@ -61,7 +69,7 @@ class Plan:
     kind: str = "predicted"
 
     def __str__(self) -> str:
-        parts = [f"{self.parameters / 1e9:.2f} G parameters", str(self.prediction)]
+        parts = [f"{self.parameters:,} parameters", str(self.prediction)]
         return "\n".join(parts if self.training is None else [*parts, str(self.training)])
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,27 +91,42 @@ def plan(config: PlanConfig) -> Plan:
     """Predict; nothing is run. Raises `UnknownName`, `BundleError`."""
     if config.device not in DEVICES:
         raise UnknownName("device", config.device, DEVICES)
-    if config.gpu and config.gpu not in DEVICES:
-        raise UnknownName("GPU", config.gpu, DEVICES)
+    if config.gpu and config.gpu not in (*DEVICES, HERE):
+        raise UnknownName("GPU", config.gpu, (*DEVICES, HERE))
     if config.precision not in BITS:
         raise UnknownName("precision", config.precision, BITS)
     tuning = chosen_preset(config)
     model = _model(config)
     counted = cost.count(model)
     prediction = predict(counted, DEVICES[config.device], config.precision)
-    training = None
-    if config.gpu:
-        training = training_plan(
-            model,
-            LoraSettings(**tuning.lora()),
-            DEVICES[config.gpu],
-            batch=tuning.batch,
-            accumulation=tuning.accumulation,
-            checkpointing=tuning.gradient_checkpointing,
-            optimizer=tuning.optimizer,
-            shards=config.shards,
-        )
+    training = _training(config, tuning, model) if config.gpu else None
     return Plan(prediction, training, counted.parameters)
+
+
+def _training(config: PlanConfig, tuning: FinetuneConfig, model: VisionLanguageModel) -> TrainingPlan:
+    settings = LoraSettings(**tuning.lora())
+    device, place = here() if config.gpu == HERE else (DEVICES[config.gpu], torch.device("cuda"))
+    on_cpu = place.type == "cpu"
+    wide = on_cpu and sum(p.numel() for p in model.parameters()) < _WIDE
+    # As training decides, where the disk has room for them.
+    vision_trains = (tuning.vision or tuning.projector) and tuning.method != "heads"
+    cached = tuning.cache_features != "never" and not vision_trains
+    timing: dict[str, Any] = {}
+    if config.probe and (config.gpu == HERE or is_here(config.gpu)):
+        timing = {"retime": Probe(model, tuning, place, cached=cached, wide=wide).timed}
+    return training_plan(
+        model,
+        settings,
+        device,
+        batch=tuning.batch,
+        accumulation=tuning.accumulation,
+        checkpointing=tuning.gradient_checkpointing,
+        optimizer=tuning.optimizer,
+        shards=config.shards,
+        cached=cached,
+        cost=StepCost(model, settings, on_cpu=on_cpu, wide=wide, precision=tuning.precision),
+        **timing,
+    )
 
 
 def chosen_preset(config: PlanConfig) -> FinetuneConfig:

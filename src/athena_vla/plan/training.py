@@ -1,5 +1,6 @@
 """Will a fine-tuning fit into a GPU's memory, how long will a step take, and which micro-batch to take. Predicted."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from athena_vla.errors import ModelError
@@ -31,6 +32,7 @@ class TrainingMemory:
     trainable: int
     limit_gb: float
     step_seconds: tuple[float, float]
+    time_from: str = "roofline"  # or "timed": a few layers on this machine, carried on to the depth
     kind: str = "predicted"
 
     @property
@@ -46,16 +48,22 @@ class TrainingMemory:
         return (
             f"{self.batch} x {self.accumulation}",
             "yes" if self.checkpointing else "no",
-            f"{self.weights_gb:.1f}",
-            f"{self.states_gb:.1f}",
-            f"{self.activations_gb:.1f}",
+            f"{self.weights_gb:.3g}",
+            f"{self.states_gb:.3g}",
+            f"{self.activations_gb:.3g}",
             f"{self.total_gb:.1f}",
             "yes" if self.fits else "NO",
-            f"{fast:.2f}-{slow:.2f}",
+            f"{fast:.2f}-{slow:.2f}" if fast < slow else f"{fast:.2f}",
+            self.time_from,
         )
 
 
-HEADER = ("batch", "recompute", "weights", "trained", "activations", "peak GB", "fits", "s/step")
+HEADER = ("batch", "recompute", "weights", "trained", "activations", "peak GB", "fits", "s/step", "time from")
+Rows = Sequence[TrainingMemory]
+
+TIMED = (
+    "timed: a few layers of this very shape were trained on this machine just now, their time carried on to all layers"
+)
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,7 @@ class TrainingPlan:
             [
                 f"PREDICTED, not measured: training on {self.device}",
                 *table,
+                *([TIMED] if any(r.time_from != "roofline" for r in self.rows) else []),
                 said,
                 best,
                 *(f"change: {a}" for a in self.advice),
@@ -114,11 +123,14 @@ def training_plan(
     checkpointing: bool,
     optimizer: str = "adamw",
     shards: int = 1,
+    cached: bool = False,
     cost: StepCost | None = None,
+    retime: Callable[[Rows], Rows] = lambda rows: rows,
 ) -> TrainingPlan:
     """All ways to make the same optimiser step (batch x accumulation samples), the fastest that fits, and advice.
 
-    `cost` is the model's trace, made here where it is not given. Raises `ModelError`.
+    `cost` is the model's trace, made here where it is not given; `retime` puts measured times into rows, of which the
+    first is the one asked for. Raises `ModelError`.
     """
     whole = batch * accumulation
     cost = cost or StepCost(model, settings)
@@ -134,15 +146,15 @@ def training_plan(
             checkpointing=recompute,
             optimizer=optimizer,
             shards=shards,
+            cached=cached,
         )
 
-    sizes = [b for b in BATCHES if b <= whole and whole % b == 0] or [batch]
-    rows = tuple(row(b, recompute) for recompute in (False, True) for b in sizes)
+    sizes = sorted({batch, *(b for b in BATCHES if b <= whole and whole % b == 0)}, reverse=True)
+    asked, *rows = retime([row(batch, checkpointing), *(row(b, again) for again in (False, True) for b in sizes)])
     fitting = [r for r in rows if r.fits]
     chosen = min(fitting, key=lambda r: (r.step_seconds[1], -r.batch), default=None)
-    asked = row(batch, checkpointing)
     advice = () if asked.fits else _advice(settings, optimizer, asked, chosen, shards)
-    return TrainingPlan(device.label, rows, asked, chosen, advice)
+    return TrainingPlan(device.label, tuple(rows), asked, chosen, advice)
 
 
 def _advice(
@@ -182,10 +194,12 @@ def training_memory(
     checkpointing: bool = True,
     optimizer: str = "adamw",
     shards: int = 1,
+    cached: bool = False,
 ) -> TrainingMemory:
     """Peak memory per GPU for a model on the meta device; `shards` > 1 splits weights and states (FSDP).
 
-    `cost` is the model's trace, made here where it is not given.
+    `cached`: vision features come from the cache, so that no step runs the towers. `cost` is the model's trace, made
+    here where it is not given.
     """
     if optimizer not in MOMENT_BYTES:
         raise ModelError(f"No optimiser '{optimizer}' is known here; known: {', '.join(MOMENT_BYTES)}.")
@@ -198,14 +212,16 @@ def training_memory(
     if settings.quantization == "nf4":
         quantized = sum(model.get_parameter(f"{p}.weight").numel() for p in lora.four_bit_paths(model))
     bits = NF4_BITS if settings.double_quantization else 4.5
-    weights = (frozen - quantized) * 2 + quantized * bits / 8
+    weights = (frozen - quantized) * (4 if cost.wide else 2) + quantized * bits / 8
     activations = cost.peak(layers, batch, checkpointing=checkpointing)
     if accumulation == 1:  # gradients, which stand in the states, appear while activations go
         activations = max(0.0, activations - 4 * trainable)
     if quantized:  # one matrix at a time is unpacked
         activations += 2 * text.width * text.mlp_width * 2
-    activations += batch * vision_bytes(model, trained=settings.vision)
-    flops = cost.flops(layers, batch, checkpointing=checkpointing) + batch * vision_flops(model, settings)
+    flops = cost.flops(layers, batch, checkpointing=checkpointing)
+    if not cached:
+        activations += batch * vision_bytes(model, trained=settings.vision)
+        flops += batch * vision_flops(model, settings)
     flops *= accumulation
     rate = device.fp16_tflops * 1e12
     return TrainingMemory(
