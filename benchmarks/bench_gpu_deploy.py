@@ -112,7 +112,8 @@ def decode(place: Place, measured: float) -> dict[str, Any]:
 
     class Step(nn.Module):
         def forward(self, token: Tensor, position: Tensor, keys: Tensor, values: Tensor) -> Any:
-            hidden, key, value = language.step(language.embed(token), position, keys, values)
+            valid = torch.ones_like(token, dtype=torch.bool)
+            hidden, key, value = language.extend(language.embed(token), valid, position, keys, values)
             return model.choices(hidden).argmax(-1), key, value
 
     spec = language.spec

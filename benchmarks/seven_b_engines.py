@@ -16,6 +16,7 @@ def act(folder: Path, engine: str, threads: int, runs: int, started: float) -> d
     import torch
 
     from athena_vla.bundle import Bundle
+    from athena_vla.models.vla import stage_of
     from athena_vla.policy import Policy
 
     torch.set_num_threads(threads)
@@ -27,7 +28,7 @@ def act(folder: Path, engine: str, threads: int, runs: int, started: float) -> d
     def run(name: str, inputs: Any) -> Any:
         start = time.perf_counter()
         outputs = inner(name, inputs)
-        times.setdefault(name, []).append(time.perf_counter() - start)
+        times.setdefault(stage_of(name, inputs), []).append(time.perf_counter() - start)
         return outputs
 
     policy = Policy(policy.robot, policy.normalizer, policy.model, run)

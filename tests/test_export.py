@@ -93,18 +93,20 @@ def test_quantised_graphs_compute_with_the_stored_numbers(int4, tmp_path) -> Non
 def test_autoregressive_family(tmp_path, toy) -> None:
     base = write_base(tmp_path / "base", toy, tokens=True)
     result = export(ExportConfig(input=base.path, out=tmp_path / "x"))
-    assert set(result.graphs) == {"vision", "prefill", "step"}
+    assert set(result.graphs) == {"vision", "words", "language"}
     assert all(g["parity"]["max_abs"] < 1e-4 for g in result.graphs.values())
     frames = observations(toy, 3, seed=3)
     same = Policy.load(tmp_path / "x").chunks(frames) == Policy.of(base, "torch").chunks(frames)
     assert same.all(), "greedy tokens differ"
-    ports = result.graphs["step"]
+    ports = result.graphs["language"]
     assert ports["outputs"]["logits"]["shape"][-1] == 256, "the action tokens alone"
-    kinds = [n.op_type for n in onnx.load(str(tmp_path / "x/weights/step.onnx"), load_external_data=False).graph.node]
+    kinds = [
+        n.op_type for n in onnx.load(str(tmp_path / "x/weights/language.onnx"), load_external_data=False).graph.node
+    ]
     joined = [n for n in kinds if n == "Concat"]
     layers = base.model().body_spec.text.layers  # pyright: ignore[reportAttributeAccessIssue]
     assert len(joined) < 6 * layers, "caches are not joined with their new row"
-    # The two decoder graphs share their weights on disk: together they cost one copy.
+    # Prompt and single tokens are calls of one graph: the weights are stored, and held, once.
     files = {p.name: p.stat().st_size for p in (tmp_path / "x" / "weights").iterdir()}
     parameters = sum(p.numel() for p in base.model().parameters()) * 4
     assert files["model.data"] < 1.2 * parameters
@@ -261,6 +263,23 @@ def test_the_device_bundle_says_what_it_is(on_device) -> None:
     low, typical, high = engines["graphs"]["language"]["profiles"][0]["input_ids"]
     assert low[0] == typical[0] == high[0] == 1
     assert low[1] < typical[1] < high[1]
+
+
+def test_one_engine_reads_prompts_and_decodes_tokens(tmp_path, toy) -> None:
+    """Two profiles of one graph: two engines would hold the decoder's weights twice on a device of 16 GB."""
+    base = write_base(tmp_path / "base", toy, tokens=True)
+    export(ExportConfig(input=base.path, out=tmp_path / "x", target="jetson-orin-nx-16gb"))
+    graphs = json.loads((tmp_path / "x" / "device" / "engines.json").read_text())["graphs"]
+    prompt, token = graphs["language"]["profiles"]
+    low, typical, high = (shape[1] for shape in prompt["rows"])
+    assert 1 < low < typical < high
+    assert prompt["keys_0"][0] == prompt["keys_0"][2] == token["keys_0"][0][:2] + [1] + token["keys_0"][0][3:]
+    assert token["rows"][0] == token["rows"][2] == [1, 1, prompt["rows"][0][2]]
+    assert token["keys_0"][0][2] <= low, "the shortest prompt's cache fits"
+    assert token["keys_0"][2][2] >= high + base.spec.horizon * base.spec.action_dim - 1, "the longest prompt's too"
+    policy = Policy.load(tmp_path / "x", "onnxruntime")
+    observation = observations(toy, 1)[0]
+    assert np.abs(policy.act(observation).positions - Policy.of(base).act(observation).positions).max() < 0.02
 
 
 def run_script(folder: Path, name: str, *words: str) -> subprocess.CompletedProcess[str]:

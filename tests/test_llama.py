@@ -54,17 +54,17 @@ def test_steps_equal_transformers_and_the_whole_sequence(kv_heads: int) -> None:
     with torch.no_grad():
         theirs = reference(input_ids=ids).logits[0]
         first = 5
-        hidden, keys, values = mine.prefill(
-            mine.embed(ids[:, :first]),
-            attention_mask(torch.ones(1, first, dtype=torch.bool)),
-            torch.arange(first)[None],
+        nothing = mine.room(mine.model.norm.weight[None], 1).fill_(1e4)
+        hidden, keys, values = mine.extend(
+            mine.embed(ids[:, :first]), torch.ones(1, first, dtype=torch.bool), torch.tensor([0]), nothing, nothing
         )
         torch.testing.assert_close(mine.lm_head(hidden)[0], theirs[:first], atol=2e-5, rtol=0)
         # Garbage in unused slots must not matter: a static cache is never cleared.
         room = torch.full((*keys.shape[:3], 11 - first, keys.shape[4]), 1e4)
         keys, values = torch.cat([keys, room], dim=3), torch.cat([values, room], dim=3)
         for i in range(first, 11):
-            hidden, key, value = mine.step(mine.embed(ids[:, i : i + 1]), torch.tensor([i]), keys, values)
+            row = mine.embed(ids[:, i : i + 1]), torch.ones(1, 1, dtype=torch.bool), torch.tensor([i])
+            hidden, key, value = mine.extend(*row, keys, values)
             keys[:, :, :, i : i + 1], values[:, :, :, i : i + 1] = key, value
             torch.testing.assert_close(mine.lm_head(hidden)[0, 0], theirs[i], atol=2e-5, rtol=0)
 

@@ -20,29 +20,29 @@ from athena_vla.tensorrt_engine import TensorRT
 
 PORTS = {"x": "FLOAT", "ids": "INT64", "y": "HALF"}
 INPUTS = ("x", "ids")
+PROFILES = (((1, 1), (1, 4), (9, 8)), ((1, 9), (1, 9), (1, 16)))  # minimum, optimum, maximum of both inputs
 
 
 class Context:
     """y = 2 x + sum(ids), in half precision, computed from addresses at execution."""
 
-    def __init__(self, longest: int = 16) -> None:
+    def __init__(self) -> None:
         self.calls: list[tuple[str, str]] = []
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
-        self.longest = longest
+        self.profile: int | None = None
         self.works = True
-        names = list(PORTS)
-        self.engine = SimpleNamespace(
-            num_io_tensors=len(names),
-            get_tensor_name=names.__getitem__,
-            get_tensor_dtype=PORTS.__getitem__,
-            get_tensor_mode=lambda port: "INPUT" if port in INPUTS else "OUTPUT",
-        )
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> None:
+        assert not self.calls, "before anything else"
+        self.profile = index
 
     def set_input_shape(self, port: str, shape: tuple[int, ...]) -> bool:
         self.calls.append(("shape", port))
         self.shapes[port] = shape
-        return shape[-1] <= self.longest
+        assert self.profile is not None
+        low, _, high = PROFILES[self.profile]
+        return all(a <= s <= b for a, s, b in zip(low, shape, high, strict=True))
 
     def get_tensor_shape(self, port: str) -> tuple[int, ...]:
         assert set(self.shapes) == set(INPUTS), "an output's shape is known once all input shapes are set"
@@ -70,29 +70,43 @@ class Context:
 
 
 @pytest.fixture
-def context(monkeypatch) -> Context:
-    made = Context()
+def contexts(monkeypatch) -> list[Context]:
+    """Every context that is made, in order."""
+    made: list[Context] = []
+
+    def create() -> Context:
+        made.append(Context())
+        return made[-1]
+
+    names = list(PORTS)
+    engine = SimpleNamespace(
+        num_io_tensors=len(names),
+        num_optimization_profiles=len(PROFILES),
+        get_tensor_name=names.__getitem__,
+        get_tensor_dtype=PORTS.__getitem__,
+        get_tensor_mode=lambda port: "INPUT" if port in INPUTS else "OUTPUT",
+        get_tensor_profile_shape=lambda port, i: PROFILES[i],
+        create_execution_context=create,
+    )
     module = ModuleType("tensorrt")
     kinds = {k: k for k in ("FLOAT", "HALF", "INT32", "INT64", "BOOL")}
     module.__dict__.update(
         __version__="10.3.0",
         Logger=type("Logger", (), {"WARNING": 1, "__init__": lambda self, level: None}),
-        Runtime=lambda logger: SimpleNamespace(
-            deserialize_cuda_engine=lambda plan: SimpleNamespace(create_execution_context=lambda: made)
-        ),
+        Runtime=lambda logger: SimpleNamespace(deserialize_cuda_engine=lambda plan: engine),
         TensorIOMode=SimpleNamespace(INPUT="INPUT", OUTPUT="OUTPUT"),
         DataType=SimpleNamespace(**kinds),
     )
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     monkeypatch.setattr(tensorrt_engine, "DEVICE", "cpu")
-    stream = SimpleNamespace(cuda_stream=7, synchronize=lambda: made.calls.append(("synchronize", "")))
+    stream = SimpleNamespace(cuda_stream=7, synchronize=lambda: made[-1].calls.append(("synchronize", "")))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: "Orin")
     return made
 
 
 @pytest.fixture
-def runner(context, tmp_path) -> TensorRT:
+def runner(contexts, tmp_path) -> TensorRT:
     for name, content in (("g.onnx", b"onnx"), ("g.plan", b"plan")):
         (tmp_path / name).write_bytes(content)
     entry = {
@@ -106,7 +120,7 @@ def runner(context, tmp_path) -> TensorRT:
     return TensorRT(tmp_path, {})
 
 
-def test_the_numbers_come_from_the_bound_memory(runner, context) -> None:
+def test_the_numbers_come_from_the_bound_memory(runner, contexts) -> None:
     x = torch.randn(2, 6).t()  # not contiguous, as a caller may have it
     ids = torch.tensor([[1, 2, 3]], dtype=torch.int32)  # another integer type than the engine's
     y = runner("g", {"x": x, "ids": ids, "unused": torch.zeros(1)})["y"]
@@ -119,21 +133,32 @@ def test_the_numbers_come_from_the_bound_memory(runner, context) -> None:
     torch.testing.assert_close(y, kept, rtol=0, atol=0)
 
 
-def test_shapes_before_outputs_before_execution_before_synchronisation(runner, context) -> None:
+def test_shapes_before_outputs_before_execution_before_synchronisation(runner, contexts) -> None:
     runner("g", {"x": torch.ones(1, 2), "ids": torch.tensor([[1]])})
-    kinds = [kind for kind, _ in context.calls]
+    kinds = [kind for kind, _ in contexts[0].calls]
     assert kinds.index("output shape") > max(i for i, k in enumerate(kinds) if k == "shape")
     assert kinds[-2:] == ["execute", "synchronize"]
-    assert {port for kind, port in context.calls if kind == "address"} == set(PORTS)
+    assert {port for kind, port in contexts[0].calls if kind == "address"} == set(PORTS)
 
 
-def test_refusals_are_one_sentence(runner, context) -> None:
+def test_each_kind_of_call_has_its_profile(runner, contexts) -> None:
+    """Kernels are chosen per profile: a prompt and a single token are two kinds of call of one engine."""
+    short, long = {"x": torch.ones(1, 4), "ids": torch.ones(1, 4)}, {"x": torch.ones(1, 12), "ids": torch.ones(1, 9)}
+    for inputs, total in ((short, 6.0), (long, 11.0), (short, 6.0), (long, 11.0)):
+        y = runner("g", inputs)["y"]
+        torch.testing.assert_close(y, torch.full_like(y, total))
+    assert [c.profile for c in contexts] == [0, 1], "made once each"
+
+
+def test_refusals_are_one_sentence(runner, contexts) -> None:
     with pytest.raises(ExportError, match=r"needs the input 'ids'; it was given \['x'\]"):
         runner("g", {"x": torch.ones(1, 2)})
-    with pytest.raises(ExportError, match=r"'x' of shape \[1, 17\] is outside the engine's profile"):
+    with pytest.raises(ExportError, match=r"'x' of shape \[1, 17\] is outside the engine's profiles"):
         runner("g", {"x": torch.ones(1, 17), "ids": torch.tensor([[1]])})
     with pytest.raises(UnknownName, match="'other'"):
         runner("other", {})
-    context.works = False
+    good = {"x": torch.ones(1, 2), "ids": torch.tensor([[1]])}
+    runner("g", good)
+    contexts[0].works = False
     with pytest.raises(ExportError, match="could not run graph 'g'"):
-        runner("g", {"x": torch.ones(1, 2), "ids": torch.tensor([[1]])})
+        runner("g", good)

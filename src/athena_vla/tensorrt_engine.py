@@ -18,7 +18,7 @@ DEVICE = "cuda"
 
 
 class TensorRT:
-    """One execution context per graph, loaded on first use; outputs stay on the device."""
+    """One engine per graph and one context per kind of call, loaded on first use; outputs stay on the device."""
 
     def __init__(self, folder: Path, stage_info: dict[str, Any]) -> None:
         try:
@@ -30,25 +30,20 @@ class TensorRT:
         self.graphs: dict[str, Any] = stage_info.get("graphs", {})
         self.record = _record(folder)
         self.runtime = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.WARNING))
-        self.contexts: dict[str, Any] = {}
+        self.engines: dict[str, Any] = {}
+        self.contexts: dict[tuple[str, int], Any] = {}
 
     def __call__(self, name: str, inputs: Tensors) -> Tensors:
-        context = self.contexts.get(name) or self._load(name)
-        engine, stream = context.engine, torch.cuda.current_stream()
+        engine, stream = self.engines.get(name) or self._load(name), torch.cuda.current_stream()
+        context = self._context(name, engine, inputs, stream)
         held: dict[str, torch.Tensor] = {}  # keeps the memory alive until the run has ended
         outputs: Tensors = {}
         for i in range(engine.num_io_tensors):
             port = engine.get_tensor_name(i)
             kind = _torch_type(self.tensorrt, engine.get_tensor_dtype(port))
             if engine.get_tensor_mode(port) == self.tensorrt.TensorIOMode.INPUT:
-                if port not in inputs:
-                    raise ExportError(f"Graph '{name}' needs the input '{port}'; it was given {sorted(inputs)}.")
                 held[port] = inputs[port].to(device=DEVICE, dtype=kind).contiguous()
-                if not context.set_input_shape(port, tuple(held[port].shape)):
-                    raise ExportError(
-                        f"Graph '{name}': input '{port}' of shape {list(held[port].shape)} is outside the engine's "
-                        "profile; build again with wider ranges in device/engines.json."
-                    )
+                context.set_input_shape(port, tuple(held[port].shape))
                 context.set_tensor_address(port, held[port].data_ptr())
         for i in range(engine.num_io_tensors):
             port = engine.get_tensor_name(i)
@@ -71,8 +66,32 @@ class TensorRT:
         engine = self.runtime.deserialize_cuda_engine((self.folder / f"{name}.plan").read_bytes())
         if engine is None:
             raise ExportError(f"TensorRT cannot load '{name}.plan' of '{self.folder}'; build it again on this device.")
-        self.contexts[name] = engine.create_execution_context()
-        return self.contexts[name]
+        self.engines[name] = engine
+        return engine
+
+    def _context(self, name: str, engine: Any, inputs: Tensors, stream: Any) -> Any:
+        """The context of the first profile that takes the inputs: kernels are chosen for each kind of call."""
+        modes = {p: engine.get_tensor_mode(p) for p in map(engine.get_tensor_name, range(engine.num_io_tensors))}
+        ports = [p for p, mode in modes.items() if mode == self.tensorrt.TensorIOMode.INPUT]
+        for port in ports:
+            if port not in inputs:
+                raise ExportError(f"Graph '{name}' needs the input '{port}'; it was given {sorted(inputs)}.")
+        problem = ""
+        for i in range(engine.num_optimization_profiles):
+            problem = next(
+                (p for p in ports if not _within(inputs[p].shape, engine.get_tensor_profile_shape(p, i))), ""
+            )
+            if problem:
+                continue
+            if (name, i) not in self.contexts:
+                context = engine.create_execution_context()
+                context.set_optimization_profile_async(i, stream.cuda_stream)
+                self.contexts[name, i] = context
+            return self.contexts[name, i]
+        raise ExportError(
+            f"Graph '{name}': input '{problem}' of shape {list(inputs[problem].shape)} is outside the engine's "
+            "profiles; build again with wider ranges in device/engines.json."
+        )
 
     def _require_same(self, name: str, entry: dict[str, Any]) -> None:
         """An engine runs only with the TensorRT version, the GPU and the graph it was built for."""
@@ -88,6 +107,11 @@ class TensorRT:
         for file, key in ((f"{name}.onnx", "onnx_sha256"), (f"{name}.plan", "plan_sha256")):
             if hashlib.sha256((self.folder / file).read_bytes()).hexdigest() != entry[key]:
                 raise ExportError(f"'{self.folder / file}' is not the file engine '{name}' belongs to; build it again.")
+
+
+def _within(shape: torch.Size, ranges: Any) -> bool:
+    low, _, high = ranges
+    return len(shape) == len(low) and all(a <= s <= b for a, s, b in zip(low, shape, high, strict=True))
 
 
 def _record(folder: Path) -> dict[str, Any]:

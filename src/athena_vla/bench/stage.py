@@ -20,9 +20,8 @@ from athena_vla.embodiment import Observation
 from athena_vla.errors import BundleError, UnknownName
 from athena_vla.export.deployment import TARGET_TOKENS, verdict, write_json
 from athena_vla.models.architecture import Tensors
+from athena_vla.models.vla import SINGLE_TOKEN, stage_of
 from athena_vla.policy import Policy, encode
-
-SINGLE_TOKEN = ("step",)  # graphs that the host loop calls once per token
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,6 @@ def bench(config: BenchConfig) -> BenchResult | Comparison:
     record["load_seconds"] = loaded
     record["first_action_seconds"] = first
     if config.out is not None:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
         write_json(config.out, record)
     return BenchResult(tuple(stages), whole, record)
 
@@ -119,12 +117,13 @@ def measure(
 
     def run(name: str, inputs: Tensors) -> Tensors:
         nonlocal calls
-        calls += name in SINGLE_TOKEN
+        stage = stage_of(name, inputs)
+        calls += stage == SINGLE_TOKEN
         _synchronize()
         start = time.perf_counter()
         outputs = policy.run(name, inputs)
         _synchronize()
-        watch.add(name, time.perf_counter() - start)
+        watch.add(stage, time.perf_counter() - start)
         return outputs
 
     timed = dataclasses.replace(policy, run=run)
@@ -217,7 +216,7 @@ def _record(
 
 def _decode_rate(stages: list[Samples], tokens: int) -> float | None:
     """Single-token decoding alone; None for families that answer in one pass."""
-    step = [s for s in stages if s.name in SINGLE_TOKEN]
+    step = [s for s in stages if s.name == SINGLE_TOKEN]
     return tokens / float(np.median(step[0].seconds)) if step and tokens else None
 
 

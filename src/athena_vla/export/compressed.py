@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from athena_vla.bundle import Bundle
 from athena_vla.errors import BundleError, ExportError, ModelError
 from athena_vla.models.packed import Packed
-from athena_vla.models.store import StoreWriter, TensorStore
+from athena_vla.models.store import StoreWriter, TensorStore, save
 from athena_vla.models.vla import VlaSpec
 
 PREFIX = "body.language_model."
@@ -47,8 +46,8 @@ def write_compressed(source: Bundle, out: Path) -> Path:
     text = spec.body.text
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
     try:
+        part.mkdir(parents=True)
         writer, group = StoreWriter(part), 0
         for name in (n for n in store.names if n.startswith(PREFIX)):
             weight, key = store.read(name), name.removeprefix(PREFIX)
@@ -67,7 +66,7 @@ def write_compressed(source: Bundle, out: Path) -> Path:
             (part / name).write_bytes(_with_template(content) if name == "tokenizer_config.json" else content)
         rows = torch.tensor([*range(text.vocabulary - 256, text.vocabulary), 2], dtype=torch.int32)
         (part / ROW_MAP).parent.mkdir()
-        save_file({"vocab_map": rows.sort().values}, part / ROW_MAP)
+        save({"vocab_map": rows.sort().values}, part / ROW_MAP)
         (part / "athena.json").write_text(json.dumps({"bundle": source.hash, "spec": spec.to_dict()}, default=str))
         part.rename(out)
     except OSError as error:

@@ -3,6 +3,7 @@
 A figure stands under the word that is true of it: predicted, measured_here or measured_on_device.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from athena_vla.bundle import Bundle
+from athena_vla.errors import BundleError
 
 TARGET_TOKENS = 8.0  # [tokens/s] the user's requirement on the Jetson
 HARDWARE = {
@@ -92,8 +94,14 @@ def verdict(result: Mapping[str, Any] | None, rate: float) -> dict[str, Any]:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """By rename, so that a file that is there is whole."""
     temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(content, indent=1, sort_keys=True))
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(content, indent=1, sort_keys=True))
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise BundleError(f"'{path}' could not be written: {error}.") from error
 
 
 def _technique(source: Bundle, info: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,21 +6,23 @@ TensorRT is never needed to write them. Knows file names and shape ranges, not f
 import importlib.util
 import json
 import math
+import subprocess
+import sys
 from importlib import resources
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from athena_vla.bundle import Bundle
 from athena_vla.errors import ExportError
 from athena_vla.plan.devices import DEVICES
 
 SCRIPTS = ("build_on_device.py", "verify_on_device.py", "bench_on_device.py")
+NO_TENSORRT = 3  # exit status, of this stage and of the script
 # JetPack -> TensorRT: the oldest and the newest the graphs are written for.
 TENSORRT = {"6.2": "10.3", "7.2": "10.16"}
 FORBIDDEN = ("Attention", "TensorScatter", "RotaryEmbedding", "RMSNormalization")  # newer than TensorRT 10.3's parser
-LONGEST = {"tokens": 256, "cache": 1024}
-SHORTEST = {"tokens": 2, "cache": 64}
-TYPICAL = {"tokens": 32, "cache": 320}
 
 
 def write_scripts(folder: Path, source: Bundle, info: dict[str, Any], target: str) -> str:
@@ -46,7 +48,7 @@ def write_scripts(folder: Path, source: Bundle, info: dict[str, Any], target: st
                 "onnx": f"{name}.onnx",
                 "precision": info["precision"],
                 "weight_bytes": _weight_bytes(folder / "weights" / f"{name}.onnx"),
-                "profiles": profiles(ports["inputs"]),
+                "profiles": profiles(ports),
             }
             for name, ports in info["graphs"].items()
         },
@@ -55,22 +57,18 @@ def write_scripts(folder: Path, source: Bundle, info: dict[str, Any], target: st
     (place / "engines.json").write_text(json.dumps(settings, indent=1, sort_keys=True))
     return (
         f"Copy the bundle to the {DEVICES[target].label} and run: python3 device/build_on_device.py. "
-        "No engine was built or run here; without TensorRT the ONNX graphs are the fallback."
+        "Without TensorRT the ONNX graphs are the fallback."
     )
 
 
-def profiles(inputs: dict[str, Any]) -> list[dict[str, list[list[int]]]]:
-    """Shape ranges of every input with varying axes: minimum, optimum, maximum."""
-    profile: dict[str, list[list[int]]] = {}
-    for name, port in inputs.items():
-        if all(isinstance(s, int) for s in port["shape"]):
-            continue
-        rows = [[s if isinstance(s, int) else table.get(s, 1) for s in port["shape"]] for table in _RANGES]
-        profile[name] = rows
-    return [profile] if profile else []
+def profiles(ports: dict[str, Any]) -> list[dict[str, list[list[int]]]]:
+    """Shape ranges of every input with varying axes, for each kind of call: minimum, optimum, maximum."""
+    varying = {n: p["shape"] for n, p in ports["inputs"].items() if not all(isinstance(s, int) for s in p["shape"])}
 
+    def ranges(shape: list[int | str], axes: dict[str, tuple[int, int, int]]) -> list[list[int]]:
+        return [[s if isinstance(s, int) else axes[s][i] for s in shape] for i in range(3)]
 
-_RANGES = (SHORTEST, TYPICAL, LONGEST)
+    return [{name: ranges(shape, axes) for name, shape in varying.items()} for axes in ports["profiles"]]
 
 
 def require_parsable(folder: Path, info: dict[str, Any]) -> None:
@@ -84,9 +82,35 @@ def require_parsable(folder: Path, info: dict[str, Any]) -> None:
             raise ExportError(f"Graph '{name}' uses {foreign}, which TensorRT {TENSORRT['6.2']} does not parse.")
 
 
-def available_engine() -> str:
-    """tensorrt where it can be imported here, onnx otherwise."""
-    return "tensorrt" if importlib.util.find_spec("tensorrt") is not None else "onnx"
+def build(bundle: Path, target: str) -> tuple[str, int, str]:
+    """Build the engines here where this is the target; engine, exit status, and a sentence.
+
+    The same script that is copied to the device does it, so there is one way to build.
+    """
+    if importlib.util.find_spec("tensorrt") is None:
+        return "onnx", NO_TENSORRT, "No engine was built: TensorRT is not installed here (exit status 3)."
+    here, wanted = _compute_capability(), DEVICES[target].sm
+    if here != wanted:
+        found = f"a GPU of compute capability {here / 10}" if here else "no GPU"
+        reason = f"TensorRT is here with {found}, the target's is {wanted / 10}: engines run where they are built"
+        return "onnx", NO_TENSORRT, f"No engine was built: {reason} (exit status 3)."
+    script = bundle / "device" / SCRIPTS[0]
+    done = subprocess.run([sys.executable, str(script)], stdout=subprocess.DEVNULL, check=False)
+    told = {0: "Engines were built and checked.", 4: "An engine is not what was asked for"}
+    sentence = told.get(done.returncode, "An engine could not be built") + (
+        ""
+        if done.returncode == 0
+        else f": see {bundle / 'weights' / 'engines.json'}; the ONNX graphs are the fallback."
+    )
+    return "onnx" if done.returncode else "tensorrt", done.returncode, sentence
+
+
+def _compute_capability() -> int:
+    """Of the first GPU, such as 87; 0 without one."""
+    if not torch.cuda.is_available():
+        return 0
+    major, minor = torch.cuda.get_device_capability(0)
+    return 10 * major + minor
 
 
 def _weight_bytes(file: Path) -> int:

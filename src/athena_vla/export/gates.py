@@ -6,7 +6,7 @@ outside: this room does not know how they are made.
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,13 @@ from athena_vla.bundle import Bundle
 from athena_vla.data.dataset import Dataset
 from athena_vla.embodiment import Observation
 from athena_vla.errors import BundleError, DatasetError
+from athena_vla.export.deployment import write_json
 from athena_vla.models.architecture import Tensors
 from athena_vla.models.vla import VisionLanguageModel
-from athena_vla.policy import Policy, sensitivity
-from athena_vla.quantize.choose import action_error
+from athena_vla.policy import Policy, asked, sensitivity
+from athena_vla.quantize.calibrate import opened
+from athena_vla.quantize.choose import action_error, answered
+from athena_vla.quantize.stage import IN_MEMORY
 
 BINS = 256
 SAME_BIN = 0.5
@@ -67,11 +70,13 @@ class GateConfig:
     backend: Name = "auto"
     """What runs the bundle."""
     closed_loop: Path | None = None
-    """JSON of a paired comparison with `first_worse_p`, the first being this bundle."""
+    """The `comparison.json` of `athena compare FLOAT BUNDLE`, or one paired test with `first_worse_p`."""
     limits: GateLimits = field(default_factory=GateLimits)
     """Thresholds."""
     seed: int = 0
     """Of the choice of frames."""
+    out: Path | None = None
+    """Where the report goes as JSON, the error of every joint included."""
 
 
 @dataclass(frozen=True)
@@ -94,21 +99,31 @@ class GateReport:
         return {"path": str(self.path), "gates": self.gates, "error": self.error, "passed": self.passed}
 
     def __str__(self) -> str:
-        rows = [f"  {'ok    ' if g['passed'] else 'FAILED'} {n}: {g['value']}" for n, g in self.gates.items()]
-        return "\n".join([f"gates of {self.path}: {'passed' if self.passed else 'FAILED: it is not served'}", *rows])
+        rows = [
+            f"  {'ok    ' if g['passed'] else 'FAILED'} {n:<32} {g['value']:<10.4g} limit {g['limit']:g}"
+            for n, g in self.gates.items()
+        ]
+        joints = [
+            f"  {name:<32} mean {e['mean']:.5f}  p95 {e['p95']:.5f}  max {e['max']:.5f} rad"
+            for name, e in self.error["per_joint_rad"].items()
+        ]
+        head = f"gates of {self.path}: {'passed' if self.passed else 'FAILED: it is not served'}"
+        return "\n".join([head, *rows, f"error per joint, {self.error['frames']} frames", *joints])
 
 
 def check(config: GateConfig) -> GateReport:
     """Run all gates and write the outcome into the bundle. Raises `BundleError`, `DatasetError`."""
     bundle = Bundle.open(config.bundle)
     source = Bundle.open(config.reference) if config.reference else float_ancestor(bundle)
-    reference, candidate = Policy.of(source, "torch"), Policy.of(bundle, config.backend)
+    candidate = Policy.of(bundle, config.backend)
     frames = held_out(config, bundle)
     limits = config.limits
-    gates = agreement(reference, candidate, frames, limits)
-    expected, answered = reference.chunks(frames), candidate.chunks(frames)
-    error = action_error(answered, expected, bundle.robot.action_joints)
-    bins = np.abs(answered - expected) / bundle.normalizer.bin_width()
+    with opened(source, source.store().bytes > IN_MEMORY) as reference:
+        gates = agreement(reference, candidate, frames, limits)
+        expected = reference.chunks(frames)
+    answers, counted = candidate.chunks(frames), answered(frames, bundle.spec.horizon)
+    error = action_error(answers, expected, bundle.robot.action_joints, counted)
+    bins = (np.abs(answers - expected) / bundle.normalizer.bin_width())[counted]
     gates |= {
         "bin_agreement": _at_least(float((bins <= ONE_BIN).mean()), limits.bin_agreement),
         "error_p95_rad": _at_most(error["p95_rad"], limits.p95_rad),
@@ -120,10 +135,13 @@ def check(config: GateConfig) -> GateReport:
         gates["greedy_agreement_free_running"] = _at_least(same, limits.free_running_agreement)
     gates |= sensitivity(candidate, frames)
     if config.closed_loop is not None:
-        p = float(_closed_loop(config.closed_loop)["first_worse_p"])
+        p = _closed_loop(config.closed_loop, bundle)
         gates["closed_loop_worse_p"] = {"value": p, "limit": limits.closed_loop_p, "passed": p >= limits.closed_loop_p}
-    bundles.seal(bundle.path, dataclasses.replace(bundle.manifest, gates=gates))
-    return GateReport(config.bundle, gates, error)
+    bundles.mark(bundle, gates)
+    report = GateReport(config.bundle, gates, error)
+    if config.out is not None:
+        write_json(config.out, report.to_dict())
+    return report
 
 
 def agreement(
@@ -178,18 +196,30 @@ def held_out(config: GateConfig, bundle: Bundle) -> list[Observation]:
         raise DatasetError(f"'{config.data}' was recorded on '{data.robot.name}', not on '{bundle.robot.name}'.")
     indices = data.validation if len(data.validation) else data.train
     picked = np.random.default_rng(config.seed).permutation(np.asarray(indices))[: config.frames]
-    return [data[int(i)].observation for i in sorted(picked)]
+    return asked([data[int(i)] for i in sorted(picked)], bundle.skeleton().prefix)
 
 
-def _closed_loop(path: Path) -> Mapping[str, Any]:
+def _closed_loop(path: Path, bundle: Bundle) -> float:
+    """How likely the bundle's successes are if it is not worse. Raises `BundleError`."""
     try:
         result = json.loads(path.read_text())
-        float(result["first_worse_p"])
+        if "paired" not in result:
+            return float(result["first_worse_p"])
+        rows = {r["name"]: r for r in result["rows"]}
+        mine = rows[result["reference"]]["source"]
+        others = [n for n, r in rows.items() if r["kind"] == "policy" and r["ablation"] == "none"]
+        others.remove(result["reference"])
+        found = [float(result["paired"][n]["first_worse_p"]) for n in others]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleError(
-            f"'{path}' is not a paired comparison ({error}); `athena compare` writes one with 'first_worse_p'."
+            f"'{path}' is not a paired comparison ({error}); `athena compare FLOAT {bundle.path}` writes one."
         ) from error
-    return result
+    if Path(mine).resolve() != bundle.path.resolve() or len(found) != 1:
+        raise BundleError(
+            f"'{path}' compares '{mine}' with {others}, not '{bundle.path}' with its float model; "
+            f"`athena compare FLOAT {bundle.path}` does."
+        )
+    return found[0]
 
 
 def _at_most(value: Any, limit: float) -> dict[str, Any]:

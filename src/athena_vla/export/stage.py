@@ -22,7 +22,8 @@ from athena_vla.export.translate import translate
 from athena_vla.export.writer import OPSET, DataFile
 from athena_vla.models.architecture import Architecture
 from athena_vla.models.store import TensorStore
-from athena_vla.plan import DEVICES
+from athena_vla.plan import DEVICES, cost
+from athena_vla.plan.predict import as_dict, predict
 from athena_vla.policy import Policy, replay, sensitivity
 
 LARGE = 1_000_000_000  # [bytes] of weights from which int8 activations pay on a CPU
@@ -59,6 +60,9 @@ class ExportConfig:
     """Largest relative difference (RMS) of a graph with quantised weights, activations in float32."""
     threads: int = 1
     """CPU threads for the comparison."""
+    engine: Literal["auto", "onnx"] = "auto"
+    """Device targets. auto: build TensorRT engines where TensorRT and the target's GPU are present; where they are not,
+    exit status 3 and the JSON's `engine` say that the ONNX graphs are the fallback. onnx: nothing else is asked for."""
     fixed_batch: bool = False
     """Write batch size 1 into the graphs; device targets always do."""
 
@@ -73,14 +77,16 @@ class ExportResult:
     graphs: dict[str, Any]  # inputs, outputs and parity of each graph
     bytes: int  # graphs and weights
     deviation: dict[str, Any]  # [rad], golden replay through ONNX Runtime
-    engine: str  # onnx | tensorrt: what can run this bundle here
+    engine: str  # onnx | tensorrt | none: what this bundle can be run with now
     note: str
-    exit_status: int = 0
+    exit_status: int = 0  # 0 what was asked for; 3 no TensorRT, ONNX is the fallback; 1, 4 engines failed: see `note`
 
     def __str__(self) -> str:
         far = self.deviation.get("max_rad")
         text = "not replayed" if far is None else f"at most {far:.2e} rad from the float model"
         what = f"exported {len(self.graphs)} graphs for {self.target} ({self.precision})"
+        if not self.graphs:
+            return f"exported a compressed checkpoint for {self.target}: {self.path}\n{self.note}"
         return f"{what}, {text}: {self.path}\n{self.note}"
 
 
@@ -129,20 +135,27 @@ def export(config: ExportConfig) -> ExportResult:
         note = "The graphs run on ONNX Runtime and OpenVINO."
         if on_device:
             note = device.write_scripts(folder, source, info, config.target)
-        write_json(folder / "deployment_config.json", deployment_config(source, config.target, config.out, info))
+        predicted = _predicted(source, info, config.target) if on_device else None
+        record = deployment_config(source, config.target, config.out, info, predicted=predicted)
+        write_json(folder / "deployment_config.json", record)
         deviation: dict[str, Any] = {}
-        gates: dict[str, Any] = {}
+        gates = dict(source.manifest.gates)  # the same numbers run: what failed there fails here
         if config.compare:
             bundles.seal(folder, manifest)
             written = Bundle.open(folder)
             _require_parity(config, source, written, store, info)
             runner = Policy.of(written, "onnxruntime", config.threads)
             deviation = replay(runner, source.golden)
-            gates = sensitivity(runner, source.golden.observations)
+            gates |= sensitivity(runner, source.golden.observations)
         bundles.seal(folder, dataclasses.replace(manifest, deviation=deviation, gates=gates, stage_info=info))
         size = sum(f.stat().st_size for f in (folder / "weights").iterdir())
-    engine = device.available_engine() if on_device else "onnx"
-    return ExportResult(config.out, config.target, info["precision"], info["graphs"], size, deviation, engine, note)
+    engine, status = "onnx", 0
+    if on_device and config.engine == "auto":
+        engine, status, told = device.build(config.out, config.target)
+        note = f"{told}\n{note}"
+    return ExportResult(
+        config.out, config.target, info["precision"], info["graphs"], size, deviation, engine, note, status
+    )
 
 
 def linear_form(config: ExportConfig, store: TensorStore) -> LinearForm:
@@ -180,6 +193,7 @@ def write_graphs(
                 how,
                 fixed,
             )
+            ports[graph.name]["profiles"] = [dict(p) for p in graph.profiles]
     finally:
         data.close()
     return ports
@@ -201,6 +215,13 @@ def _require_parity(
     limits = parity.Limits(config.tolerance, config.packed_tolerance)
     for name, result in parity.graphs(source, exported, store, limits).items():
         info["graphs"][name]["parity"] = result
+
+
+def _predicted(source: Bundle, info: dict[str, Any], target: str) -> dict[str, Any]:
+    """What the planner says of this bundle on its target, with the weights that most of its layers have."""
+    kinds = info["weights"]["quantized_layers"]
+    precision = max(kinds, key=lambda k: kinds[k]) if kinds else "fp16"
+    return dict(as_dict(predict(cost.count(source.skeleton()), DEVICES[target], precision)))
 
 
 def _weights_summary(source: Bundle, store: TensorStore) -> dict[str, Any]:

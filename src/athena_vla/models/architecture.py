@@ -49,6 +49,8 @@ class Graph:
     example: Tensors
     outputs: tuple[str, ...]
     dynamic: Mapping[str, Mapping[int, str]] = dataclasses.field(default_factory=dict)  # input -> axis -> name
+    # Kinds of calls: of each varying axis the smallest, usual and largest size. Engines are built for each kind.
+    profiles: tuple[Mapping[str, tuple[int, int, int]], ...] = ()
 
     def __post_init__(self) -> None:
         # torch.onnx.export merges two inputs that are the same tensor object and is then silently wrong.

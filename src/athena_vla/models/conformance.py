@@ -180,19 +180,17 @@ class Checkpoint:
         x, valid = self.raw.body.splice(
             self._vision(self._pixels(self.pixel_values(image), 1)), ids, torch.ones_like(ids, dtype=torch.bool)
         )
-        length = x.shape[1]
-        hidden, keys, values = language.prefill(x, attention_mask(valid), torch.arange(length)[None])
-        room = keys.new_zeros((*keys.shape[:3], count, keys.shape[4]))
-        keys, values = torch.cat([keys, room], dim=3), torch.cat([values, room], dim=3)
+        slot, end = 0, x.shape[1]
+        keys, values = language.room(x, end + count), language.room(x, end + count)
         found: list[int] = []
         while True:
+            hidden, key, value = language.extend(x, valid, torch.tensor([slot]), keys, values)
             found.append(int(language.lm_head(hidden[:, -1]).argmax()))
             if found[-1] == EOS or len(found) == count:
                 return found
-            slot = length + len(found) - 1
-            embedded = language.embed(torch.tensor([[found[-1]]]))
-            hidden, key, value = language.step(embedded, torch.tensor([slot]), keys, values)
-            keys[:, :, :, slot : slot + 1], values[:, :, :, slot : slot + 1] = key, value
+            keys[:, :, :, slot:end], values[:, :, :, slot:end] = key, value
+            slot, end = end, end + 1
+            x, valid = language.embed(torch.tensor([[found[-1]]])), torch.ones(1, 1, dtype=torch.bool)
 
     def _placeholders(self, image: Images, instruction: str, key: str, proprio: ArrayLike | None) -> Tensor:
         assert self.platform is not None

@@ -1,4 +1,4 @@
-"""The Llama decoder: RMS norm, rotary positions, grouped queries, SDPA; prefill, and single steps on a static cache.
+"""The Llama decoder: RMS norm, rotary positions, grouped queries, SDPA; whole sequences, and rows behind a cache.
 
 Equal to transformers' Llama in the tests, with the released parameter names. Every layer is a small pure module, so
 that a graph of any size can be assembled layer by layer. Knows nothing of images, prompts or actions.
@@ -6,6 +6,7 @@ that a graph of any size can be assembled layer by layer. Knows nothing of image
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -85,6 +86,11 @@ def attention_mask(valid: Bool[Tensor, "b l"], causal: bool = True) -> Bool[Tens
     return mask & (place[None, :] <= place[:, None])
 
 
+def _bias(mask: Bool[Tensor, "b 1 l s"], dtype: torch.dtype) -> Tensor:
+    """What is added to scores: nothing where a row may look."""
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+
+
 class SelfAttention(nn.Module):
     def __init__(self, spec: LlamaSpec) -> None:
         super().__init__()
@@ -117,21 +123,22 @@ class SelfAttention(nn.Module):
         sin: Tensor,
         cache: tuple[Tensor, Tensor],
         new: tuple[Tensor, Tensor],
-        bias: Tensor,
+        biases: tuple[Tensor, Tensor],
     ) -> Tensor:
-        """One new row against a cache and itself; `cache` and `new` are keys and values.
+        """New rows against a cache and themselves; `cache` and `new` are keys and values.
 
-        `bias` `[b, 1, 1, cache]` is added to the scores of the cache.
+        `biases` are added to the scores of the cache `[b, 1, 1, cache]` and of the new rows `[b, 1, l, l]`.
 
-        Joining the new row to the cache would copy the cache in every layer, which costs more than the attention.
+        Joining the new rows to the cache would copy the cache in every layer, which costs more than the attention.
         """
         q = rotate(self.split(self.q_proj(x), self.heads), cos, sin) * self.head_width**-0.5
         groups = self.heads // self.kv_heads
         keys, values, key, value = (t if groups == 1 else t.repeat_interleave(groups, dim=1) for t in (*cache, *new))
-        past = q @ keys.to(q.dtype).transpose(-1, -2) + bias
-        own = (q * key).sum(-1, keepdim=True)
+        past = q @ keys.to(q.dtype).transpose(-1, -2) + biases[0]
+        own = q @ key.transpose(-1, -2) + biases[1]
         weights = torch.cat([past, own], dim=-1).float().softmax(-1).to(q.dtype)
-        y = weights[..., :-1] @ values.to(q.dtype) + weights[..., -1:] * value
+        slots = keys.shape[2]
+        y = weights[..., :slots] @ values.to(q.dtype) + weights[..., slots:] @ value
         return self.o_proj(y.transpose(1, 2).reshape(x.shape[0], x.shape[1], -1))
 
 
@@ -154,26 +161,29 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RmsNorm(spec.width, spec.rms_epsilon)
         self.mlp = Mlp(spec)
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, tail: int = 0
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Whole sequences. Returns hidden states, keys and values; with `tail`, hidden states of the last rows only."""
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, tail: int = 0) -> Tensor:
+        """Whole sequences; with `tail`, hidden states of the last rows only."""
         y = self.input_layernorm(x)
         keys, values = self.self_attn.project(y, cos, sin)
         if tail:
             x, y, mask = x[:, -tail:], y[:, -tail:], mask[:, :, -tail:]
             cos, sin = cos[:, :, -tail:], sin[:, :, -tail:]
         x = x + self.self_attn.attend(y, cos, sin, keys, values, mask)
-        return x + self.mlp(self.post_attention_layernorm(x)), keys, values
+        return x + self.mlp(self.post_attention_layernorm(x))
 
-    def step(
-        self, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor, keys: Tensor, values: Tensor
+    def extend(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        biases: tuple[Tensor, Tensor],
+        cache: tuple[Tensor, Tensor],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One new row against a cache; returns its hidden state and the key and value to be stored for it."""
+        """New rows behind a cache; returns their hidden states and the keys and values to be stored for them."""
         y = self.input_layernorm(x)
-        key, value = self.self_attn.project(y, cos, sin)
-        x = x + self.self_attn.attend_cached(y, cos, sin, (keys, values), (key, value), bias)
-        return x + self.mlp(self.post_attention_layernorm(x)), key, value
+        new = self.self_attn.project(y, cos, sin)
+        x = x + self.self_attn.attend_cached(y, cos, sin, cache, new, biases)
+        return x + self.mlp(self.post_attention_layernorm(x)), *new
 
 
 class Decoder(nn.Module):
@@ -206,56 +216,49 @@ class Llama(nn.Module):
         tail: int = 0,
     ) -> Float[Tensor, "b rows e"]:
         """Hidden states after the final norm; with `tail`, of the last `tail` rows only, which is all they cost."""
-        return self._layers(x, mask, positions, tail)[0]
+        cos, sin = rotary(positions, self.spec.head_width, self.spec.rope_theta)
+        cos, sin = cos.to(_product_dtype(x)), sin.to(_product_dtype(x))
+        for i, layer in enumerate(self.model.layers):
+            rows = tail if i == self.spec.layers - 1 else 0
+            if self.checkpointing and torch.is_grad_enabled():
+                x = cast(Tensor, checkpoint(layer, x, cos, sin, mask, rows, use_reentrant=False))
+            else:
+                x = layer(x, cos, sin, mask, rows)
+        return self.model.norm(x)
 
-    def prefill(
-        self, x: Float[Tensor, "b l e"], mask: Bool[Tensor, "b 1 l l"], positions: Int[Tensor, "b l"]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Hidden states, and keys and values `[layers, b, kv_heads, l, head_width]`."""
-        hidden, keys, values = self._layers(x, mask, positions, 0)
-        return hidden, torch.stack(keys), torch.stack(values)
-
-    def step(
+    def extend(
         self,
-        x: Float[Tensor, "b 1 e"],
+        x: Float[Tensor, "b l e"],
+        valid: Bool[Tensor, "b l"],
         position: Int[Tensor, " b"],
         keys: Sequence[Tensor] | Tensor,
         values: Sequence[Tensor] | Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One more row at `position`; cache slots from `position` on are ignored. Caches are `[b, kv, cache, width]`
-        per layer, one after the other or stacked.
+        """Rows from `position` on, behind a cache whose slots from `position` on are ignored: a whole prompt behind an
+        empty cache, then token after token. Caches are `[b, kv_heads, cache, width]` per layer, one after the other or
+        stacked.
 
-        Returns the hidden state and the row's keys and values `[layers, b, kv_heads, 1, head_width]`: the caller
-        writes them into slot `position`, so that a cache is never copied through a graph.
+        Returns the hidden states and the rows' keys and values `[layers, b, kv_heads, l, head_width]`: the caller
+        writes them into the slots from `position` on, so that a cache is never copied through a graph.
         """
-        cos, sin = rotary(position[:, None], self.spec.head_width, self.spec.rope_theta)
+        place = position[:, None] + torch.arange(x.shape[1], device=x.device)[None]
+        cos, sin = rotary(place, self.spec.head_width, self.spec.rope_theta)
         cos, sin = cos.to(x.dtype), sin.to(x.dtype)
         slots = torch.arange(keys[0].shape[2], device=x.device)
-        empty = (slots[None, :] >= position[:, None])[:, None, None]
-        bias = torch.zeros_like(empty, dtype=x.dtype).masked_fill(empty, torch.finfo(x.dtype).min)
+        filled = (slots[None, :] < position[:, None])[:, None, None]
+        biases = (_bias(filled, x.dtype), _bias(attention_mask(valid), x.dtype))
         new_keys, new_values = [], []
         for i, layer in enumerate(self.model.layers):
             assert isinstance(layer, DecoderLayer)
-            x, key, value = layer.step(x, cos, sin, bias, keys[i], values[i])
+            x, key, value = layer.extend(x, cos, sin, biases, (keys[i], values[i]))
             new_keys.append(key)
             new_values.append(value)
         return self.model.norm(x), torch.stack(new_keys), torch.stack(new_values)
 
-    def _layers(
-        self, x: Tensor, mask: Tensor, positions: Tensor, tail: int
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        cos, sin = rotary(positions, self.spec.head_width, self.spec.rope_theta)
-        cos, sin = cos.to(_product_dtype(x)), sin.to(_product_dtype(x))
-        all_keys, all_values = [], []
-        for i, layer in enumerate(self.model.layers):
-            rows = tail if i == self.spec.layers - 1 else 0
-            if self.checkpointing and torch.is_grad_enabled():
-                x, keys, values = checkpoint(layer, x, cos, sin, mask, rows, use_reentrant=False)
-            else:
-                x, keys, values = layer(x, cos, sin, mask, rows)
-            all_keys.append(keys)
-            all_values.append(values)
-        return self.model.norm(x), all_keys, all_values
+    def room(self, like: Tensor, slots: int) -> Float[Tensor, "layers b kv slots w"]:
+        """Empty slots of a cache, of the batch, type and place of `like`."""
+        spec = self.spec
+        return like.new_zeros(spec.layers, like.shape[0], spec.kv_heads, slots, spec.head_width)
 
     @torch.no_grad()
     def initialize(self) -> None:

@@ -20,9 +20,9 @@ from athena_vla.models.action_tokens import ActionTokens
 from athena_vla.models.architecture import Graph, Run, Spec, Tensors
 from athena_vla.models.choice import Allowed, Chooses
 from athena_vla.models.llama import attention_mask
-from athena_vla.models.prismatic import Prismatic, full_7b_body, tiny_body
+from athena_vla.models.prismatic import Prismatic, full_7b_body, spliced, tiny_body
 from athena_vla.models.prompt import EOS
-from athena_vla.models.vla import VisionLanguageModel, VlaSpec
+from athena_vla.models.vla import LONGEST_PROMPT, VisionLanguageModel, VlaSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,39 +50,36 @@ def full_7b_spec(*, action_dim: int = 7, state_dim: int = 0, horizon: int = 1, c
     )
 
 
-class PrefillGraph(nn.Module):
-    """Graph `prefill`: patches and prompt to the logits of the first token and the cache."""
+class WordsGraph(nn.Module):
+    """Graph `words`: token ids to the decoder's rows."""
 
     def __init__(self, model: "OpenVLA") -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, patches: Tensor, input_ids: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        language = self.model.body.language_model
-        x, valid = self.model.body.splice(patches, input_ids, prompt_mask)
-        positions = torch.arange(x.shape[1], device=x.device)[None].expand(x.shape[0], -1)
-        hidden, keys, values = language.prefill(x, attention_mask(valid), positions)
-        last = valid.long().sum(dim=1) - 1
-        row = torch.gather(hidden, 1, last[:, None, None].expand(-1, 1, hidden.shape[2]))
-        return self.model.choices(row)[:, 0], keys, values
+    def forward(self, input_ids: Tensor) -> tuple[Tensor]:
+        return (self.model.body.language_model.embed(input_ids),)
 
 
-class StepGraph(nn.Module):
-    """Graph `step`: one token at `position` against the cache; returns logits and the new cache row.
+class LanguageGraph(nn.Module):
+    """Graph `language`: rows behind a cache to the logits of the token after the last, and the rows' own cache.
 
-    Every layer's cache is an input of its own: taken out of one large tensor, each would be copied first.
+    Prompt and single tokens are calls of one graph, so that an engine holds the weights once. Every layer's cache is
+    an input of its own: taken out of one large tensor, each would be copied first.
     """
 
     def __init__(self, model: "OpenVLA") -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, token: Tensor, position: Tensor, **cache: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, rows: Tensor, valid: Tensor, position: Tensor, **cache: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         language = self.model.body.language_model
         layers = range(language.spec.layers)
         keys, values = ([cache[f"{kind}_{i}"] for i in layers] for kind in ("keys", "values"))
-        hidden, key, value = language.step(language.embed(token[:, None]), position, keys, values)
-        return self.model.choices(hidden)[:, 0], key, value
+        hidden, key, value = language.extend(rows, valid, position, keys, values)
+        last = valid.long().sum(dim=1) - 1
+        row = torch.gather(hidden, 1, last[:, None, None].expand(-1, 1, hidden.shape[2]))
+        return self.model.choices(row)[:, 0], key, value
 
 
 class OpenVLA(VisionLanguageModel, Chooses):
@@ -142,36 +139,37 @@ class OpenVLA(VisionLanguageModel, Chooses):
 
     def graphs(self) -> tuple[Graph, ...]:
         inputs = self.example_inputs()
-        prefill, step = PrefillGraph(self), StepGraph(self)
-        (patches,) = self.example_embeddings(self.spec.cameras * self.body_spec.patches)
-        text_spec, length = self.body_spec.text, patches.shape[1] + inputs["input_ids"].shape[1]
-        shape = (1, text_spec.kv_heads, length, text_spec.head_width)
-        caches = [f"{kind}_{i}" for kind in ("keys", "values") for i in range(text_spec.layers)]
-        text, cache = {0: "batch", 1: "tokens"}, {0: "batch", 2: "cache"}
-        device = patches.device
+        text = self.body_spec.text
+        patches = self.spec.cameras * self.body_spec.patches
+        length = patches + inputs["input_ids"].shape[1]
+        (rows,) = self.example_embeddings(length)
+        caches = {f"{kind}_{i}": {0: "batch", 2: "cache"} for kind in ("keys", "values") for i in range(text.layers)}
+        longest = patches + LONGEST_PROMPT
         return (
             self.vision_graph(inputs),
             Graph(
-                "prefill",
-                prefill,
-                {
-                    "patches": patches,
-                    "input_ids": inputs["input_ids"],
-                    "prompt_mask": inputs["prompt_mask"],
-                },
-                ("logits", "keys", "values"),
-                {"patches": {0: "batch"}, "input_ids": text, "prompt_mask": text},
+                "words",
+                WordsGraph(self),
+                {"input_ids": inputs["input_ids"]},
+                ("words",),
+                {"input_ids": {0: "batch", 1: "tokens"}},
+                ({"tokens": (1, 32, LONGEST_PROMPT)},),
             ),
             Graph(
-                "step",
-                step,
+                "language",
+                LanguageGraph(self),
                 {
-                    "token": torch.tensor([self.action_tokens.first], device=device),
-                    "position": torch.tensor([length - 1], device=device),
-                    **{name: patches.new_zeros(shape) for name in caches},
+                    "rows": rows,
+                    "valid": torch.ones(1, length, dtype=torch.bool, device=rows.device),
+                    "position": torch.zeros(1, dtype=torch.int64, device=rows.device),
+                    **{name: rows.new_zeros(1, text.kv_heads, 2, text.head_width) for name in caches},
                 },
-                ("logits", "key", "value"),
-                {"token": {0: "batch"}, "position": {0: "batch"}, **dict.fromkeys(caches, cache)},
+                ("logits", "keys", "values"),
+                {"rows": {0: "batch", 1: "rows"}, "valid": {0: "batch", 1: "rows"}, "position": {0: "batch"}, **caches},
+                (
+                    {"rows": (patches + 1, length, longest), "cache": (1, 1, 1)},
+                    {"rows": (1, 1, 1), "cache": (patches + 1, length, longest + self.tokens_per_chunk)},
+                ),
             ),
         )
 
@@ -194,28 +192,33 @@ class OpenVLA(VisionLanguageModel, Chooses):
 
     def decode_ids(self, run: Run, inputs: Tensors, allowed: Allowed | None = None) -> Int[Tensor, "b n"]:
         """The chosen token ids, through the graphs."""
-        patches = self.run_vision(run, inputs)
-        mask = inputs["prompt_mask"]
-        first = run("prefill", {"patches": patches, "input_ids": inputs["input_ids"], "prompt_mask": mask})
-        count, logits = self.tokens_per_chunk, first["logits"]
-        keys, values = (_room(first[name], count - 1) for name in ("keys", "values"))
-        cache = {f"keys_{i}": k for i, k in enumerate(keys)} | {f"values_{i}": v for i, v in enumerate(values)}  # views
-        rows = torch.arange(logits.shape[0], device=keys.device)
-        slot = (patches.shape[1] + mask.long().sum(dim=1)).to(keys.device)
+        words = run("words", {"input_ids": inputs["input_ids"]})["words"]
+        patches = self.run_vision(run, inputs).to(words.device)
+        rows, valid = spliced(patches, words, inputs["prompt_mask"].to(words.device))
+        language, joints, count = self.body.language_model, self.spec.action_dim, self.tokens_per_chunk
+        # The prompt looks at nothing but itself: one empty slot, since engines take no empty tensors.
+        keys, values = language.room(rows, 1), language.room(rows, 1)
+        position = valid.new_zeros(len(valid), dtype=torch.int64)
         chosen: list[Tensor] = []
-        joints, row = self.spec.action_dim, None  # [b, d, bins]: what the present row may be
+        allow: Tensor | None = None  # [b, d, bins]: what the present row may be
         for i in range(count):
+            out = run("language", {"rows": rows, "valid": valid, "position": position, **_per_layer(keys, values)})
             if allowed is not None and i % joints == 0:
-                so_far = torch.stack(chosen, dim=1) if chosen else rows.new_empty(len(rows), 0)
-                row = torch.from_numpy(allowed(self._values(so_far).reshape(len(rows), -1, joints)))
-            chosen.append(self._choose(logits, None if row is None else row[:, i % joints]))
+                so_far = torch.stack(chosen, dim=1).cpu() if chosen else torch.empty(len(rows), 0, dtype=torch.int64)
+                allow = torch.from_numpy(allowed(self._values(so_far).reshape(len(rows), -1, joints)))
+            chosen.append(self._choose(out["logits"], None if allow is None else allow[:, i % joints]))
             if i == count - 1:
                 break
-            out = run("step", {"token": chosen[-1], "position": slot + i, **cache})
-            logits = out["logits"]
-            # [layers, b, kv, 1, width] -> the slot of each row
-            keys[:, rows, :, slot + i] = out["key"][:, :, :, 0].transpose(0, 1).to(keys)
-            values[:, rows, :, slot + i] = out["value"][:, :, :, 0].transpose(0, 1).to(values)
+            if i == 0:
+                keys, values = (_grown(out[name], count - 1) for name in ("keys", "values"))
+            else:
+                batch = torch.arange(len(rows), device=rows.device)
+                for cache, new in ((keys, out["keys"]), (values, out["values"])):
+                    # [layers, b, kv, 1, width] -> the slot of each row
+                    cache[:, batch, :, position] = new[:, :, :, 0].transpose(0, 1).to(cache)
+            position = position + valid.sum(dim=1)
+            rows = run("words", {"input_ids": chosen[-1][:, None]})["words"]
+            valid = torch.ones_like(valid[:, :1])
         return torch.stack(chosen, dim=1)
 
     @property
@@ -240,8 +243,13 @@ class OpenVLA(VisionLanguageModel, Chooses):
         return self.action_tokens.decode(tokens.cpu().numpy()).astype(np.float32)
 
 
-def _room(cache: Tensor, rows: int) -> Tensor:
-    """The prefilled cache with empty slots behind it."""
-    wide = cache.new_zeros((*cache.shape[:3], cache.shape[3] + rows, cache.shape[4]))
+def _per_layer(keys: Tensor, values: Tensor) -> Tensors:
+    """The cache's layers as inputs of the graph: views."""
+    return {f"keys_{i}": k for i, k in enumerate(keys)} | {f"values_{i}": v for i, v in enumerate(values)}
+
+
+def _grown(cache: Tensor, slots: int) -> Tensor:
+    """The prompt's cache with empty slots behind it."""
+    wide = cache.new_zeros((*cache.shape[:3], cache.shape[3] + slots, cache.shape[4]))
     wide[:, :, :, : cache.shape[3]] = cache
     return wide

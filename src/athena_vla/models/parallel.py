@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from athena_vla.models.architecture import Graph, Run, Tensors
 from athena_vla.models.prismatic import Prismatic
-from athena_vla.models.vla import VisionLanguageModel, VlaSpec
+from athena_vla.models.vla import LONGEST_PROMPT, VisionLanguageModel, VlaSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +112,7 @@ class ParallelModel(VisionLanguageModel):
                 language,
                 ("hidden",),
                 {n: text if n in ("input_ids", "prompt_mask") else {0: "batch"} for n in language},
+                ({"tokens": (2, 32, LONGEST_PROMPT)},),
             ),
             Graph("head", HeadGraph(self.head), {"hidden": hidden}, ("actions",), {"hidden": {0: "batch"}}),
         )

@@ -188,6 +188,15 @@ class Projector(nn.Module):
         return self.fc3(F.gelu(x)) if self.kind == "fused-gelu-mlp" else x
 
 
+def spliced(
+    patches: Float[Tensor, "b p e"], words: Float[Tensor, "b l e"], valid: Bool[Tensor, "b l"]
+) -> tuple[Float[Tensor, "b l2 e"], Bool[Tensor, "b l2"]]:
+    """Patches behind the first word, and where the rows are real."""
+    x = torch.cat([words[:, :1], patches.to(words.dtype), words[:, 1:]], dim=1)
+    seen = torch.ones_like(valid[:, :1]).expand(-1, patches.shape[1])
+    return x, torch.cat([valid[:, :1], seen, valid[:, 1:]], dim=1)
+
+
 class Prismatic(nn.Module):
     """The body. State-dict keys are those of the released checkpoints."""
 
@@ -211,10 +220,7 @@ class Prismatic(nn.Module):
         self, patches: Float[Tensor, "b p e"], ids: Int[Tensor, "b l"], valid: Bool[Tensor, "b l"]
     ) -> tuple[Float[Tensor, "b l2 e"], Bool[Tensor, "b l2"]]:
         """`[BOS, patches, rest of the prompt]` and where it is real."""
-        words = self.language_model.embed(ids)
-        x = torch.cat([words[:, :1], patches.to(words.dtype), words[:, 1:]], dim=1)
-        seen = torch.ones_like(valid[:, :1]).expand(-1, patches.shape[1])
-        return x, torch.cat([valid[:, :1], seen, valid[:, 1:]], dim=1)
+        return spliced(patches, self.language_model.embed(ids), valid)
 
     def unused_parameters(self) -> list[str]:
         """Names of stored vision parameters that no output depends on."""

@@ -207,7 +207,7 @@ class StoreWriter:
         """Write the rest, and the index where there is more than one shard."""
         if self.shards == 0:
             self.places |= dict.fromkeys(self.pending, 0)
-            save_file(self.pending, self.folder / SINGLE, _METADATA)
+            save(self.pending, self.folder / SINGLE)
             return
         self._flush()
         names = {i: f"model-{i:05d}-of-{self.shards:05d}.safetensors" for i in range(1, self.shards + 1)}
@@ -220,10 +220,18 @@ class StoreWriter:
         if not self.pending:
             return
         self.shards += 1
-        save_file(self.pending, self.folder / f"part-{self.shards}.safetensors", _METADATA)
+        save(self.pending, self.folder / f"part-{self.shards}.safetensors")
         self.places |= dict.fromkeys(self.pending, self.shards)
         self.total += self.size
         self.pending, self.size = {}, 0
+
+
+def save(tensors: dict[str, Tensor], path: Path) -> None:
+    """One safetensors file. Raises `OSError` where it cannot be written, which the library calls by a name of its own."""
+    try:
+        save_file(tensors, path, _METADATA)
+    except SafetensorError as error:
+        raise OSError(f"{error}: '{path.name}'") from error
 
 
 def pairs(store: TensorStore) -> Iterator[tuple[str, Tensor | Packed]]:

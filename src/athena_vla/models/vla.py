@@ -19,6 +19,9 @@ from athena_vla.models.prismatic import Prismatic, PrismaticSpec
 from athena_vla.models.prompt import Prompter
 from athena_vla.models.tiny_tokenizer import TINY_VOCABULARY, tiny_tokenizer_files
 
+SINGLE_TOKEN = "step"  # the stage in which tokens are decoded one by one
+LONGEST_PROMPT = 256  # tokens an engine is built for; OpenVLA's prompts have about 30
+
 
 @dataclass(frozen=True, kw_only=True)
 class VlaSpec(Spec):
@@ -32,6 +35,13 @@ class VlaSpec(Spec):
         for name in ("horizon", "action_dim", "cameras"):
             if getattr(self, name) < 1:
                 raise ModelError(f"A {type(self).__name__} needs at least one {name}, it has {getattr(self, name)}.")
+
+
+def stage_of(graph: str, inputs: Tensors) -> str:
+    """What a call is named where time is counted: a graph with a cache reads the prompt, then single tokens."""
+    if "position" not in inputs:
+        return graph
+    return SINGLE_TOKEN if inputs["rows"].shape[1] == 1 else "prefill"
 
 
 class PatchGraph(nn.Module):

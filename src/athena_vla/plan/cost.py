@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from athena_vla.models.architecture import Architecture, Graph, ModelInput, Tensors
-from athena_vla.models.vla import VisionLanguageModel
+from athena_vla.models.vla import VisionLanguageModel, stage_of
 
 LOGITS = "logits"  # the port that carries the output layer's rows
 
 
 @dataclass(frozen=True)
 class Call:
-    """One kind of graph call of the host loop."""
+    """One kind of call of the host loop."""
 
-    graph: str
+    graph: str  # its name, or what it does where it does several things
     times: int
     tokens: int  # rows of the longest matrix product's input, the sequence length of a decoder
     flops: float
@@ -43,7 +43,7 @@ class Cost:
     cache_bytes: int  # largest input of any call beside the weights, in 16 bits
 
 
-def count(model: Architecture, packed_graphs: Sequence[str] = ("language", "prefill", "step", "decode")) -> Cost:
+def count(model: Architecture, packed_graphs: Sequence[str] = ("language",)) -> Cost:
     """Count one action of a model on the meta device."""
     assert isinstance(model, VisionLanguageModel)
     graphs = {g.name: g for g in model.graphs()}
@@ -58,7 +58,8 @@ def count(model: Architecture, packed_graphs: Sequence[str] = ("language", "pref
         if key not in once:
             once[key] = _measure(graphs[name], inputs, packed_graphs, packed_names, output)
         call, shapes = once[key]
-        seen.append(call)
+        if call.flops:  # looking words up costs nothing
+            seen.append(call)
         return {k: torch.zeros(shape, dtype=dtype) for k, (shape, dtype) in shapes.items()}
 
     side = model.body_spec.towers[0].image_size
@@ -86,7 +87,7 @@ def _measure(
     graph: Graph, inputs: Tensors, packed_graphs: Sequence[str], packed_names: set[int], output: nn.Linear | None
 ) -> tuple[Call, dict[str, tuple[torch.Size, torch.dtype]]]:
     """Run one call on the meta device; its quantisable weights are added to `packed_names`."""
-    name, module, outputs = graph.name, graph.module, graph.outputs
+    module, outputs = graph.module, graph.outputs
     meta = {k: v.to("meta") for k, v in inputs.items()}
     rows = [0]
     weights: dict[int, int] = {}
@@ -114,11 +115,11 @@ def _measure(
         )
         linear[id(output.weight)] = rows_read * output.in_features
         weights[id(output.weight)] = linear[id(output.weight)]
-    packed = sum(linear.values()) if name in packed_graphs else 0
+    packed = sum(linear.values()) if graph.name in packed_graphs else 0
     if packed:
         packed_names.update(linear)
     call = Call(
-        graph=name,
+        graph=stage_of(graph.name, inputs),
         times=1,
         tokens=rows[0],
         flops=float(counter.get_total_flops()),

@@ -20,14 +20,15 @@ from athena_vla.errors import BundleError, DatasetError, UnknownName
 from athena_vla.models.architecture import Architecture, run_torch
 from athena_vla.models.packed import Packed
 from athena_vla.models.store import StoreWriter, TensorStore, as_float
-from athena_vla.policy import Policy, replay, sensitivity
+from athena_vla.policy import Policy, asked, replay, sensitivity
 from athena_vla.quantize import choose, codes
-from athena_vla.quantize.calibrate import quantize_in_order, streamed, used_in
+from athena_vla.quantize.calibrate import opened, quantize_in_order, streamed, used_in
 from athena_vla.quantize.choose import Layer
 
 Method = Literal["gptq", "clip", "nearest"]
 METHODS: tuple[Method, ...] = ("gptq", "clip", "nearest")
 IN_MEMORY = 4_000_000_000  # [bytes] of weights up to which the whole float model is held
+FEW = 2  # held-out frames for such a model: each answer of the float weights reads all of them from disk
 LARGEST_HALF = 65504.0
 
 
@@ -51,7 +52,7 @@ class QuantizeConfig:
     """Calibration frames."""
     held_out: int = 64
     """Frames the error is reported on."""
-    graphs: tuple[str, ...] = ("language", "prefill", "step")
+    graphs: tuple[str, ...] = ("language",)
     """Graphs whose linear layers are quantised, where the family has them; the others stay in 16 bits."""
     keep: tuple[str, ...] = ("lm_head",)
     """Layers that stay in 16 bits although they run in those graphs, by the last part of their name. The robot's own
@@ -62,6 +63,9 @@ class QuantizeConfig:
     """Mean bits per quantised weight, scales included, up to which the worst layers are lifted to 8 bits."""
     sensitivity: bool = True
     """Measure each layer's action error; without, only layers that cannot be grouped get 8 bits."""
+    check: bool = True
+    """Replay the golden observations, ask the sensitivity gates, measure the error on held-out frames; minutes where
+    the model does not fit into memory. Without, the bundle is not served."""
     rest: Literal[16, 32] = 16
     """Bits of all other matrices."""
     threads: int = 1
@@ -87,10 +91,13 @@ class QuantizeResult:
 
     def __str__(self) -> str:
         shrink = self.parent_bytes / self.bytes
-        return (
-            f"quantised {self.layers} layers to {self.mean_bits:.2f} bits ({self.lifted} in 8), {shrink:.1f}x smaller; "
-            f"action error mean {self.error['mean_rad']:.5f}, p95 {self.error['p95_rad']:.5f} rad: {self.path}"
+        what = (
+            f"quantised {self.layers} layers to {self.mean_bits:.2f} bits ({self.lifted} in 8), {shrink:.1f}x smaller"
         )
+        error = "action error not measured"
+        if self.error:
+            error = f"action error mean {self.error['mean_rad']:.5f}, p95 {self.error['p95_rad']:.5f} rad"
+        return f"{what}; {error}; {self.minutes:.1f} minutes, {self.peak_gb:.1f} GB at most: {self.path}"
 
 
 def quantize(config: QuantizeConfig) -> QuantizeResult:
@@ -133,13 +140,19 @@ def quantize(config: QuantizeConfig) -> QuantizeResult:
         writer.close()
         deviation: dict[str, Any] = {}
         gates: dict[str, Any] = {}
-        if not large:
+        if config.check:
             bundles.seal(folder, manifest)
-            final = Policy.of(Bundle.open(folder), "torch")
+            # auto: a large one runs on its codes as they are stored
+            final = Policy.of(Bundle.open(folder), "auto" if large else "torch")
             deviation = replay(final, source.golden)
-            gates = sensitivity(final, source.golden.observations)
-            reference = choose.batch_chunks(Policy.of(source, "torch"), held_out)
-            error = choose.action_error(choose.batch_chunks(final, held_out), reference, source.robot.action_joints)
+            gates = sensitivity(final, source.golden.observations[: 1 if large else None])
+            shown = held_out[: FEW if large else None]
+            answers = choose.batch_chunks(final, shown)
+            del final
+            with opened(source, large) as reference:
+                expected = choose.batch_chunks(reference, shown)
+            rows = choose.answered(shown, source.spec.horizon)
+            error = choose.action_error(answers, expected, source.robot.action_joints, rows)
         info = {
             "bits": config.bits,
             "mean_bits": choose.mean_bits(layers),
@@ -178,9 +191,11 @@ def frames(config: QuantizeConfig, source: Bundle) -> tuple[list[Observation], l
         )
     generator = np.random.default_rng(config.seed)
 
+    prefix = source.skeleton().prefix
+
     def some(indices: Sequence[int] | np.ndarray, count: int) -> list[Observation]:
         picked = generator.permutation(np.asarray(indices))[:count]
-        return [data[int(i)].observation for i in sorted(picked)]
+        return asked([data[int(i)] for i in sorted(picked)], prefix)
 
     held = data.validation if len(data.validation) else data.train
     origin = {
