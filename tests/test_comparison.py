@@ -90,6 +90,37 @@ def test_all_rows_are_there(compared: tuple[Comparison, Path]) -> None:
     assert all(s.violations == 0 for s in result.closed.values())
 
 
+def test_what_black_pictures_and_other_words_take_away_stands_in_columns(compared: tuple[Comparison, Path]) -> None:
+    result, out = compared
+    closed, open_ = (part.splitlines() for part in str(result).split("\n\n") if "black image " in part.splitlines()[0])
+    for table in (closed, open_):
+        assert "black image" in table[0]
+        assert "other words" in table[0]
+        assert not [line for line in table if "black_image" in line], "columns, not rows"
+    found = result.ablations
+    assert set(found) == {"tuned", "untuned"}
+    lost = found["tuned"]["black_image"]
+    # By hand: the scenes that both played, and the recordings' errors.
+    blind = {e.scene: e.success for e in result.episodes["tuned.black_image"]}
+    seeing = {e.scene: e.success for e in result.episodes["tuned"]}
+    assert lost.success is not None
+    assert lost.success_lost is not None
+    assert lost.success.n == len(blind) == 4
+    assert lost.success_lost.value == pytest.approx(sum(seeing[s] - blind[s] for s in blind) / len(blind))
+    assert result.open is not None
+    errors = {n: result.open.actors[n].mae.value for n in ("tuned", "tuned.black_image")}
+    assert lost.error_added is not None
+    assert lost.answer_moved is not None
+    assert lost.error_added.value == pytest.approx(errors["tuned.black_image"] - errors["tuned"])
+    assert lost.answer_moved.value > 0
+    row = next(line for line in open_ if line.startswith("tuned "))
+    assert f"{lost.error_added.value:+.4f} (moves {lost.answer_moved.value:.4f})" in row
+    assert next(line for line in closed if line.startswith("hold ")).count(" - ") >= 2, "not tried"
+    raw = json.loads((out / "comparison.json").read_text())
+    assert raw["ablations"]["untuned"]["other_instruction"]["success"]["n"] == 4
+    assert raw["ablations"]["tuned"]["black_image"]["error_added"] == lost.error_added.to_dict()
+
+
 def test_it_says_what_untuned_means(compared: tuple[Comparison, Path]) -> None:
     assert any("before any fine-tuning" in n and "'athena'" in n for n in compared[0].notes)
 
@@ -97,7 +128,7 @@ def test_it_says_what_untuned_means(compared: tuple[Comparison, Path]) -> None:
 def test_the_text_names_every_row_and_the_json_is_the_result(compared: tuple[Comparison, Path]) -> None:
     result, out = compared
     text = str(result)
-    assert all(name in text for name in result.closed)
+    assert all(f"\n{row.name} " in text for row in result.rows if row.ablation == "none")
     assert "McNemar" in text
     raw = json.loads((out / "comparison.json").read_text())
     assert raw["closed_loop"]["tuned"]["success"] == result.closed["tuned"].success.to_dict()

@@ -27,6 +27,7 @@ from athena_vla.policy import Policy
 
 Kind = Literal["policy", "hold", "mean_action", "nearest_neighbour", "replay", "hostile"]
 Ablation = Literal["none", "black_image", "other_instruction"]
+ABLATIONS: tuple[Ablation, ...] = ("black_image", "other_instruction")
 BASELINES: tuple[str, ...] = ("hold", "mean_action", "nearest_neighbour", "replay")
 NEEDS_NO_SOURCE = ("hold", "hostile")
 
@@ -49,6 +50,11 @@ class ActorSpec:
             raise UnknownName("ablation", self.ablation, get_args(Ablation))
         if not self.source and self.kind not in NEEDS_NO_SOURCE:
             raise EvaluationError(f"Actor '{self.name}' ({self.kind}) needs a source: a bundle or a library file.")
+
+    @property
+    def ablates(self) -> str:
+        """Name of the row that this one is without something."""
+        return self.name.removesuffix(f".{self.ablation}")
 
     @property
     def sees(self) -> bool:

@@ -13,18 +13,23 @@ from athena_vla.bundle import Bundle
 from athena_vla.data.dataset import Dataset
 from athena_vla.errors import EvaluationError, MissingDependency, UnknownName
 from athena_vla.evaluate import tables
-from athena_vla.evaluate.actors import BASELINES, ActorSpec, Cast
+from athena_vla.evaluate.actors import ABLATIONS, BASELINES, Ablation, ActorSpec, Cast
 from athena_vla.evaluate.baselines import Actor, Library
 from athena_vla.evaluate.openloop import OpenLoopResult, open_loop, other_instructions, spread
 from athena_vla.evaluate.results import EpisodeResult, Setup
 from athena_vla.evaluate.statistics import PairedTest
-from athena_vla.evaluate.summary import ActorSummary, compare_pair
+from athena_vla.evaluate.summary import ActorSummary, Lost, compare_pair
 
 LIBRARY = "library.npz"
 LIBRARY_SAMPLES = 6000  # of the training split, evenly spread: enough for neighbours, and a few tens of MB
 LEGEND = (
     "success: Wilson interval. +/-: scenes that only the reference, or only the row, solved; p: exact McNemar test.\n"
     "touched: share of motor commands the safety filter changed. violations: counted from the commands behind it."
+)
+ABLATED = (
+    "black image, other words: the same actor without its eyes, or told something else. Closed loop: its success on\n"
+    "scenes with an object to find, in brackets the change there. Open loop: the error this adds, how far the answer\n"
+    "moves. Whoever loses nothing does not look, or does not listen. -: not tried; --ablations tries the policies."
 )
 Progress = Callable[[int, int, str], None]
 
@@ -44,12 +49,31 @@ class Comparison:
     episodes: dict[str, tuple[EpisodeResult, ...]] = field(default_factory=dict, repr=False)
     reused: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def ablations(self) -> dict[str, dict[Ablation, Lost]]:
+        """What each actor loses, by actor and by what was taken away; empty where nothing was tried."""
+        found: dict[str, dict[Ablation, Lost]] = {}
+        for row in self.rows:
+            if row.ablation != "none":
+                found.setdefault(row.ablates, {})[row.ablation] = self._lost(row)
+        return found
+
+    def _lost(self, row: ActorSpec) -> Lost:
+        closed, lost = self.closed.get(row.name), None
+        if row.name in self.episodes:
+            own, theirs = ({e.scene: e.success for e in self.episodes[n]} for n in (row.ablates, row.name))
+            lost = compare_pair(own, theirs).difference
+        errors = None if self.open is None else self.open.actors.get(row.name)
+        success = None if closed is None else closed.success
+        return Lost(success, lost, None if errors is None else errors.added, None if errors is None else errors.change)
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "reference": self.reference,
             "rows": [r.__dict__ for r in self.rows],
             "closed_loop": {k: v.to_dict() for k, v in self.closed.items()},
             "paired": {k: v.to_dict() for k, v in self.paired.items()},
+            "ablations": {k: {a: x.to_dict() for a, x in v.items()} for k, v in self.ablations.items()},
             "open_loop": None if self.open is None else self.open.to_dict(),
             "notes": list(self.notes),
             "dataset_hash": self.dataset_hash,
@@ -59,14 +83,17 @@ class Comparison:
 
     def __str__(self) -> str:
         parts = []
+        whole = [r.name for r in self.rows if r.ablation == "none"]
+        lost = self.ablations
         if self.closed:
-            parts += [tables.closed_table(self.closed, self.paired, self.reference), tables.task_table(self.closed)]
+            closed = {n: self.closed[n] for n in whole}
+            parts += [tables.closed_table(closed, self.paired, self.reference, lost), tables.task_table(closed)]
         if self.open is not None:
             policies = [r.name for r in self.rows if r.kind == "policy" and r.ablation == "none"]
-            parts += [tables.open_table(self.open), tables.joint_table(self.open, policies)]
+            parts += [tables.open_table(self.open, whole, lost), tables.joint_table(self.open, policies)]
             parts.append(tables.horizon_table(self.open, policies))
-        if self.closed:
-            parts.append(LEGEND)
+        parts += [LEGEND] if self.closed else []
+        parts += [ABLATED] if lost else []
         return "\n\n".join([*parts, *self.notes])
 
 
@@ -81,10 +108,7 @@ def baseline_specs(library: Path, kinds: Sequence[str]) -> list[ActorSpec]:
 
 def ablation_specs(spec: ActorSpec) -> list[ActorSpec]:
     """The same actor without its eyes, and told something else."""
-    return [
-        replace(spec, name=f"{spec.name}.black_image", ablation="black_image"),
-        replace(spec, name=f"{spec.name}.other_instruction", ablation="other_instruction"),
-    ]
+    return [replace(spec, name=f"{spec.name}.{a}", ablation=a) for a in ABLATIONS]
 
 
 def write_library(dataset: Dataset, path: Path) -> Path:
@@ -116,7 +140,7 @@ def compare_open(
     deaf = [s.name for s in specs if s.ablation == "other_instruction"]
     usable = [s for s in specs if s.name not in deaf or instead]
     actors: dict[str, Actor] = {s.name: cast.actor(s, instead, remember=False) for s in usable}
-    ablations = {s.name: s.name.rpartition(".")[0] for s in usable if s.ablation != "none"}
+    ablations = {s.name: s.ablates for s in usable if s.ablation != "none"}
     return open_loop(
         actors,
         (dataset[i] for i in chosen),

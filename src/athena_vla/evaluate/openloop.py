@@ -38,6 +38,7 @@ class ActorErrors:
     seam: float | None  # [rad] how far overlapping chunks of neighbouring frames disagree; None without neighbours
     minus_reference: Interval | None = None  # MAE minus the reference actor's on the same episodes
     change: Interval | None = None  # [rad] for an ablation: how far it moves the actor's answer
+    added: Interval | None = None  # [rad] for an ablation: its MAE minus that of the actor it ablates
 
 
 @dataclass(frozen=True)
@@ -172,13 +173,15 @@ class _Table:
         joints = self.robot.action_joints
         everything = np.ones(len(self.truth), bool)
         sums, counts = self._per_episode(error.mean(axis=2), everything)
-        difference = change = None
+        difference = change = added = None
         if reference is not None:
             theirs, _ = self._per_episode(np.abs(reference - self.truth).mean(axis=2), everything)
             difference = bootstrap_difference(sums, theirs, counts, resamples=RESAMPLES, seed=self.seed)
         if ablated is not None:
             moved, _ = self._per_episode(np.abs(chunk - ablated).mean(axis=2), everything)
             change = bootstrap_mean(moved, counts, resamples=RESAMPLES, seed=self.seed)
+            own, _ = self._per_episode(np.abs(ablated - self.truth).mean(axis=2), everything)
+            added = bootstrap_difference(sums, own, counts, resamples=RESAMPLES, seed=self.seed)
         first = self.valid[:, 0]
         first_sums, first_counts = self._per_episode(error[:, :1].mean(axis=2), first)
         return ActorErrors(
@@ -199,6 +202,7 @@ class _Table:
             seam=self._seam(chunk),
             minus_reference=difference,
             change=change,
+            added=added,
         )
 
     def _task(self, error: NDArray[np.float64], task: Any) -> Interval:

@@ -9,7 +9,7 @@ import numpy as np
 
 from athena_vla.errors import EvaluationError
 from athena_vla.evaluate.results import EpisodeResult
-from athena_vla.evaluate.statistics import PairedTest, Proportion, paired_test, wilson
+from athena_vla.evaluate.statistics import Interval, PairedTest, Proportion, paired_test, wilson
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,19 @@ class ActorSummary:
         raw["success"] = self.success.to_dict()
         raw["per_task"] = {k: v.to_dict() for k, v in self.per_task.items()}
         return raw
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What an actor loses without its eyes, or told something else."""
+
+    success: Proportion | None  # of the ablated actor, on scenes with an object to find; None without a simulator
+    success_lost: Interval | None  # the actor's success minus the ablated one's, on the same scenes (paired)
+    error_added: Interval | None  # [rad] mean absolute error on recordings, ablated minus as it is; None without them
+    answer_moved: Interval | None  # [rad] how far the chunks move
+
+    def to_dict(self) -> dict[str, Any]:
+        return {k: None if v is None else v.to_dict() for k, v in self.__dict__.items()}
 
 
 def summarise(episodes: Sequence[EpisodeResult]) -> ActorSummary:

@@ -1,10 +1,14 @@
 """A comparison as text for the terminal: fixed-width tables and the plain words. Knows numbers, plays nothing."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from athena_vla.evaluate.actors import ABLATIONS, Ablation
 from athena_vla.evaluate.openloop import OpenLoopResult
 from athena_vla.evaluate.statistics import PairedTest, Proportion
-from athena_vla.evaluate.summary import ActorSummary
+from athena_vla.evaluate.summary import ActorSummary, Lost
+
+Losses = Mapping[str, Mapping[Ablation, Lost]]
+_SHORT = {"black_image": "black image", "other_instruction": "other words"}
 
 
 def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -26,7 +30,26 @@ def p_value(p: float) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def closed_table(closed: Mapping[str, ActorSummary], paired: Mapping[str, PairedTest], reference: str) -> str:
+def _lost(losses: Losses, name: str, cell: Callable[[Lost], str]) -> list[str]:
+    """One cell per ablation; a dash where it was not tried."""
+    return [cell(losses[name][a]) if a in losses.get(name, {}) else "-" for a in ABLATIONS]
+
+
+def _success(lost: Lost) -> str:
+    if lost.success is None or lost.success_lost is None:
+        return "-"
+    return f"{100 * lost.success.success:.0f}% ({-100 * lost.success_lost.value:+.0f})"
+
+
+def _error(lost: Lost) -> str:
+    if lost.error_added is None or lost.answer_moved is None:
+        return "-"
+    return f"{lost.error_added.value:+.4f} (moves {lost.answer_moved.value:.4f})"
+
+
+def closed_table(
+    closed: Mapping[str, ActorSummary], paired: Mapping[str, PairedTest], reference: str, losses: Losses
+) -> str:
     """One row per actor. The paired columns compare the reference with the row on the same scenes."""
     rows = []
     for name, s in closed.items():
@@ -41,11 +64,12 @@ def closed_table(closed: Mapping[str, ActorSummary], paired: Mapping[str, Paired
                 str(s.violations),
                 "-" if test is None else f"+{test.only_first} -{test.only_second}",
                 "-" if test is None else p_value(test.exact_p),
+                *_lost(losses, name, _success),
                 f"{1000 * s.act_seconds:.1f}",
             ]
         )
-    head = ["closed loop", "success [95%]", "n", "time s", "touched", "violations", f"{reference} +/-", "p", "act ms"]
-    return aligned(head, rows)
+    head = ["closed loop", "success [95%]", "n", "time s", "touched", "violations", f"{reference} +/-", "p"]
+    return aligned([*head, *(_SHORT[a] for a in ABLATIONS), "act ms"], rows)
 
 
 def task_table(closed: Mapping[str, ActorSummary]) -> str:
@@ -57,9 +81,10 @@ def task_table(closed: Mapping[str, ActorSummary]) -> str:
     return aligned(["per task", *tasks], rows)
 
 
-def open_table(result: OpenLoopResult) -> str:
+def open_table(result: OpenLoopResult, names: Sequence[str], losses: Losses) -> str:
     rows = []
-    for name, e in result.actors.items():
+    for name in names:
+        e = result.actors[name]
         versus = e.minus_reference
         rows.append(
             [
@@ -70,11 +95,11 @@ def open_table(result: OpenLoopResult) -> str:
                 f"{e.p95.value:.4f}",
                 f"{e.maximum:.3f}",
                 "-" if versus is None else f"{versus.value:+.4f} [{versus.low:+.4f}, {versus.high:+.4f}]",
-                "-" if e.change is None else f"{e.change.value:.4f}",
+                *_lost(losses, name, _error),
             ]
         )
-    head = ["open loop, rad", "MAE [95%]", "first", "last", "p95", "max", f"minus {result.reference}", "moves answer"]
-    return aligned(head, rows)
+    head = ["open loop, rad", "MAE [95%]", "first", "last", "p95", "max", f"minus {result.reference}"]
+    return aligned([*head, *(_SHORT[a] for a in ABLATIONS)], rows)
 
 
 def joint_table(result: OpenLoopResult, names: Sequence[str]) -> str:
