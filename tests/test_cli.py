@@ -4,12 +4,15 @@ import dataclasses
 import importlib
 import json
 import math
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from athena_vla import cli
+from athena_vla.errors import AthenaError
 
 
 def outcome(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -49,6 +52,31 @@ def test_every_field_of_a_preset_can_be_overridden(monkeypatch) -> None:
     monkeypatch.setattr("athena_vla.finetune.finetune", lambda config: seen.append(config))
     cli.run(["train", "--preset", "humanoid_high_performance", "--rank", "8", "--no-dora", "--targets", "q_proj"])
     assert (seen[0].rank, seen[0].dora, seen[0].targets, seen[0].alpha) == (8, False, ("q_proj",), 32)
+
+
+def test_every_command_in_the_documentation_parses() -> None:
+    """Also those that are not run because they need a GPU, hours or the reader's own files."""
+    root = Path(__file__).resolve().parents[1]
+    seen = 0
+    for page in [root / "README.md", *sorted((root / "docs").glob("*.md"))]:
+        for body in re.findall(r"^```\w+[^\n]*\n(.*?)^```", page.read_text(), re.M | re.S):
+            for line in body.replace("\\\n", " ").splitlines():
+                if line.startswith("athena "):
+                    name, words = cli.split(shlex.split(line, comments=True)[1:])
+                    command = cli.COMMANDS[name]
+                    try:
+                        cli.parse(name, command, cli.load(command), [w for w in words if w != "--json"])
+                    except (SystemExit, AthenaError) as error:
+                        pytest.fail(f"{page.name}: '{line}' is refused: {error}")
+                    seen += 1
+    assert seen > 25
+
+
+def test_the_simulators_options_of_a_comparison_have_no_prefix(monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr("athena_vla.evaluate.compare", lambda config: seen.append(config))
+    cli.run(["compare", "a", "b", "--episodes", "21", "--replan-every", "4", "--no-ablations"])
+    assert (seen[0].loop.episodes, seen[0].loop.replan_every, seen[0].ablations) == (21, 4, False)
 
 
 @pytest.mark.parametrize("name", sorted(cli.COMMANDS))

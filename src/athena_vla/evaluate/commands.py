@@ -57,7 +57,7 @@ class EvaluateConfig:
     """Validation samples for open loop."""
     seed: int = 0
     """Decides scenes and resampling."""
-    loop: Annotated[Loop, tyro.conf.arg(prefix_name=False)] = Loop()
+    loop: Annotated[Loop, tyro.conf.arg(name="")] = Loop()
     """The simulator."""
 
 
@@ -85,7 +85,7 @@ class CompareConfig:
     """Validation samples for open loop."""
     seed: int = 0
     """Decides scenes and resampling."""
-    loop: Annotated[Loop, tyro.conf.arg(prefix_name=False)] = Loop()
+    loop: Annotated[Loop, tyro.conf.arg(name="")] = Loop()
     """The simulator."""
 
 
