@@ -53,6 +53,7 @@ COMMANDS: dict[str, Command] = {
     "merge": Command("merge", "merge", "MergeConfig", "fold the adapter into its base", ("input", "out")),
     "quantize": Command("quantize", "quantize", "QuantizeConfig", "8 or 4 bit, by action error", ("input", "out")),
     "export": Command("export", "export", "ExportConfig", "ONNX graphs and TensorRT scripts", ("input", "out")),
+    "prepare": Command("prepare", "prepare", "PrepareConfig", "pack exported weights for this machine", ("bundle",)),
     "report": Command("report", "report", "ReportConfig", "the page of a finished demo, written again", ("run",)),
     "gates": Command(
         "export", "check", "GateConfig", "may this bundle be served: thresholds and outcomes", ("bundle",)
@@ -78,6 +79,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status = 130
     except BrokenPipeError:
         status = 0
+    except OSError as error:  # a full disk or a forbidden folder where no stage could say more about it
+        if "--debug" in words:
+            raise
+        print(f"athena: the operating system refused: {error}. --debug shows where.", file=sys.stderr)
+        status = 2
     sys.exit(status)
 
 
