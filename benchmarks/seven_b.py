@@ -136,7 +136,9 @@ def prepare(checkpoint: Path | None, work: Path, small: bool, vision_bits: int) 
     def shrink() -> dict[str, Any]:
         bits = cast(Any, vision_bits)
         made = quantize(
-            QuantizeConfig(base, int4, method="nearest", sensitivity=False, vision_bits=bits, threads=THREADS)
+            QuantizeConfig(
+                base, int4, method="nearest", sensitivity=False, check=False, vision_bits=bits, threads=THREADS
+            )
         )
         shutil.rmtree(base)
         return {"mean_bits": made.mean_bits, "bytes": made.bytes, "rounding": "nearest", "vision_bits": vision_bits}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from athena_vla.data.normalize import Normalizer, NormalizerFit
 from athena_vla.embodiment import Embodiment, Observation
 from athena_vla.finetune import FinetuneConfig
 from athena_vla.models import lora, openvla, openvla_chunk
+from athena_vla.models.architecture import Architecture
 from athena_vla.models.lora import LoraSettings
 from athena_vla.models.store import StoreWriter
 from athena_vla.models.vla import VisionLanguageModel
@@ -56,9 +58,16 @@ def small_model(robot: Embodiment, *, tokens: bool = False, seed: int = 0) -> Vi
 
 
 def write_base(path: Path, robot: Embodiment, *, tokens: bool = False, seed: int = 0) -> Bundle:
-    model = small_model(robot, tokens=tokens, seed=seed)
+    return write_model(path, robot, small_model(robot, tokens=tokens, seed=seed))
+
+
+def write_model(
+    path: Path, robot: Embodiment, model: Architecture, frames: Sequence[Observation] | None = None
+) -> Bundle:
+    """A base bundle of any model; `frames` are its golden observations."""
+    model.eval()
     statistics = normalizer(robot, model.spec.horizon)
-    golden = record_golden(Policy.of_model(model, robot, statistics), observations(robot, 3))
+    golden = record_golden(Policy.of_model(model, robot, statistics), frames or observations(robot, 3))
     manifest = Manifest(
         stage="base",
         family=model.family,

@@ -257,7 +257,9 @@ def test_deployment_config(exported, tmp_path) -> None:
 def test_the_device_bundle_says_what_it_is(on_device) -> None:
     config = json.loads((on_device / "deployment_config.json").read_text())
     assert config["hardware_target"] == "jetson_orin_16gb"
-    assert config["achieved"] == {"predicted": None, "measured_here": None, "measured_on_device": None}
+    predicted = config["achieved"].pop("predicted")
+    assert config["achieved"] == {"measured_here": None, "measured_on_device": None}
+    assert (predicted["kind"], predicted["device"], predicted["precision"]) == ("predicted", NX, "int4")
     engines = json.loads((on_device / "device" / "engines.json").read_text())
     assert "not run on a device" in engines["status"]
     low, typical, high = engines["graphs"]["language"]["profiles"][0]["input_ids"]
@@ -273,7 +275,7 @@ def test_one_engine_reads_prompts_and_decodes_tokens(tmp_path, toy) -> None:
     prompt, token = graphs["language"]["profiles"]
     low, typical, high = (shape[1] for shape in prompt["rows"])
     assert 1 < low < typical < high
-    assert prompt["keys_0"][0] == prompt["keys_0"][2] == token["keys_0"][0][:2] + [1] + token["keys_0"][0][3:]
+    assert prompt["keys_0"][0] == prompt["keys_0"][2] == [*token["keys_0"][0][:2], 1, *token["keys_0"][0][3:]]
     assert token["rows"][0] == token["rows"][2] == [1, 1, prompt["rows"][0][2]]
     assert token["keys_0"][0][2] <= low, "the shortest prompt's cache fits"
     assert token["keys_0"][2][2] >= high + base.spec.horizon * base.spec.action_dim - 1, "the longest prompt's too"

@@ -1,11 +1,17 @@
 """Quantisation: codes against slow references, packing bit by bit, error in radians, budget, bad input."""
 
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, cast
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import small_bundles
 from athena_vla.bundle import Bundle
 from athena_vla.errors import BundleError, ModelError, UnknownName
 from athena_vla.models import packed
@@ -17,7 +23,7 @@ from athena_vla.policy import Policy
 from athena_vla.quantize import QuantizeConfig, choose, codes, quantize
 from athena_vla.quantize.calibrate import second_moment, streamed
 from athena_vla.quantize.choose import Layer
-from small_bundles import observations, write_base, write_finetuned
+from small_bundles import observations, small_model, write_base, write_finetuned, write_model
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +183,84 @@ def test_large_models_take_the_streamed_way_to_the_same_codes(base, tmp_path, mo
         assert isinstance(x, Packed)
         assert isinstance(y, Packed)
         assert float((x.codes == y.codes).float().mean()) > 0.999
+
+
+def test_the_layer_whose_error_reaches_the_joints_is_lifted(tmp_path, toy) -> None:
+    """A layer is planted whose rounding moves the joints most; another rounds far worse in itself and moves nothing."""
+    model = small_model(toy)
+    blocks = cast(Any, model).body.language_model.model.layers
+    with torch.no_grad():
+        # One outlier per group takes the codes' range, so that all else in it is rounded to zero. It multiplies an
+        # input that is zero: the model answers as without it.
+        blocks[0].mlp.up_proj.weight[::64] = 0
+        blocks[0].mlp.down_proj.weight[:, ::64] = 1.0
+        # Rounded as badly, but nothing of it goes on: what reads its values is switched off.
+        blocks[1].self_attn.v_proj.weight[:, ::64] = 10.0
+        blocks[1].self_attn.o_proj.weight.zero_()
+    base = write_model(tmp_path / "base", toy, model)
+    quantize(QuantizeConfig(base.path, tmp_path / "q", method="nearest", group=64, budget_bits=5.0))
+    table = Bundle.open(tmp_path / "q").manifest.stage_info["layers"]
+    planted, silent = (
+        f"body.language_model.model.layers.{n}.weight" for n in ("0.mlp.down_proj", "1.self_attn.v_proj")
+    )
+    sensitivity = {n: e["sensitivity_rad"] for n, e in table.items()}
+    assert max(sensitivity, key=lambda n: sensitivity[n]) == planted
+    assert sensitivity[silent] == 0
+    assert (table[planted]["bits"], table[silent]["bits"]) == (8, 4)
+    lifted = QuantizeConfig(base.path, tmp_path / "all4", method="nearest", group=64, budget_bits=4.3)
+    assert quantize(lifted).lifted == 0, "no budget, no lift"
+    errors = [Bundle.open(tmp_path / n).manifest.stage_info["action_error"]["mean_rad"] for n in ("q", "all4")]
+    assert errors[0] < 0.5 * errors[1], "what was lifted is what had moved the joints"
+    # Oracle for the planted layer: that one alone rounded by hand.
+    by_hand = base.model()
+    with torch.no_grad():
+        weight = by_hand.get_parameter(planted)
+        weight.copy_(codes.nearest(weight, 4, 64).dequantize())
+    frames = base.golden.observations
+    moved = np.abs(Policy.of_model(by_hand, base.robot, base.normalizer).chunks(frames) - base.golden.chunks)
+    assert sensitivity[planted] == pytest.approx(float(moved.mean()), rel=1e-3)
+
+
+MEASURED = """
+import sys
+from pathlib import Path
+import athena_vla.quantize.stage as stage
+from athena_vla import merge
+from athena_vla.bench.facts import peak_memory_gb
+from athena_vla.bundle import Bundle
+from athena_vla.export import ExportConfig, export, parity
+from athena_vla.models import store
+from athena_vla.quantize import QuantizeConfig, calibrate, quantize
+small, large, out, method = (*sys.argv[1:4], sys.argv[4])
+stage.IN_MEMORY = parity.IN_MEMORY = 0
+calibrate.RESIDENT = 200_000
+stage.StoreWriter.__init__.__defaults__ = (16_000_000,)
+def work(where, out):
+    quantize(QuantizeConfig(Path(where), Path(out + "q"), method=method, sensitivity=False, check=False, vision_bits=8))
+    export(ExportConfig(Path(out + "q"), Path(out + "x"), compare=False))
+work(small, out + "small")  # code, libraries and small parts
+before = peak_memory_gb()
+work(large, out + "large")
+print(int((peak_memory_gb() - before) * 1e9))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs Linux's account of memory")
+@pytest.mark.parametrize("method", ["nearest", "gptq"])
+def test_quantising_and_exporting_stream(tmp_path, toy, monkeypatch, method) -> None:
+    """A model ten times as deep costs no more memory: what lies in it is a shard and a layer with its statistics."""
+    totals = {}
+    for name, layers in (("small", 2), ("large", 20)):
+        body = small_bundles.BODY | {"width": 512, "mlp_width": 1536, "layers": layers}
+        monkeypatch.setattr(small_bundles, "BODY", body)
+        totals[name] = write_base(tmp_path / name, toy).store().bytes
+    words = [sys.executable, "-c", MEASURED, *(str(tmp_path / n) for n in ("small", "large", "out")), method]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    grown, added = int(done.stdout), totals["large"] - totals["small"]
+    assert added > 200e6
+    assert grown < 0.25 * added, f"{grown / 1e6:.0f} MB more for {added / 1e6:.0f} MB of weights"
 
 
 def test_bad_input(base, tmp_path) -> None:

@@ -21,9 +21,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from athena_vla import __version__
+from athena_vla import __version__, onnx_session
 from athena_vla.data.normalize import Normalizer
 from athena_vla.embodiment import Embodiment, Observation
 from athena_vla.errors import BundleError
@@ -32,7 +32,7 @@ from athena_vla.models.architecture import Architecture, Spec
 from athena_vla.models.packed_linear import packed_model
 from athena_vla.models.pretrained import Release, ReleasedWeights
 from athena_vla.models.sizes import without_weights
-from athena_vla.models.store import TensorStore, misfits
+from athena_vla.models.store import TensorStore, misfits, save
 
 FORMAT = 1
 Stage = Literal["base", "finetuned", "merged", "quantized", "exported"]
@@ -53,14 +53,20 @@ class Golden:
         arrays["state"] = np.stack([o.state for o in self.observations])
         arrays["instruction"] = np.array([o.instruction for o in self.observations])
         arrays["chunk"] = self.chunks
-        np.savez_compressed(path, **arrays)
+        given = {i: o.committed for i, o in enumerate(self.observations) if o.committed is not None}
+        np.savez_compressed(path, **arrays, **{f"committed.{i}": rows for i, rows in given.items()})
 
     @classmethod
     def load(cls, path: Path, cameras: tuple[str, ...]) -> "Golden":
         with np.load(path, allow_pickle=False) as z:
             images = {c: z[f"image.{c}"] for c in cameras}
             observations = tuple(
-                Observation({c: images[c][i] for c in cameras}, state, str(text))
+                Observation(
+                    {c: images[c][i] for c in cameras},
+                    state,
+                    str(text),
+                    committed=z[f"committed.{i}"] if f"committed.{i}" in z.files else None,
+                )
                 for i, (state, text) in enumerate(zip(z["state"], z["instruction"], strict=True))
             )
             return cls(observations, z["chunk"])
@@ -120,10 +126,11 @@ class Bundle:
 
     def verify(self) -> None:
         """Compare every file with the manifest. Raises `BundleError` naming the missing and the edited ones."""
-        missing = [f for f in self.manifest.files if not (self.path / f).is_file()]
+        files = {**self.manifest.files, **onnx_session.prepared_files(self.path)}
+        missing = [f for f in files if not (self.path / f).is_file()]
         if missing:
             raise BundleError(f"Bundle '{self.path}' lacks {missing}. Copy it again, or run its stage again.")
-        edited = [f for f, digest in self.manifest.files.items() if sha256(self.path / f) != digest]
+        edited = [f for f, digest in files.items() if sha256(self.path / f) != digest]
         if edited:
             raise BundleError(
                 f"Bundle '{self.path}': {edited} differ from their recorded hashes; it was edited or cut."
@@ -131,8 +138,11 @@ class Bundle:
 
     @cached_property
     def hash(self) -> str:
-        """Hash of the manifest, which holds the hashes of all files and of the parent: the whole chain."""
-        text = json.dumps(dataclasses.asdict(self.manifest), sort_keys=True)
+        """Hash of the manifest, which holds the hashes of all files and of the parent: the whole chain.
+
+        Gates do not count: a bundle that is examined stays the parent of what was made from it.
+        """
+        text = json.dumps(dataclasses.asdict(self.manifest) | {"gates": {}}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @cached_property
@@ -221,9 +231,10 @@ class Bundle:
             raise BundleError(f"'{self.path}' was made from the checkpoint '{self.manifest.checkpoint}', no bundle.")
         parent = Bundle.open(self.manifest.parent_path)
         if parent.hash != self.manifest.parent_hash:
+            why = "an adapter fits only its own base" if self.manifest.adapter else "it was made again since"
             raise BundleError(
                 f"Bundle '{self.path}' was made from {self.manifest.parent_hash}, but '{parent.path}' is "
-                f"{parent.hash}: an adapter fits only its own base."
+                f"{parent.hash}: {why}."
             )
         return parent
 
@@ -257,11 +268,12 @@ def writing(path: Path, manifest: Manifest, golden: Golden | None, tokenizer: Ma
 
     An existing bundle at `path` is replaced only at the end. Raises `BundleError` when the path is something else.
     """
-    if path.exists() and not (path / "manifest.json").is_file() and any(path.iterdir()):
+    if path.exists() and not (path / "manifest.json").is_file() and not (path.is_dir() and not any(path.iterdir())):
         raise BundleError(f"'{path}' exists and is not a bundle; choose another name or remove it.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         (temporary / "weights").mkdir()
         (temporary / "tokenizer").mkdir()
         for name, content in tokenizer.items():
@@ -281,7 +293,8 @@ def writing(path: Path, manifest: Manifest, golden: Golden | None, tokenizer: Ma
             f"The bundle '{path}' could not be written: {error}. Nothing was left under its name."
         ) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def seal(folder: Path, manifest: Manifest) -> None:
@@ -291,15 +304,26 @@ def seal(folder: Path, manifest: Manifest) -> None:
         for f in sorted(folder.rglob("*"))
         if f.is_file() and f.name != "manifest.json"
     }
-    complete = dataclasses.replace(manifest, files=files, tools=tool_versions())
+    _write_manifest(folder, dataclasses.replace(manifest, files=files, tools=tool_versions()))
+
+
+def mark(bundle: Bundle, gates: Mapping[str, Any]) -> None:
+    """Write what its gates said into a bundle that is there. Raises `BundleError` where it cannot be written."""
+    try:
+        _write_manifest(bundle.path, dataclasses.replace(bundle.manifest, gates=dict(gates)))
+    except OSError as error:
+        raise BundleError(f"The outcome of the gates could not be written into '{bundle.path}': {error}.") from error
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
     temporary = folder / ".manifest.json"
-    temporary.write_text(json.dumps(dataclasses.asdict(complete), indent=1, sort_keys=True))
+    temporary.write_text(json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=True))
     os.replace(temporary, folder / "manifest.json")
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     """safetensors with contiguous, unshared tensors."""
-    save_file({k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}, path)
+    save({k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}, path)
 
 
 def sha256(path: Path) -> str:

@@ -4,7 +4,7 @@ The only place where observations and actions cross between radians and [-1, 1];
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from athena_vla.backends import Name, open_backend
 from athena_vla.bundle import Bundle, Golden
+from athena_vla.data.episode import Sample
 from athena_vla.data.normalize import Normalizer
 from athena_vla.embodiment import ActionChunk, Embodiment, Observation
 from athena_vla.errors import BundleError
@@ -93,6 +94,24 @@ def _committed(positions: NDArray[np.float64], observation: Observation) -> NDAr
     """The chunk with the rows that were decided before it was asked for, as they were decided."""
     rows = observation.committed
     return positions if rows is None else np.concatenate([rows, positions[len(rows) :]])
+
+
+def continued(sample: Sample, rows: int) -> Sample:
+    """The sample as the control loop asks for it while `rows` are still to be played: given, and not counted.
+
+    At least one row that is real is left to be answered.
+    """
+    rows = min(rows, int(sample.valid.sum()) - 1)
+    if rows < 1:
+        return sample
+    observation = replace(sample.observation, committed=sample.chunk[:rows].astype(np.float64))
+    return replace(sample, observation=observation, valid=sample.valid & (np.arange(len(sample.valid)) >= rows))
+
+
+def asked(samples: Sequence[Sample], prefix: int) -> list[Observation]:
+    """The observations of samples as a robot would send them: with no row committed, some, up to `prefix`, in turn."""
+    counts = np.linspace(prefix, 0, len(samples)).round().astype(int).tolist()
+    return [continued(s, rows).observation for s, rows in zip(samples, counts, strict=True)]
 
 
 def record_golden(policy: Policy, observations: Sequence[Observation]) -> Golden:

@@ -96,13 +96,11 @@ def build(bundle: Path, target: str) -> tuple[str, int, str]:
         return "onnx", NO_TENSORRT, f"No engine was built: {reason} (exit status 3)."
     script = bundle / "device" / SCRIPTS[0]
     done = subprocess.run([sys.executable, str(script)], stdout=subprocess.DEVNULL, check=False)
-    told = {0: "Engines were built and checked.", 4: "An engine is not what was asked for"}
-    sentence = told.get(done.returncode, "An engine could not be built") + (
-        ""
-        if done.returncode == 0
-        else f": see {bundle / 'weights' / 'engines.json'}; the ONNX graphs are the fallback."
-    )
-    return "onnx" if done.returncode else "tensorrt", done.returncode, sentence
+    if done.returncode == 0:
+        return "tensorrt", 0, "Engines were built and checked."
+    what = "An engine is not what was asked for" if done.returncode == 4 else "An engine could not be built"
+    record = bundle / "weights" / "engines.json"
+    return "onnx", done.returncode, f"{what}: see {record}; the ONNX graphs are the fallback."
 
 
 def _compute_capability() -> int:

@@ -21,7 +21,7 @@ from athena_vla.errors import AthenaError, TrainingError
 from athena_vla.finetune.config import FinetuneConfig
 from athena_vla.finetune.features import Features
 from athena_vla.models.architecture import Architecture, Tensors
-from athena_vla.policy import encode
+from athena_vla.policy import continued, encode
 
 _AUGMENT, _NOISE, _VARIANT, _PREFIX = 1, 2, 3, 5  # streams of random numbers; 4 is the feature cache's
 
@@ -161,20 +161,6 @@ class Loader:
             torch.from_numpy(np.stack([s.valid for s in samples])),
             tuple(indices),
         )
-
-
-def continued(sample: Sample, rows: int) -> Sample:
-    """The sample as the control loop asks for it while `rows` are still to be played: given, and not counted.
-
-    At least one row that is real is left to be learned.
-    """
-    rows = min(rows, int(sample.valid.sum()) - 1)
-    if rows < 1:
-        return sample
-    observation = dataclasses.replace(sample.observation, committed=sample.chunk[:rows].astype(np.float64))
-    return dataclasses.replace(
-        sample, observation=observation, valid=sample.valid & (np.arange(len(sample.valid)) >= rows)
-    )
 
 
 class _Rows(torch.utils.data.Dataset[Batch | str]):

@@ -30,7 +30,7 @@ from athena_vla.models import lora
 from athena_vla.models.architecture import Architecture
 from athena_vla.models.lora import LoraSettings
 from athena_vla.models.pretrained import Release
-from athena_vla.policy import Policy, record_golden, sensitivity
+from athena_vla.policy import Policy, asked, record_golden, sensitivity
 
 GOLDEN_EXAMPLES = 4
 _LARGE = 1_000_000_000  # parameters; larger models answer where and as they were trained
@@ -183,7 +183,7 @@ def _answers(trainer: Trainer, dataset: Dataset) -> tuple[Golden, dict[str, Any]
     narrow = contextlib.nullcontext() if small else trainer.accelerator.autocast()
     pool = dataset.validation if len(dataset.validation) else dataset.train
     places = np.unique(np.linspace(0, len(pool) - 1, GOLDEN_EXAMPLES).round().astype(int))
-    observations = [dataset[int(i)].observation for i in pool[places]]
+    observations = asked([dataset[int(i)] for i in pool[places]], model.prefix)
     with sharding.gathered(trainer.root), narrow:
         policy = Policy.of_model(model, dataset.robot, dataset.normalizer)
         golden = record_golden(policy, observations)

@@ -227,7 +227,7 @@ class StoreWriter:
 
 
 def save(tensors: dict[str, Tensor], path: Path) -> None:
-    """One safetensors file. Raises `OSError` where it cannot be written, which the library calls by a name of its own."""
+    """One safetensors file. Raises `OSError` where it cannot be written; the library has its own name for that."""
     try:
         save_file(tensors, path, _METADATA)
     except SafetensorError as error:

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from athena_vla.bundle import Bundle
 from athena_vla.embodiment import Observation
-from athena_vla.models.architecture import Architecture
+from athena_vla.models.architecture import Architecture, run_torch
 from athena_vla.models.packed import Packed
 from athena_vla.models.store import TensorStore, as_float
 from athena_vla.policy import Policy
@@ -102,6 +103,18 @@ def second_moment(inputs: Tensor) -> Tensor:
         rows = rows[:: -(-len(rows) // MOST_ROWS)]
     rows = rows.float()
     return rows.t() @ rows / len(rows)
+
+
+@contextmanager
+def opened(bundle: Bundle, large: bool) -> Iterator[Policy]:
+    """The bundle's policy in float32; the weights of a `large` one stay on disk and are read in every pass."""
+    if not large:
+        yield Policy.of(bundle, "torch")
+        return
+    model = bundle.skeleton().eval()
+    with bundle.store() as store, streamed(model, store):
+        # The runner is made inside: it asks the weights where inputs belong.
+        yield Policy(bundle.robot, bundle.normalizer, model, run_torch(model), name=bundle.path.name)
 
 
 @contextmanager

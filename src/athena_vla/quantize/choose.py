@@ -89,12 +89,24 @@ def batch_chunks(policy: Policy, frames: Sequence[Observation], size: int = 16) 
     return np.stack([c.positions for part in parts for c in part])
 
 
-def action_error(a: NDArray[np.float64], b: NDArray[np.float64], joints: Sequence[str]) -> dict[str, object]:
+def answered(frames: Sequence[Observation], horizon: int) -> NDArray[np.bool_]:
+    """[N, H]: rows that a policy answered; those that an observation had committed already are nobody's merit."""
+    given = [0 if o.committed is None else len(o.committed) for o in frames]
+    return np.arange(horizon) >= np.array(given)[:, None]
+
+
+def action_error(
+    a: NDArray[np.float64],
+    b: NDArray[np.float64],
+    joints: Sequence[str],
+    counted: NDArray[np.bool_] | None = None,
+) -> dict[str, object]:
     """Difference of two sets of chunks [N, H, D]: mean, p95, max in [rad], in all and per joint; and smoothness.
 
-    Smoothness is the mean absolute second difference along a chunk [rad]; its ratio says how much rougher `a` is.
+    Only rows in `counted` [N, H] do. Smoothness is the mean absolute second difference along a chunk [rad]; its ratio
+    says how much rougher `a` is.
     """
-    error = np.abs(a - b)
+    error = np.abs(a - b)[np.ones(a.shape[:2], bool) if counted is None else counted]
     rough = [float(np.abs(np.diff(x, n=2, axis=1)).mean()) if x.shape[1] > 2 else 0.0 for x in (a, b)]
     per_joint = {
         name: {"mean": float(e.mean()), "p95": float(np.quantile(e, 0.95)), "max": float(e.max())}
