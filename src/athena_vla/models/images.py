@@ -153,9 +153,13 @@ def pixels(image: Image.Image | NDArray[Any], spec: ImageSpec) -> NDArray[np.flo
         geometry = (tower.resize, tower.crop, tower.resample)
         if geometry not in shaped:
             resized = _crop(_resize(rgb, tower.resize, tower.resample), tower.crop)
-            shaped[geometry] = np.asarray(resized).transpose(2, 0, 1).astype(np.float32) / np.float32(255)
+            # Planes first: arithmetic on pixels of three bytes runs in steps of three, several times as slow.
+            planes = np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
+            shaped[geometry] = planes.astype(np.float32) / np.float32(255)
         mean, std = (np.array(v, dtype=np.float32)[:, None, None] for v in (tower.mean, tower.std))
-        out.append((shaped[geometry] - mean) / std)
+        normal = shaped[geometry] - mean
+        normal /= std
+        out.append(normal)
     return np.concatenate(out)
 
 
