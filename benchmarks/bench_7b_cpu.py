@@ -13,7 +13,6 @@ Rivals on the same shapes: llama.cpp's Q4_0 (--llama-python, an environment with
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -31,8 +30,6 @@ PARTS = (
     "chunk:onnxruntime",
     "chunk:openvino",
     "tokens:onnxruntime",
-    "store_packed",
-    "tokens:prepared",
     "bare:packed",
     "bare:onnxruntime",
     "bare:openvino",
@@ -96,17 +93,6 @@ def folder(options: argparse.Namespace, kind: str, engine: str) -> Path:
     return options.work / ("int4-chunk" if engine == "packed" else kind)
 
 
-def store_packed(bundle: Path) -> dict[str, Any]:
-    """`athena prepare`, without its comparison: the parts before and after run the same bundle."""
-    from athena_vla.bench import facts
-    from athena_vla.prepare import PrepareConfig, prepare
-
-    made = prepare(PrepareConfig(bundle, compare=False))
-    return {"status": "measured here", "seconds": made.seconds, "bytes": made.bytes} | {
-        "peak_resident_gb": facts.peak_memory_gb()
-    }
-
-
 def drop_from_cache(where: Path) -> bool:
     """Ask the kernel to forget the bundle's files, so that a first action starts from the disk."""
     if not hasattr(os, "posix_fadvise"):
@@ -134,8 +120,6 @@ def one(options: argparse.Namespace, part: str) -> dict[str, Any]:
         import seven_b
 
         return seven_b.prepare(options.checkpoint, options.work, options.small, options.vision_bits)
-    if kind == "store_packed":
-        return store_packed(options.work / "tokens")
     if kind == "llama_cpp":
         return llama_cpp(options)
     import seven_b_engines as engines
@@ -144,11 +128,7 @@ def one(options: argparse.Namespace, part: str) -> dict[str, Any]:
         return engines.settings(options.threads, options.small)
     if kind == "bare":
         return engines.bare(folder(options, "chunk", engine), engine, options.threads, options.runs)
-    bundle = folder(options, kind, engine)
-    if engine == "onnxruntime":  # what is prepared would be used
-        shutil.rmtree(bundle / "prepared", ignore_errors=True)
-    runtime = "onnxruntime" if engine == "prepared" else engine
-    return engines.act(bundle, runtime, options.threads, options.runs, STARTED)
+    return engines.act(folder(options, kind, engine), engine, options.threads, options.runs, STARTED)
 
 
 def llama_cpp(options: argparse.Namespace) -> dict[str, Any]:

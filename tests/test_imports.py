@@ -18,15 +18,14 @@ ALLOWED: dict[str, set[str]] = {
     "control": SPINE,
     "sim": SPINE | {"data.episode", "data.formats", "control"},
     "models": SPINE | {"data"},
-    "bundle": SPINE | {"data", "models", "onnx_session"},
-    "backends": SPINE | {"data", "models", "bundle", "tensorrt_engine", "onnx_session"},
-    "onnx_session": {"errors"},
+    "bundle": SPINE | {"data", "models"},
+    "backends": SPINE | {"data", "models", "bundle", "tensorrt_engine"},
     "tensorrt_engine": SPINE | {"models"},
     "policy": SPINE | {"data", "models", "bundle", "backends"},
     "constrained": SPINE | {"control", "models", "policy"},
 }
-STAGE_BASE = SPINE | {"data", "control", "models", "onnx_session", "bundle", "backends", "policy", "constrained"}
-STAGES = {"finetune", "merge", "quantize", "export", "prepare", "plan", "serving"}
+STAGE_BASE = SPINE | {"data", "control", "models", "bundle", "backends", "policy", "constrained"}
+STAGES = {"finetune", "merge", "quantize", "export", "plan", "serving"}
 EVIDENCE = {"evaluate", "bench", "report", "sweep"}
 for stage in STAGES:
     ALLOWED[stage] = STAGE_BASE | STAGES

@@ -14,7 +14,6 @@ import torch
 from athena_vla.bundle import Bundle
 from athena_vla.errors import ExportError, MissingDependency, UnknownName
 from athena_vla.models.architecture import Architecture, Run, Tensors, run_torch
-from athena_vla.onnx_session import open_session
 
 Name = Literal["auto", "torch", "packed", "onnxruntime", "openvino", "tensorrt"]
 TORCH = ("torch", "packed")
@@ -73,8 +72,21 @@ class OnnxRuntime:
 
     def load(self, name: str) -> Session:
         """Load a graph now, rather than at its first call. Raises `ExportError`."""
-        graph_file(self.folder, name, "onnx")
-        session = open_session(self.folder, name, self.settings, self.threads)
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise MissingDependency("onnxruntime", "export", "to run exported graphs") from error
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        for key, value in self.settings.items():
+            options.add_session_config_entry(key, str(value))
+        file = graph_file(self.folder, name, "onnx")
+        try:
+            session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise ExportError(f"ONNX Runtime cannot load graph '{name}' of '{self.folder}': {error}") from error
         kinds = {i.name: np.dtype(_KINDS[i.type]) for i in session.get_inputs()}
         self.sessions[name] = Session(session, kinds, tuple(o.name for o in session.get_outputs()))
         return self.sessions[name]

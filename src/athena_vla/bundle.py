@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from athena_vla import __version__, onnx_session
+from athena_vla import __version__
 from athena_vla.data.normalize import Normalizer
 from athena_vla.embodiment import Embodiment, Observation
 from athena_vla.errors import BundleError
@@ -126,11 +126,10 @@ class Bundle:
 
     def verify(self) -> None:
         """Compare every file with the manifest. Raises `BundleError` naming the missing and the edited ones."""
-        files = {**self.manifest.files, **onnx_session.prepared_files(self.path)}
-        missing = [f for f in files if not (self.path / f).is_file()]
+        missing = [f for f in self.manifest.files if not (self.path / f).is_file()]
         if missing:
             raise BundleError(f"Bundle '{self.path}' lacks {missing}. Copy it again, or run its stage again.")
-        edited = [f for f, digest in files.items() if sha256(self.path / f) != digest]
+        edited = [f for f, digest in self.manifest.files.items() if sha256(self.path / f) != digest]
         if edited:
             raise BundleError(
                 f"Bundle '{self.path}': {edited} differ from their recorded hashes; it was edited or cut."

@@ -53,7 +53,6 @@ COMMANDS: dict[str, Command] = {
     "merge": Command("merge", "merge", "MergeConfig", "fold the adapter into its base", ("input", "out")),
     "quantize": Command("quantize", "quantize", "QuantizeConfig", "8 or 4 bit, by action error", ("input", "out")),
     "export": Command("export", "export", "ExportConfig", "ONNX graphs and TensorRT scripts", ("input", "out")),
-    "prepare": Command("prepare", "prepare", "PrepareConfig", "pack exported weights for this machine", ("bundle",)),
     "report": Command("report", "report", "ReportConfig", "the page of a finished demo, written again", ("run",)),
     "gates": Command(
         "export", "check", "GateConfig", "may this bundle be served: thresholds and outcomes", ("bundle",)
