@@ -148,6 +148,16 @@ def test_names_that_do_not_exist(world, tmp_path, capsys) -> None:
     assert not out.exists()
 
 
+def test_a_bundle_that_fails_a_gate_is_marked_and_not_served(world, tmp_path, capsys) -> None:
+    failing = copied(world, "int4", tmp_path / "int4")
+    with pytest.raises(SystemExit) as stop:
+        main(["gates", str(failing), "--limits.p95-rad", "0", "--out", str(tmp_path / "report.json")])
+    assert stop.value.code == 4
+    assert "FAILED error_p95_rad" in capsys.readouterr().out
+    assert not json.loads((tmp_path / "report.json").read_text())["passed"]
+    assert "marked as failed by its gates ['error_p95_rad'" in refusal(capsys, "serve", failing)
+
+
 def test_an_unsupported_operator(world, tmp_path, capsys, monkeypatch) -> None:
     import torch
 

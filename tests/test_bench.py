@@ -38,6 +38,19 @@ def test_every_stage_is_timed_and_raw_samples_are_kept(result) -> None:
     assert result.record["device"]["versions"]["torch"]
 
 
+def test_decoding_alone_stands_beside_the_whole_action(tmp_path, toy) -> None:
+    """Tokens per second of single-token calls, and end to end with vision and prompt: two different numbers."""
+    write_base(tmp_path / "tokens", toy, tokens=True)
+    found = bench(BenchConfig(bundle=tmp_path / "tokens", warmup=10, runs=100))
+    assert isinstance(found, BenchResult)
+    s = found.summary()
+    assert s["decode_tokens_per_second"] > s["tokens_per_second"] > 0
+    steps = next(x for x in found.stages if x.name == stage.SINGLE_TOKEN)
+    per_action = toy.action_dim - 1  # the first token comes out of the prompt's pass
+    assert s["decode_tokens_per_second"] == pytest.approx(per_action / float(np.median(steps.seconds)))
+    assert "ms per token" in str(found)
+
+
 def test_the_word_jetson_only_on_one(result) -> None:
     expected = "measured_on_device" if facts.is_jetson() else "measured_here"
     assert result.summary()["kind"] == expected
@@ -65,6 +78,31 @@ def test_the_device_tree_decides_what_a_measurement_is_called(
     assert found["model"] == model.strip("\0")
     record = stage._record(BenchConfig(), base, found, result.whole, list(result.stages), 0)
     assert record["summary"]["kind"] == ("measured_on_device" if jetson else "measured_here")
+
+
+def test_clocks_and_throttling_of_a_board(tmp_path, monkeypatch) -> None:
+    """As a Jetson shows them: devfreq for GPU and memory, cooling devices for throttling; a fan is none."""
+    monkeypatch.setattr(facts, "SYSTEM", tmp_path)
+    assert facts.device_clocks() == {}
+    assert facts.device_facts()["throttled"] is None
+    files = {
+        "class/devfreq/17000000.gpu/cur_freq": "1173000000\n",
+        "class/thermal/thermal_zone0/type": "gpu-thermal",
+        "class/thermal/thermal_zone0/temp": "61500",
+        "class/thermal/cooling_device0/type": "pwm-fan",
+        "class/thermal/cooling_device0/cur_state": "2",
+        "class/thermal/cooling_device1/type": "gpu-throttle-alert",
+        "class/thermal/cooling_device1/cur_state": "0",
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    found = facts.device_facts()
+    assert found["clocks_hz"] == {"17000000.gpu": 1173000000}
+    assert found["temperature_c"] == {"gpu-thermal": 61.5}
+    assert found["throttled"] is False
+    (tmp_path / "class/thermal/cooling_device1/cur_state").write_text("1")
+    assert facts.device_facts()["throttled"] is True
 
 
 def test_p99_needs_a_thousand_samples() -> None:
@@ -110,6 +148,8 @@ def test_comparison(result, tmp_path) -> None:
     assert compared.ratios["whole action"] == pytest.approx(3.0)
     assert compared.clear["whole action"]
     assert any("powersave-for-test" in d for d in compared.differences)
+    line = next(x for x in str(compared).splitlines() if "whole action" in x).split()
+    assert line[2:] == [f"{result.record['whole_action']['p50_ms'] * k:.2f}" for k in (1, 3)] + ["3.00"]
     same = bench(BenchConfig(compare=(first, first)))
     assert isinstance(same, Comparison)
     assert not any(same.clear.values())

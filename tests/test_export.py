@@ -318,7 +318,11 @@ def test_trtexec_commands_are_strongly_typed_and_profiled(on_device) -> None:
 def test_verify_on_device_replays_the_bundle(on_device) -> None:
     done = run_script(on_device, "verify_on_device.py", "--backend", "onnxruntime")
     assert done.returncode == 0, done.stderr
-    assert json.loads((on_device / "device" / "verified.json").read_text())["passed"]
+    verified = json.loads((on_device / "device" / "verified.json").read_text())
+    assert verified["passed"]
+    from athena_vla.bench import facts
+
+    assert verified["kind"] == ("measured_on_device" if facts.is_jetson() else "measured_here")
     refused = run_script(on_device, "verify_on_device.py", "--backend", "onnxruntime", "--limit", "0")
     assert refused.returncode == 4
 

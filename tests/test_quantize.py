@@ -222,14 +222,10 @@ def test_the_layer_whose_error_reaches_the_joints_is_lifted(tmp_path, toy) -> No
 
 
 MEASURED = """
-import sys
+import sys, threading, time
 from pathlib import Path
 import athena_vla.quantize.stage as stage
-from athena_vla import merge
-from athena_vla.bench.facts import peak_memory_gb
-from athena_vla.bundle import Bundle
 from athena_vla.export import ExportConfig, export, parity
-from athena_vla.models import store
 from athena_vla.quantize import QuantizeConfig, calibrate, quantize
 small, large, out, method = (*sys.argv[1:4], sys.argv[4])
 stage.IN_MEMORY = parity.IN_MEMORY = 0
@@ -238,10 +234,19 @@ stage.StoreWriter.__init__.__defaults__ = (16_000_000,)
 def work(where, out):
     quantize(QuantizeConfig(Path(where), Path(out + "q"), method=method, sensitivity=False, check=False, vision_bits=8))
     export(ExportConfig(Path(out + "q"), Path(out + "x"), compare=False))
+def anonymous():  # without pages of mapped files, which the system takes back whenever it likes
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(ln for ln in lines if ln.startswith("RssAnon")).split()[1])
+peak = [0]
+def watch():
+    while True:
+        peak[0] = max(peak[0], anonymous())
+        time.sleep(0.005)
+threading.Thread(target=watch, daemon=True).start()
 work(small, out + "small")  # code, libraries and small parts
-before = peak_memory_gb()
+before = peak[0]
 work(large, out + "large")
-print(int((peak_memory_gb() - before) * 1e9))
+print(peak[0] - before)
 """
 
 
@@ -249,9 +254,9 @@ print(int((peak_memory_gb() - before) * 1e9))
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs Linux's account of memory")
 @pytest.mark.parametrize("method", ["nearest", "gptq"])
 def test_quantising_and_exporting_stream(tmp_path, toy, monkeypatch, method) -> None:
-    """A model ten times as deep costs no more memory: what lies in it is a shard and a layer with its statistics."""
+    """A model six times as deep costs no more memory: what lies in it is a shard and a layer with its statistics."""
     totals = {}
-    for name, layers in (("small", 2), ("large", 20)):
+    for name, layers in (("small", 2), ("large", 12)):
         body = small_bundles.BODY | {"width": 512, "mlp_width": 1536, "layers": layers}
         monkeypatch.setattr(small_bundles, "BODY", body)
         totals[name] = write_base(tmp_path / name, toy).store().bytes
@@ -259,7 +264,7 @@ def test_quantising_and_exporting_stream(tmp_path, toy, monkeypatch, method) -> 
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     grown, added = int(done.stdout), totals["large"] - totals["small"]
-    assert added > 200e6
+    assert added > 100e6
     assert grown < 0.25 * added, f"{grown / 1e6:.0f} MB more for {added / 1e6:.0f} MB of weights"
 
 

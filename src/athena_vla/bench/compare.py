@@ -14,10 +14,11 @@ CONDITIONS = ("model", "cpu", "cores", "gpu", "governor", "power_mode", "version
 
 @dataclass(frozen=True)
 class Comparison:
-    """Ratios of medians, stage by stage: below 1 the second is faster."""
+    """Medians and their ratios, stage by stage: below 1 the second is faster."""
 
     first: str
     second: str
+    medians_ms: dict[str, tuple[float, float]]
     ratios: dict[str, float]
     clear: dict[str, bool]  # the medians' 95% intervals do not overlap
     differences: tuple[str, ...]
@@ -26,9 +27,15 @@ class Comparison:
         return dict(self.__dict__)
 
     def __str__(self) -> str:
-        lines = [f"{self.second} against {self.first} (below 1: faster)"]
+        lines = [
+            f"a: {self.first}",
+            f"b: {self.second}",
+            f"  {'medians':<14} {'a, ms':>10} {'b, ms':>10}    b/a (below 1: faster)",
+        ]
         for name, ratio in self.ratios.items():
-            lines.append(f"  {name:<14} {ratio:6.2f}x {'' if self.clear[name] else '(within the noise)'}")
+            a, b = self.medians_ms[name]
+            noise = "" if self.clear[name] else "  within the noise"
+            lines.append(f"  {name:<14} {a:10.2f} {b:10.2f} {ratio:6.2f}{noise}")
         return "\n".join([*lines, *(f"  differs: {d}" for d in self.differences)])
 
 
@@ -55,6 +62,7 @@ def compare(files: Sequence[Path]) -> Comparison:
     return Comparison(
         first=str(files[0]),
         second=str(files[1]),
+        medians_ms={n: (rows[0][n]["p50_ms"], rows[1][n]["p50_ms"]) for n in shared},
         ratios={n: rows[1][n]["p50_ms"] / rows[0][n]["p50_ms"] for n in shared},
         clear={n: _apart(rows[0][n], rows[1][n]) for n in shared},
         differences=tuple(differences),

@@ -14,6 +14,7 @@ from typing import Any
 from athena_vla import bundle as bundles
 
 DEVICE_TREE = "/proc/device-tree/model"
+SYSTEM = Path("/sys")
 
 
 def device_facts() -> dict[str, Any]:
@@ -27,6 +28,7 @@ def device_facts() -> dict[str, Any]:
         "load_1min": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "clock_khz": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq"),
+        "clocks_hz": device_clocks(),
         "temperature_c": temperatures(),
         "throttled": _throttled(),
         "gpu": _gpu(),
@@ -52,9 +54,18 @@ def is_jetson() -> bool:
 def temperatures() -> dict[str, float]:
     """[deg C] by thermal zone."""
     found: dict[str, float] = {}
-    for zone in sorted(Path("/sys/class/thermal").glob("thermal_zone*")):
+    for zone in sorted((SYSTEM / "class/thermal").glob("thermal_zone*")):
         with contextlib.suppress(OSError, ValueError):
             found[(zone / "type").read_text().strip()] = int((zone / "temp").read_text()) / 1000
+    return found
+
+
+def device_clocks() -> dict[str, int]:
+    """[Hz] of what the system scales beside the processor: on a Jetson its GPU and memory controller."""
+    found: dict[str, int] = {}
+    for device in sorted((SYSTEM / "class/devfreq").glob("*")):
+        with contextlib.suppress(OSError, ValueError):
+            found[device.name] = int((device / "cur_freq").read_text())
     return found
 
 
@@ -68,7 +79,11 @@ def peak_memory_gb() -> float:
 
 
 def _throttled() -> bool | None:
-    counts = list(Path("/sys/devices/system/cpu").glob("cpu*/thermal_throttle/core_throttle_count"))
+    """Whether a processor counted throttling, or, on boards that cool by slowing down, anything is being cooled now."""
+    counts = list((SYSTEM / "devices/system/cpu").glob("cpu*/thermal_throttle/core_throttle_count"))
+    if not counts:
+        counts = list((SYSTEM / "class/thermal").glob("cooling_device*/cur_state"))
+        counts = [c for c in counts if "fan" not in (_read(str(c.with_name("type"))) or "")]
     return any(_read(str(c)) not in ("0", None) for c in counts) if counts else None
 
 

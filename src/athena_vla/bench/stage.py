@@ -74,6 +74,9 @@ class BenchResult:
             f"(meets {TARGET_TOKENS:.0f}/s: {s['meets_tokens_target']}, "
             f"keeps the control rate: {s['meets_control_rate']})"
         )
+        if s["decode_tokens_per_second"]:
+            per_token = 1e3 / s["decode_tokens_per_second"]
+            lines.append(f"  decoding alone {s['decode_tokens_per_second']:.1f} tokens/s, {per_token:.2f} ms per token")
         lines.append(f"  at {missed['rate_hz']:.1f} Hz {missed['missed']} of {missed['served']} deadlines missed")
         return "\n".join(lines)
 
