@@ -2,11 +2,11 @@
 
     python benchmarks/bench_plan.py --out benchmarks/plan.json
 
-Every row runs in two processes of its own. One predicts, as `athena plan --gpu here` does: memory from sizes alone,
-time from a few layers that are trained for seconds and carried on to all layers. The other trains the whole model: the
-growth of its peak memory while freed blocks go back to the system at once, so that the process holds what the program
-holds, and then the time of a step while freed blocks are kept, as in training. No number is fitted to any row. No GPU:
-predictions for one stay unmeasured.
+Memory is predicted from sizes alone, and measured as the growth of a process's peak while freed blocks go back to the
+system at once, so that the process holds what the program holds. Step time is predicted as `athena plan --gpu here`
+does it, from a few layers that are trained for seconds and carried on to all layers, and measured on the whole model,
+in turn with those layers and in one process: this machine's speed drifts by a quarter within minutes, which says
+nothing about the planner. No number is fitted to any row. No GPU: predictions for one stay unmeasured.
 """
 
 import ctypes
@@ -39,8 +39,10 @@ SIZES = {"image_size": 96, "patch": 8, "tower_width": 32, "tower_blocks": 1}
 class PlanBenchConfig:
     out: Path = Path("benchmarks/plan.json")
     """Where the numbers go."""
-    steps: int = 4
-    """Timed steps per row, after three that are not."""
+    memory: bool = True
+    """Measure memory; wants no quiet machine."""
+    time: bool = True
+    """Measure time."""
     rows: tuple[int, ...] = ()
     """Numbers of the rows to run again in a file that has the others; all without."""
 
@@ -90,45 +92,58 @@ def config_of(case: Case) -> FinetuneConfig:
     )
 
 
-def predict(case: Case, answer: Any) -> None:
-    """[GB] and seconds of one step, without a model of this depth."""
-    torch.set_num_threads(1)
-    with torch.device("meta"):
-        model = openvla_chunk.OpenVLAChunk.from_spec(spec_of(case), {})
-    config = config_of(case)
-    settings = LoraSettings(**config.lora())
-    cost = StepCost(model, settings, on_cpu=True, precision=case.precision)
-    options = {"batch": case.batch, "checkpointing": case.checkpointing, "cached": True}
-    row = training_memory(model, settings, DEVICES["rtx4090"], cost, **options)
-    probe = Probe(model, config, torch.device("cpu"), cached=True, wide=True)
-    times = probe.time(case.batch, checkpointing=case.checkpointing)
-    answer.put(
-        {
-            "gb": row.weights_gb + row.states_gb + row.activations_gb,  # without what a GPU's libraries hold
-            "gflop": cost.flops(case.layers, case.batch, checkpointing=case.checkpointing) / 1e9,
-            "seconds": times.step(1),
-            "probe_seconds": probe.spent,
-        }
-    )
-
-
-def measure(case: Case, steps: int, answer: Any) -> None:
-    """Growth of this process's peak memory [GB], and seconds per step."""
+def memory(case: Case, answer: Any) -> None:
+    """[GB] predicted, and growth of this process's peak."""
     torch.set_num_threads(1)
     ctypes.CDLL(None).mallopt(-3, 65_536)  # M_MMAP_THRESHOLD: every block above is mapped, and unmapped when freed
+    config, shape = config_of(case), weightless(case)
+    settings = LoraSettings(**config.lora())
+    cost = StepCost(shape, settings, on_cpu=True, precision=case.precision)
+    options = {"batch": case.batch, "checkpointing": case.checkpointing, "cached": True}
+    row = training_memory(shape, settings, DEVICES["rtx4090"], cost, **options)
     # What is loaded at first use is no part of the model.
-    small = Case(128, 2, 1, 4, case.checkpointing, precision=case.precision)
-    Training(small).step()
+    Training(Case(128, 2, 1, 4, case.checkpointing, precision=case.precision)).step()
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     training = Training(case)
     training.step()
     training.step()  # gradients, moments and activations at once
-    peak = status("VmHWM")
+    measured = (status("VmHWM") - before) / 1e6
+    predicted = row.weights_gb + row.states_gb + row.activations_gb  # without what a GPU's libraries hold
+    gflop = cost.flops(case.layers, case.batch, checkpointing=case.checkpointing) / 1e9
+    answer.put(
+        {
+            "predicted_gb": predicted,
+            "measured_gb": measured,
+            "memory_ratio": predicted / measured,
+            "predicted_gflop": gflop,
+        }
+    )
+
+
+def duration(case: Case, answer: Any) -> None:
+    """[s] of a step: from a few layers, and of the whole model in turn with them."""
+    torch.set_num_threads(1)
     launch.keep_freed_memory()
-    training.step()
-    seconds = [training.step() for _ in range(steps)]
-    answer.put({"gb": (peak - before) / 1e6, "seconds": statistics.median(seconds), "all": seconds})
+    probe = Probe(weightless(case), config_of(case), torch.device("cpu"), cached=True, wide=True)
+    whole, seconds = Training(case), []
+    whole.step()
+    found = probe.time(case.batch, checkpointing=case.checkpointing, each_round=lambda: seconds.append(whole.step()))
+    predicted, measured = found.step(1), statistics.median(seconds)
+    answer.put(
+        {
+            "predicted_cpu_seconds": predicted,
+            "measured_cpu_seconds": measured,
+            "time_ratio": predicted / measured,
+            "probe_took_seconds": probe.spent - sum(seconds),
+            "all_measured_cpu_seconds": seconds,
+        }
+    )
+
+
+def weightless(case: Case) -> openvla_chunk.OpenVLAChunk:
+    with torch.device("meta"):
+        return openvla_chunk.OpenVLAChunk.from_spec(spec_of(case), {})
 
 
 class Training:
@@ -182,29 +197,27 @@ def alone(target: Any, *arguments: Any) -> dict[str, Any]:
 def main(config: PlanBenchConfig) -> None:
     rows: dict[str, dict[str, Any]] = json.loads(config.out.read_text())["rows"] if config.rows else {}
     for case in [CASES[i] for i in config.rows] or CASES:
-        predicted, measured = alone(predict, case), alone(measure, case, config.steps)
-        rows[str(case)] = {
-            "predicted_gb": predicted["gb"],
-            "measured_gb": measured["gb"],
-            "memory_ratio": predicted["gb"] / measured["gb"],
-            "predicted_gflop": predicted["gflop"],
-            "predicted_cpu_seconds": predicted["seconds"],
-            "probe_took_seconds": predicted["probe_seconds"],
-            "measured_cpu_seconds": measured["seconds"],
-            "all_measured_cpu_seconds": measured["all"],
-            "time_ratio": predicted["seconds"] / measured["seconds"],
-        }
-        print(case, {k: round(v, 3) for k, v in rows[str(case)].items() if isinstance(v, float)}, flush=True)
+        row = rows.setdefault(str(case), {})
+        row |= alone(memory, case) if config.memory else {}
+        row |= alone(duration, case) if config.time else {}
+        print(case, {k: round(v, 3) for k, v in row.items() if isinstance(v, float)}, flush=True)
+        write(config.out, rows)
+
+
+def write(out: Path, rows: dict[str, dict[str, Any]]) -> None:
+    def within(name: str) -> int:
+        return sum(abs(r[name] - 1) <= 0.15 for r in rows.values() if name in r)
+
     result = {
         "what": "training memory and time on one CPU thread: predicted by athena_vla.plan, measured here",
         "command": " ".join(sys.argv),
-        "memory_within_15_percent": sum(abs(r["memory_ratio"] - 1) <= 0.15 for r in rows.values()),
-        "time_within_15_percent": sum(abs(r["time_ratio"] - 1) <= 0.15 for r in rows.values()),
+        "memory_within_15_percent": within("memory_ratio"),
+        "time_within_15_percent": within("time_ratio"),
         "of": len(rows),
         "rows": rows,
         "machine": device_facts(),
     }
-    config.out.write_text(json.dumps(result, indent=1) + "\n")
+    out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

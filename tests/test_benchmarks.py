@@ -14,6 +14,7 @@ NEEDS = {
     "bench_gpu_models": "CUDA",
     "bench_gpu_train": "CUDA",
     "bench_load_7b": "checkpoint",
+    "bench_train_7b": "checkpoint",
     "bench_7b_cpu": "--checkpoint",
 }
 

@@ -130,6 +130,12 @@ def test_the_text_names_every_row_and_the_json_is_the_result(compared: tuple[Com
     text = str(result)
     assert all(f"\n{row.name} " in text for row in result.rows if row.ablation == "none")
     assert "McNemar" in text
+    assert result.open is not None
+    per_task = next(part for part in text.split("\n\n") if part.startswith("per task MAE")).splitlines()
+    assert len(per_task) == 2 + sum(row.ablation == "none" for row in result.rows), "errors per task of every actor"
+    task, error = next(iter(result.open.actors["hold"].per_task.items()))
+    assert task in per_task[0]
+    assert f"{error.value:.4f}" in next(line for line in per_task if line.startswith("hold "))
     raw = json.loads((out / "comparison.json").read_text())
     assert raw["closed_loop"]["tuned"]["success"] == result.closed["tuned"].success.to_dict()
     assert raw["open_loop"]["actors"]["hold"]["mae"]["value"] == result.open.actors["hold"].mae.value  # type: ignore[union-attr]

@@ -90,8 +90,8 @@ class Comparison:
             parts += [tables.closed_table(closed, self.paired, self.reference, lost), tables.task_table(closed)]
         if self.open is not None:
             policies = [r.name for r in self.rows if r.kind == "policy" and r.ablation == "none"]
-            parts += [tables.open_table(self.open, whole, lost), tables.joint_table(self.open, policies)]
-            parts.append(tables.horizon_table(self.open, policies))
+            parts += [tables.open_table(self.open, whole, lost), tables.task_error_table(self.open, whole)]
+            parts += [tables.joint_table(self.open, policies), tables.horizon_table(self.open, policies)]
         parts += [LEGEND] if self.closed else []
         parts += [ABLATED] if lost else []
         return "\n\n".join([*parts, *self.notes])

@@ -102,6 +102,12 @@ def open_table(result: OpenLoopResult, names: Sequence[str], losses: Losses) -> 
     return aligned([*head, *(_SHORT[a] for a in ABLATIONS)], rows)
 
 
+def task_error_table(result: OpenLoopResult, names: Sequence[str]) -> str:
+    """Mean absolute error per task of every actor."""
+    rows = [[n, *(f"{result.actors[n].per_task[t].value:.4f}" for t in result.tasks)] for n in names]
+    return aligned(["per task MAE, rad", *result.tasks], rows)
+
+
 def joint_table(result: OpenLoopResult, names: Sequence[str]) -> str:
     """Mean absolute error per joint of a few actors."""
     rows = [[j, *(f"{result.actors[n].per_joint[j]:.4f}" for n in names)] for j in result.joints]

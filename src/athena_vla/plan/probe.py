@@ -8,7 +8,7 @@ in turn: what a layer adds, times the layers, is the step. Preparing batches is 
 import dataclasses
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from athena_vla.plan.training import TrainingMemory
 
 HERE = "here"  # name of this machine among the devices
 MORE = 2  # layers or blocks that the deeper models have beyond the first: their time stands out of the noise
-REPEATS = (3, 12)  # at least, at most; in between until LONG_ENOUGH
+REPEATS = (4, 12)  # at least, at most; in between until LONG_ENOUGH
 LONG_ENOUGH = 1.5  # [s] per configuration
 BUDGET = 60.0  # [s] after which larger micro-batches are scaled from smaller ones
 
@@ -98,8 +98,11 @@ class Probe:
         source = "timed" if batch == row.batch else f"timed at {batch}"
         return dataclasses.replace(row, step_seconds=(seconds, seconds), time_from=source)
 
-    def time(self, batch: int, *, checkpointing: bool) -> StepTime:
-        """One micro-batch through the whole depth, and one update."""
+    def time(self, batch: int, *, checkpointing: bool, each_round: Callable[[], object] = lambda: None) -> StepTime:
+        """One micro-batch through the whole depth, and one update.
+
+        `each_round` is called in turn with the models: what the time is compared with then meets the same machine.
+        """
         started = time.perf_counter()
         with launch.threads(self.config.threads):
             if not self._models:
@@ -114,6 +117,7 @@ class Probe:
             ):
                 for (_, _, model), times in zip(self._models, found, strict=True):  # in turn: the machine may drift
                     times.append(model.step())
+                each_round()
             for _, _, model in self._models:
                 model.release()
         self.spent += time.perf_counter() - started
