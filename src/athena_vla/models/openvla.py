@@ -210,7 +210,7 @@ class OpenVLA(VisionLanguageModel, Chooses):
             if i == count - 1:
                 break
             if i == 0:
-                keys, values = (_grown(out[name], count - 1) for name in ("keys", "values"))
+                keys, values = (_grown(out.pop(name), count - 1) for name in ("keys", "values"))
             else:
                 batch = torch.arange(len(rows), device=rows.device)
                 for cache, new in ((keys, out["keys"]), (values, out["values"])):
