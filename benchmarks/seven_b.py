@@ -1,7 +1,7 @@
 """Bundles of the full-size policy with random weights: checkpoint -> base -> int4 -> ONNX. Used by bench_7b_cpu.py.
 
 Weights come from a checkpoint that scripts/write_random_7b.py wrote, and every stage is the product's own. Rounding is
-to the nearest code: GPTQ at this size takes hours on two cores and changes no time. Knows no engines.
+to the nearest code: GPTQ at this size takes an hour of CPU (quantize_7b.json) and changes no time. Knows no engines.
 """
 
 import importlib

@@ -118,24 +118,27 @@ def opened(bundle: Bundle, large: bool) -> Iterator[Policy]:
 
 
 @contextmanager
-def streamed(model: nn.Module, store: TensorStore, resident: int = RESIDENT) -> Iterator[None]:
+def streamed(model: nn.Module, store: TensorStore, resident: int | None = None) -> Iterator[None]:
     """Give a model on the meta device its weights module by module, just before each runs, and take them back after.
 
     A pass over a model that does not fit into memory. What has at most `resident` weights, and what is no plain layer,
     is loaded for good: such parameters may be used outside their module's own forward (query tokens, tables).
     """
-    hooks = []
+    most, hooks = RESIDENT if resident is None else resident, []
     for path, module in model.named_modules():
         own = list(module.named_parameters(recurse=False))
         if not own:
             continue
         prefix = f"{path}." if path else ""
-        large = max(p.numel() for _, p in own) > resident
+        large = max(p.numel() for _, p in own) > most
         if large and isinstance(module, (nn.Linear, nn.Conv2d)):
 
             def fetch(module: nn.Module, inputs: object, prefix: str = prefix) -> None:
                 for name, _ in list(module.named_parameters(recurse=False)):
-                    weight = as_float(store.read(prefix + name))
+                    stored = store.read(prefix + name)
+                    weight = as_float(stored)
+                    # Of float32 that is the mapped file itself, and every page that is written into would stay.
+                    weight = weight.clone() if weight is stored else weight
                     setattr(module, name, nn.Parameter(weight, requires_grad=False))
 
             def release(module: nn.Module, inputs: object, output: object) -> None:
