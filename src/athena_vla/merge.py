@@ -21,7 +21,7 @@ from athena_vla.models import four_bit, lora
 from athena_vla.models.lora import LoraSettings
 from athena_vla.models.store import StoreWriter, as_float
 from athena_vla.policy import Policy, replay, sensitivity
-from athena_vla.quantize.calibrate import opened
+from athena_vla.quantize.calibrate import IN_MEMORY, opened
 
 Base = Literal["auto", "original", "nf4"]
 _FACTOR = re.compile(r"^(.*)\.(lora_A|lora_B|lora_magnitude_vector)\.[^.]+\.weight$")
@@ -29,7 +29,6 @@ _EMBEDDING = re.compile(r"^(.*)\.(lora_embedding_A|lora_embedding_B)\.[^.]+$")
 # The 4-bit layers' own CPU kernels round to 16 bits, so that even the exact merge differs from them by some 0.005 rad.
 # A model that does not fit into memory recorded its golden chunks in 16 bits, where it was trained.
 _TOLERANCE = {"original": 1e-3, "nf4": 0.02, "large": 0.05}  # [rad]
-_IN_MEMORY = 4_000_000_000  # [bytes] of weights up to which both models are loaded and compared
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ def merge(config: MergeConfig) -> MergeResult:
     adapter = Adapter.of(load_file(source.path / ADAPTER_FILE), settings)
     store = source.base_store()
     base = config.base if config.base != "auto" else ("nf4" if settings.quantization == "nf4" else "original")
-    large = store.bytes > _IN_MEMORY
+    large = store.bytes > IN_MEMORY
     kind = "large" if large else "nf4" if settings.quantization == "nf4" else "original"
     tolerance = config.tolerance or _TOLERANCE[kind]
     nf4 = {f"{p}.weight" for p in lora.four_bit_paths(source.skeleton())} if base == "nf4" else set[str]()

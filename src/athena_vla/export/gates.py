@@ -24,9 +24,8 @@ from athena_vla.export.deployment import write_json
 from athena_vla.models.architecture import Tensors
 from athena_vla.models.vla import VisionLanguageModel
 from athena_vla.policy import Policy, asked, sensitivity
-from athena_vla.quantize.calibrate import opened
+from athena_vla.quantize.calibrate import IN_MEMORY, opened
 from athena_vla.quantize.choose import action_error, answered
-from athena_vla.quantize.stage import IN_MEMORY
 
 BINS = 256
 SAME_BIN = 0.5

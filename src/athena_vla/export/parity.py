@@ -1,7 +1,8 @@
 """Exported graphs against torch: the same inputs through both, graph by graph, so that a difference has a place."""
 
+import dataclasses
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,9 @@ import onnx
 from athena_vla.backends import OnnxRuntime
 from athena_vla.bundle import Bundle
 from athena_vla.errors import ExportError
-from athena_vla.models.architecture import Tensors, run_torch
+from athena_vla.models.architecture import Tensors
 from athena_vla.models.store import TensorStore
-from athena_vla.policy import Policy
-from athena_vla.quantize.calibrate import streamed
-from athena_vla.quantize.stage import IN_MEMORY
+from athena_vla.quantize.calibrate import IN_MEMORY, opened
 
 HALF_TOLERANCE = 0.05  # relative RMS: float16 activations through a deep graph; the replay in radians is what counts
 
@@ -76,19 +75,17 @@ def graphs(source: Bundle, exported: Bundle, store: TensorStore, limits: Limits)
 def reference_calls(source: Bundle, store: TensorStore, most: int = 2) -> list[Call]:
     """What torch answers, call by call, for the first golden observations; weights stay on disk if they do not fit."""
     large = store.bytes > IN_MEMORY
-    model = source.skeleton().eval() if large else source.model()
     observations = source.golden.observations[: 1 if large else most]
     calls: list[Call] = []
-    with streamed(model, store) if large else nullcontext():
-        inner = run_torch(model)
+    with opened(source, large) as policy:
 
         def run(name: str, inputs: Tensors) -> Tensors:
-            outputs = inner(name, inputs)
+            outputs = policy.run(name, inputs)
             # Copies: the host loop writes into its cache between the calls.
             calls.append(Call(name, {k: v.clone() for k, v in inputs.items()}, outputs))
             return outputs
 
-        Policy(source.robot, source.normalizer, model, run).chunks(observations)
+        dataclasses.replace(policy, run=run).chunks(observations)
     return calls
 
 

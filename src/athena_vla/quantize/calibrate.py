@@ -17,6 +17,7 @@ from athena_vla.models.packed import Packed
 from athena_vla.models.store import TensorStore, as_float
 from athena_vla.policy import Policy
 
+IN_MEMORY = 4_000_000_000  # [bytes] of weights up to which whole float models are held
 RESIDENT = 2_000_000  # weights of a layer up to which it stays in memory while a large model streams through it
 MOST_ROWS = 8192  # input rows per layer that go into a second moment; more change little and cost time
 

@@ -22,12 +22,11 @@ from athena_vla.models.packed import Packed
 from athena_vla.models.store import StoreWriter, TensorStore, as_float
 from athena_vla.policy import Policy, asked, replay, sensitivity
 from athena_vla.quantize import choose, codes
-from athena_vla.quantize.calibrate import opened, quantize_in_order, streamed, used_in
+from athena_vla.quantize.calibrate import IN_MEMORY, opened, quantize_in_order, streamed, used_in
 from athena_vla.quantize.choose import Layer
 
 Method = Literal["gptq", "clip", "nearest"]
 METHODS: tuple[Method, ...] = ("gptq", "clip", "nearest")
-IN_MEMORY = 4_000_000_000  # [bytes] of weights up to which the whole float model is held
 FEW = 2  # held-out frames for such a model: each answer of the float weights reads all of them from disk
 LARGEST_HALF = 65504.0
 
