@@ -1,10 +1,12 @@
 """Choosing 4-bit codes at the full size: one decoder block of 32, every method, in CPU seconds and memory.
 
     python benchmarks/bench_quantize_7b.py [--checkpoint FOLDER] [--methods nearest clip gptq]  # quantize_7b.json
+    python benchmarks/bench_quantize_7b.py --whole WORK --checkpoint FOLDER [--threads 2]  # and its part "whole"
 
 The 7 weights of one block are those of a checkpoint in openvla-7b's layout, or random ones of the same shapes; their
 inputs are random and correlated, since only time and memory mean anything. What a whole model takes is 32 times as
-much, and labelled as arithmetic. The whole model rounded to nearest was run: `prepare` in 7b_cpu.json.
+much, and labelled as arithmetic. `--whole` is `athena quantize` on the whole chunk policy in WORK (20 GB beside the
+checkpoint), worst layers lifted, GPTQ; it goes on where it was interrupted.
 """
 
 import argparse
@@ -16,14 +18,17 @@ from typing import Any
 
 import torch
 
+import seven_b
 from athena_vla.bench import facts
+from athena_vla.bundle import Bundle
 from athena_vla.models.store import TensorStore, as_float
-from athena_vla.quantize import codes
+from athena_vla.quantize import QuantizeConfig, codes, quantize
 from athena_vla.quantize.calibrate import second_moment
 
 OUT = Path(__file__).with_name("quantize_7b.json")
 BLOCKS = 32
-ROWS = 2448  # of calibration inputs: 8 frames of 306 tokens
+FRAMES = 8
+ROWS = FRAMES * 306  # of calibration inputs: 8 frames of 306 tokens
 SHAPES = {
     "self_attn.q_proj": (4096, 4096),
     "self_attn.k_proj": (4096, 4096),
@@ -41,9 +46,15 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["nearest", "clip", "gptq"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--scale", type=int, default=1, help="divide all sizes by this, 1, 2 or 86: to try the script")
+    parser.add_argument("--whole", type=Path, help="folder to quantise a whole model in, instead of one block")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.whole:
+        parts = json.loads(options.out.read_text()) if options.out.is_file() else {}
+        parts["whole"] = whole(options.whole, options.checkpoint, options.threads, small=options.scale > 1)
+        options.out.write_text(json.dumps(parts, indent=1, sort_keys=True))
+        return
     store = TensorStore(options.checkpoint) if options.checkpoint else None
     report: dict[str, Any] = {
         "kind": "measured_here",
@@ -93,6 +104,41 @@ def one(name: str, method: str, store: TensorStore | None, scale: int) -> dict[s
     answer = inputs[:256] @ weight.t()
     error = float((inputs[:256] @ chosen.dequantize().t() - answer).norm() / answer.norm())
     return {"seconds": seconds, "cpu_seconds": spent, "output_error": error}
+
+
+def whole(work: Path, checkpoint: Path | None, threads: int, *, small: bool) -> dict[str, Any]:
+    """`athena quantize` of the chunk policy: every 4th block measured in radians, the worst lifted, codes by GPTQ."""
+    base, times = work / "base-chunk", {"measuring layers": 0.0, "quantising layers": 0.0}
+    if not base.exists():
+        read = seven_b.of_checkpoint(None if small else checkpoint)
+        seven_b.write_bundle(base, "chunk", small, read, "base", {}, FRAMES)
+    start = last = time.process_time()
+
+    def progress(done: int, total: int, what: str) -> None:
+        nonlocal last
+        times[what] += time.process_time() - last
+        last = time.process_time()
+        print(f"{what}: {done} of {total}, {times[what] / 60:.1f} CPU minutes", flush=True)
+
+    made = quantize(QuantizeConfig(base, work / "gptq-chunk", vision_bits=8, check=False, threads=threads), progress)
+    table = Bundle.open(made.path).manifest.stage_info["layers"].values()
+    spread = sorted(e["sensitivity_rad"] for e in table if e["sensitivity_measured"])
+    return {
+        "command": sys.argv,
+        "device": facts.device_facts(),
+        "what": "random weights in openvla-7b's shapes, so the errors mean nothing; times and memory do",
+        "threads": threads,
+        "calibration_frames": FRAMES,
+        "layers": made.layers,
+        "layers_measured": len(spread),
+        "lifted_to_8_bits": made.lifted,
+        "mean_bits": made.mean_bits,
+        "gb": made.bytes / 1e9,
+        "minutes": made.minutes,
+        "cpu_minutes": (time.process_time() - start) / 60,
+        "cpu_minutes_by_step": {k: v / 60 for k, v in times.items()},
+        "peak_gb": made.peak_gb,
+    }
 
 
 if __name__ == "__main__":

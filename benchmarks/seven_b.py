@@ -42,11 +42,11 @@ def robot() -> Embodiment:
     return Embodiment.from_dict(raw)
 
 
-def frame() -> Observation:
+def frame(seed: int = 0) -> Observation:
     """A random image and the resting pose."""
     one = robot()
     camera = one.cameras[0]
-    image = np.random.default_rng(0).integers(0, 255, (camera.height, camera.width, 3), dtype=np.uint8)
+    image = np.random.default_rng(seed).integers(0, 255, (camera.height, camera.width, 3), dtype=np.uint8)
     return Observation({camera.name: image}, one.default.copy(), INSTRUCTION)
 
 
@@ -84,7 +84,9 @@ class Steps:
         self.file.write_text(json.dumps(self.done, indent=1))
 
 
-def write_bundle(out: Path, kind: str, small: bool, read: Any, stage: bundles.Stage, info: dict[str, Any]) -> Path:
+def write_bundle(
+    out: Path, kind: str, small: bool, read: Any, stage: bundles.Stage, info: dict[str, Any], frames: int = 1
+) -> Path:
     """A bundle whose weights `read(name)` gives, and made up where it gives None (heads; everything if small)."""
     model, one = skeleton(kind, small), robot()
     horizon = model.spec.horizon
@@ -100,8 +102,8 @@ def write_bundle(out: Path, kind: str, small: bool, read: Any, stage: bundles.St
         stage_info=info,
     )
     generator = torch.Generator().manual_seed(0)
-    # Random weights have no golden answer; the frame is there so that the bundle is complete.
-    golden = Golden((frame(),), np.zeros((1, horizon, one.action_dim)))
+    # Random weights have no golden answer; the frames are there so that the bundle is complete, and to calibrate on.
+    golden = Golden(tuple(map(frame, range(frames))), np.zeros((frames, horizon, one.action_dim)))
     with bundles.writing(out, manifest, golden, model.tokenizer_files()) as folder:
         writer = StoreWriter(folder / "weights")
         for name, like in model.state_dict().items():
@@ -117,6 +119,17 @@ def made_up(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=generator) * like.shape[-1] ** -0.5
 
 
+def of_checkpoint(checkpoint: Path | None) -> Callable[[str], Any]:
+    """What a released checkpoint holds of a family's weights by their name; None for all else."""
+    store = None if checkpoint is None else TensorStore(checkpoint)
+
+    def read(name: str) -> Any:
+        key = name.removeprefix(PREFIX)
+        return store.read(key) if store is not None and key in store.names else None
+
+    return read
+
+
 def prepare(checkpoint: Path | None, work: Path, small: bool, vision_bits: int) -> dict[str, Any]:
     """Both families under `work`, quantised (`int4`, `int4-chunk`) and exported (`tokens`, `chunk`); 20 GB."""
     work.mkdir(parents=True, exist_ok=True)
@@ -124,13 +137,7 @@ def prepare(checkpoint: Path | None, work: Path, small: bool, vision_bits: int) 
     base, int4, other = work / "base", work / "int4", work / "int4-chunk"
 
     def copy() -> dict[str, Any]:
-        store = None if small or checkpoint is None else TensorStore(checkpoint)
-
-        def released(name: str) -> Any:
-            key = name.removeprefix(PREFIX)
-            return store.read(key) if store is not None and key in store.names else None
-
-        write_bundle(base, "tokens", small, released, "base", {})
+        write_bundle(base, "tokens", small, of_checkpoint(None if small else checkpoint), "base", {})
         return {}
 
     def shrink() -> dict[str, Any]:

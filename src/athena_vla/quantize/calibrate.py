@@ -5,7 +5,7 @@ pass over the calibration frames. Weights may come from disk layer by layer, so 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
@@ -64,11 +64,10 @@ def quantize_in_order(
     frames: Sequence[Observation],
     names: Sequence[str],
     choose: Callable[[str, Tensor, Tensor], Packed],
-    keep: Callable[[str, Packed], None],
 ) -> None:
-    """One pass; each named layer gets `choose(name, weight, second moment of its inputs)` when its inputs are known.
+    """One pass; each named layer gets `choose(name, weight, inputs)` when its inputs are known.
 
-    The layer computes with the quantised weight from then on; `keep` receives it.
+    The layer computes with the quantised weight from then on. The pass ends with the last of them.
     """
     waiting = set(names)
     hooks = []
@@ -82,19 +81,24 @@ def quantize_in_order(
             waiting.discard(name)
             weight = module.weight
             assert isinstance(weight, Tensor)
-            quantized = choose(name, weight.detach().float(), second_moment(inputs[0]))
-            keep(name, quantized)
+            quantized = choose(name, weight.detach().float(), inputs[0])
+            if not waiting:
+                raise _AllChosen
             with torch.no_grad():
                 weight.copy_(quantized.dequantize())
 
         hooks.append(layer.register_forward_pre_hook(visit))
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), suppress(_AllChosen):
             policy.act_batch(list(frames))
     finally:
         for hook in hooks:
             hook.remove()
     assert not waiting, f"layers never ran: {sorted(waiting)[:3]}"
+
+
+class _AllChosen(Exception):
+    """Nothing is left to do in the pass: the answer itself is of no interest."""
 
 
 def second_moment(inputs: Tensor) -> Tensor:

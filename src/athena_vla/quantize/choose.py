@@ -1,17 +1,15 @@
 """Which layer gets how many bits: sensitivity as action error in radians, and the worst lifted under a byte budget."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from athena_vla.embodiment import Observation
 from athena_vla.models.packed import Bits
 from athena_vla.policy import Policy
-from athena_vla.quantize.calibrate import linears
-from athena_vla.quantize.codes import fitting_group, nearest
+from athena_vla.quantize.codes import fitting_group
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,8 @@ class Layer:
     shape: tuple[int, int]
     bits: Bits
     group: int
-    sensitivity_rad: float | None = None  # mean action error when this layer alone has `tested_bits`
+    sensitivity_rad: float | None = None  # mean action error when this layer alone is rounded
+    measured: bool = False  # or read off between blocks that were
     output_error: float = 0.0  # relative, of the layer's own output on the calibration frames
 
     @property
@@ -45,7 +44,7 @@ def first_choice(name: str, graph: str, shape: tuple[int, int], bits: Bits, grou
 
 def lifted(layer: Layer) -> Layer:
     """The same layer in 8 bits per channel."""
-    return Layer(layer.name, layer.graph, layer.shape, 8, layer.shape[1], layer.sensitivity_rad, layer.output_error)
+    return replace(layer, bits=8, group=layer.shape[1])
 
 
 def mean_bits(layers: Sequence[Layer]) -> float:
@@ -63,24 +62,6 @@ def lift_worst(layers: Sequence[Layer], budget_bits: float) -> list[Layer]:
         if mean_bits(list(trial.values())) <= budget_bits:
             chosen = trial
     return [chosen[x.name] for x in layers]
-
-
-def sensitivities(policy: Policy, frames: Sequence[Observation], layers: Sequence[Layer]) -> dict[str, float]:
-    """Mean action error [rad] over frames, steps and joints when one layer alone is rounded to its bits."""
-    reference = batch_chunks(policy, frames)
-    modules = linears(policy.model)
-    found: dict[str, float] = {}
-    for layer in layers:
-        weight = modules[layer.name].weight
-        kept = weight.detach().clone()
-        with torch.no_grad():
-            weight.copy_(nearest(kept, layer.bits, layer.group).dequantize())
-        try:
-            found[layer.name] = float(np.abs(batch_chunks(policy, frames) - reference).mean())
-        finally:
-            with torch.no_grad():
-                weight.copy_(kept)
-    return found
 
 
 def batch_chunks(policy: Policy, frames: Sequence[Observation], size: int = 16) -> NDArray[np.float64]:
@@ -131,6 +112,7 @@ def table(layers: Sequence[Layer]) -> dict[str, Mapping[str, object]]:
             "bits": x.bits,
             "group": x.group,
             "sensitivity_rad": x.sensitivity_rad,
+            "sensitivity_measured": x.measured,
             "output_error": x.output_error,
         }
         for x in layers

@@ -1,10 +1,11 @@
 """The stage `quantize`: a float bundle in, a bundle with 8- or 4-bit weights out, its error measured in radians."""
 
 import dataclasses
+import json
 import resource
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,18 +18,24 @@ from athena_vla.bundle import Bundle
 from athena_vla.data.dataset import Dataset
 from athena_vla.embodiment import Observation
 from athena_vla.errors import BundleError, DatasetError, UnknownName
-from athena_vla.models.architecture import Architecture, run_torch
 from athena_vla.models.packed import Packed
 from athena_vla.models.store import StoreWriter, TensorStore, as_float
 from athena_vla.policy import Policy, asked, replay, sensitivity
 from athena_vla.quantize import choose, codes
-from athena_vla.quantize.calibrate import IN_MEMORY, opened, quantize_in_order, streamed, used_in
+from athena_vla.quantize.calibrate import IN_MEMORY, opened, quantize_in_order, second_moment, used_in
 from athena_vla.quantize.choose import Layer
+from athena_vla.quantize.parts import Parts
+from athena_vla.quantize.sensitivity import ROWS, filled, sampled, sensitivities
 
 Method = Literal["gptq", "clip", "nearest"]
 METHODS: tuple[Method, ...] = ("gptq", "clip", "nearest")
 FEW = 2  # held-out frames for such a model: each answer of the float weights reads all of them from disk
 LARGEST_HALF = 65504.0
+Progress = Callable[[int, int, str], None]  # done, total, what
+
+
+def _quiet(done: int, total: int, what: str) -> None:
+    """No progress."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,9 @@ class QuantizeConfig:
     """Mean bits per quantised weight, scales included, up to which the worst layers are lifted to 8 bits."""
     sensitivity: bool = True
     """Measure each layer's action error; without, only layers that cannot be grouped get 8 bits."""
+    sensitivity_every: int = 4
+    """Of a model that does not fit into memory, the layers of every n-th block are measured, on one frame; those
+    between lie on the line between them."""
     check: bool = True
     """Replay the golden observations, ask the sensitivity gates, measure the error on held-out frames; minutes where
     the model does not fit into memory. Without, the bundle is not served."""
@@ -99,8 +109,11 @@ class QuantizeResult:
         return f"{what}; {error}; {self.minutes:.1f} minutes, {self.peak_gb:.1f} GB at most: {self.path}"
 
 
-def quantize(config: QuantizeConfig) -> QuantizeResult:
-    """Write the quantised bundle. Raises `BundleError`, `DatasetError`, `UnknownName`."""
+def quantize(config: QuantizeConfig, progress: Progress = _quiet) -> QuantizeResult:
+    """Write the quantised bundle. Raises `BundleError`, `DatasetError`, `UnknownName`.
+
+    Layers that an interrupted run with the same settings had finished are taken over.
+    """
     started = time.perf_counter()
     source = Bundle.open(config.input)
     _require(config, source)
@@ -108,7 +121,6 @@ def quantize(config: QuantizeConfig) -> QuantizeResult:
     torch.set_num_threads(config.threads)
     store = source.store()
     large = store.bytes > IN_MEMORY
-    model = source.skeleton().eval() if large else source.model()
     manifest = dataclasses.replace(
         source.manifest,
         stage="quantized",
@@ -121,22 +133,18 @@ def quantize(config: QuantizeConfig) -> QuantizeResult:
         files={},
     )
     with bundles.writing(config.out, manifest, source.golden, source.tokenizer_files()) as folder:
-        writer = StoreWriter(folder / "weights")
+        parts = Parts(config.out, _key(config, source, origin))
         layers = plan_layers(config, source, store)
-        error: dict[str, Any] = {}
-        if large and config.method == "nearest":
-            layers = _round(layers, store, writer)
-        elif large:
-            with streamed(model, store):
-                # The runner is made inside: it asks the weights where inputs belong.
-                layers = _choose_codes(config, _policy(source, model), layers, calibration, [], writer)
-        else:
-            layers = _choose_codes(config, _policy(source, model), layers, calibration, held_out, writer)
+        if config.bits == 4 and config.sensitivity:
+            layers = _lift(config, source, layers, calibration, parts, progress)
+        writer = StoreWriter(folder / "weights")
+        layers = _choose_codes(config, source, layers, calibration, Ledger(parts, writer, len(layers), progress))
         done = {x.name for x in layers}
         for name in store.names:
             if name not in done:
                 writer.add(name, _rest(store.read(name), config.rest))
         writer.close()
+        error: dict[str, Any] = {}
         deviation: dict[str, Any] = {}
         gates: dict[str, Any] = {}
         if config.check:
@@ -163,6 +171,7 @@ def quantize(config: QuantizeConfig) -> QuantizeResult:
         }
         bundles.seal(folder, dataclasses.replace(manifest, deviation=deviation, gates=gates, stage_info=info))
         size = TensorStore(folder / "weights").bytes
+    parts.remove()
     return QuantizeResult(
         path=config.out,
         mean_bits=info["mean_bits"],
@@ -207,10 +216,6 @@ def frames(config: QuantizeConfig, source: Bundle) -> tuple[list[Observation], l
     return calibration, some(held, config.held_out), {**origin, "frames": len(calibration)}
 
 
-def _policy(source: Bundle, model: Architecture) -> Policy:
-    return Policy(source.robot, source.normalizer, model, run_torch(model), name=source.path.name)
-
-
 def plan_layers(config: QuantizeConfig, source: Bundle, store: TensorStore) -> list[Layer]:
     """The layers to quantise in the order they run, before any is lifted. Raises `UnknownName`."""
     skeleton = source.skeleton().eval()
@@ -233,46 +238,90 @@ def plan_layers(config: QuantizeConfig, source: Bundle, store: TensorStore) -> l
     ]
 
 
-def _round(layers: list[Layer], store: TensorStore, writer: StoreWriter) -> list[Layer]:
-    """Plain rounding of a model that does not fit into memory: weight by weight, no pass over frames."""
-    done: list[Layer] = []
-    for layer in layers:
-        weight = as_float(store.read(layer.name))
-        packed = codes.nearest(weight, layer.bits, layer.group)
-        error = float((packed.dequantize() - weight).norm() / weight.norm().clamp_min(1e-12))
-        writer.add(layer.name, packed)
-        done.append(dataclasses.replace(layer, output_error=error))  # of white inputs: none were shown
-    return done
+def _lift(
+    config: QuantizeConfig,
+    source: Bundle,
+    layers: list[Layer],
+    calibration: Sequence[Observation],
+    parts: Parts,
+    progress: Progress,
+) -> list[Layer]:
+    """Measure the action error of layers, and lift the worst to 8 bits within the budget."""
+    large = source.store().bytes > IN_MEMORY
+    shown = calibration[: 1 if large else ROWS]
+    asked = sampled(layers, config.sensitivity_every if large else 1)
+    known = parts.sensitivities()
+
+    def report(new: Mapping[str, float]) -> None:
+        parts.measured(new)
+        known.update(new)
+        progress(len(known), len(asked), "measuring layers")
+
+    with opened(source, large) as policy:
+        sensitivities(policy, shown, [x for x in asked if x.name not in known], report)
+    found = filled(layers, known)
+    layers = [dataclasses.replace(x, sensitivity_rad=found[x.name], measured=x.name in known) for x in layers]
+    return choose.lift_worst(layers, config.budget_bits)
+
+
+@dataclass
+class Ledger:
+    """Finished layers: written, kept for a run that goes on after an interruption, and shown."""
+
+    parts: Parts
+    writer: StoreWriter
+    total: int
+    progress: Progress
+    errors: dict[str, float] = field(default_factory=dict)  # relative, of the layer's own output
+
+    def settle(self, layer: Layer, compute: Callable[[], tuple[Packed, float]]) -> Packed:
+        """The layer's codes: those of an earlier run, or computed now."""
+        found = self.parts.codes(layer.name)
+        if found is None:
+            found = compute()
+            self.parts.finished(layer.name, *found)
+        packed, self.errors[layer.name] = found
+        self.writer.add(layer.name, packed)
+        self.progress(len(self.errors), self.total, "quantising layers")
+        return packed
 
 
 def _choose_codes(
-    config: QuantizeConfig,
-    policy: Policy,
-    layers: list[Layer],
-    calibration: list[Observation],
-    held_out: list[Observation],
-    writer: StoreWriter,
+    config: QuantizeConfig, source: Bundle, layers: list[Layer], calibration: Sequence[Observation], ledger: Ledger
 ) -> list[Layer]:
-    """Decide bits, quantise in order into the writer."""
-    if config.bits == 4 and config.sensitivity and held_out:
-        tested = choose.sensitivities(policy, calibration[:16], layers)
-        layers = [dataclasses.replace(x, sensitivity_rad=tested[x.name]) for x in layers]
-        layers = choose.lift_worst(layers, config.budget_bits)
+    """The codes of every layer into the ledger; the layers with the error they cost."""
+    store = source.store()
+    large = store.bytes > IN_MEMORY
     plan = {x.name: x for x in layers}
 
-    def pick(name: str, weight: Tensor, moment: Tensor) -> Packed:
+    def on_inputs(name: str, weight: Tensor, inputs: Tensor) -> Packed:
         layer = plan[name]
-        if config.method == "gptq":
-            packed = codes.compensated(weight, layer.bits, layer.group, moment)
-        elif config.method == "clip":
-            packed = codes.clipped(weight, layer.bits, layer.group, moment.diagonal())
-        else:
-            packed = codes.nearest(weight, layer.bits, layer.group)
-        plan[name] = dataclasses.replace(layer, output_error=codes.output_error(weight, packed, moment))
-        return packed
 
-    quantize_in_order(policy, calibration, list(plan), pick, writer.add)
-    return [plan[x.name] for x in layers]
+        def compute() -> tuple[Packed, float]:
+            moment = second_moment(inputs)
+            if config.method == "gptq":
+                packed = codes.compensated(weight, layer.bits, layer.group, moment)
+            elif config.method == "clip":
+                packed = codes.clipped(weight, layer.bits, layer.group, moment.diagonal())
+            else:
+                packed = codes.nearest(weight, layer.bits, layer.group)
+            return packed, codes.output_error(weight, packed, moment)
+
+        return ledger.settle(layer, compute)
+
+    def alone(layer: Layer) -> tuple[Packed, float]:
+        weight = as_float(store.read(layer.name))
+        packed = codes.nearest(weight, layer.bits, layer.group)
+        # Of white inputs: none are shown.
+        return packed, float((packed.dequantize() - weight).norm() / weight.norm().clamp_min(1e-12))
+
+    if large and config.method == "nearest":  # weight by weight, no pass over frames
+        for layer in layers:
+            ledger.settle(layer, lambda layer=layer: alone(layer))
+    else:
+        with opened(source, large) as policy:
+            quantize_in_order(policy, calibration, list(plan), on_inputs)
+    return [dataclasses.replace(x, output_error=ledger.errors[x.name]) for x in layers]
 
 
 def _rest(weight: Tensor | Packed, bits: int) -> Tensor | Packed:
@@ -294,8 +343,18 @@ def _require(config: QuantizeConfig, source: Bundle) -> None:
         raise UnknownName("number of bits for vision", config.vision_bits, (8, 16))
     if config.bits not in (4, 8):
         raise UnknownName("number of bits", config.bits, (4, 8))
+    if config.sensitivity_every < 1:
+        raise BundleError(
+            f"Every {config.sensitivity_every}th block cannot be measured: --sensitivity-every is 1 or more."
+        )
     if config.group < 32 or config.group & (config.group - 1):
         raise BundleError(f"A group of {config.group} inputs is not a power of two from 32; TensorRT takes 64 and 128.")
+
+
+def _key(config: QuantizeConfig, source: Bundle, origin: Mapping[str, Any]) -> str:
+    """What finished layers depend on."""
+    settings = {k: v for k, v in _plain(config).items() if k not in ("input", "out", "data", "threads", "check")}
+    return json.dumps({"source": source.hash, "calibration": origin, **settings}, indent=1, sort_keys=True)
 
 
 def _plain(config: Any) -> dict[str, Any]:

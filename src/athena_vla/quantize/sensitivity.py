@@ -1,0 +1,133 @@
+"""How far the joints move [rad] when one layer alone is rounded: many layers in one pass, for models of any size.
+
+A pass answers copies of the frames, and in each copy another layer computes with its rounded weight: a model that is
+read from disk is then read once for all of them.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from athena_vla.embodiment import Observation
+from athena_vla.models.architecture import Run, Tensors
+from athena_vla.models.packed import Packed
+from athena_vla.policy import Policy
+from athena_vla.quantize.calibrate import linears
+from athena_vla.quantize.choose import Layer
+from athena_vla.quantize.codes import nearest
+
+ROWS = 16  # answers in one pass
+_NUMBER = re.compile(r"\.(\d+)\.")
+
+
+def sensitivities(
+    policy: Policy,
+    frames: Sequence[Observation],
+    layers: Sequence[Layer],
+    report: Callable[[Mapping[str, float]], None] = lambda found: None,
+) -> dict[str, float]:
+    """Mean action error [rad] over frames, steps and joints when one layer alone is rounded to its bits.
+
+    `report` gets the layers of each pass as soon as they are measured.
+    """
+    found: dict[str, float] = {}
+    if not layers:
+        return found
+    behind = replace(policy, run=_seen_once(policy.run, len(frames)))  # for layers behind the towers
+    reference = _answers(behind, frames)
+    together = max(1, ROWS // len(frames))
+    for vision in (True, False):
+        alike = [x for x in layers if (x.graph == "vision") == vision]
+        for some in (alike[i : i + together] for i in range(0, len(alike), together)):
+            with rounded(policy.model, some):
+                answers = _answers(policy if vision else behind, [*frames] * len(some))
+            errors = np.abs(answers.reshape(len(some), *reference.shape) - reference).mean(axis=(1, 2, 3))
+            new = {x.name: float(e) for x, e in zip(some, errors, strict=True)}
+            found |= new
+            report(new)
+    return found
+
+
+@contextmanager
+def rounded(model: nn.Module, layers: Sequence[Layer]) -> Iterator[None]:
+    """Of a batch in `len(layers)` equal parts, the i-th part computes with the i-th layer rounded to its bits."""
+    modules = linears(model)
+    hooks = []
+    for part, layer in enumerate(layers):
+        chosen: list[Packed] = []  # codes are small enough to be kept for the layer's next call
+
+        def answer(
+            module: nn.Linear,
+            inputs: tuple[Tensor, ...],
+            output: Tensor,
+            part: int = part,
+            layer: Layer = layer,
+            chosen: list[Packed] = chosen,
+        ) -> None:
+            size, rest = divmod(len(output), len(layers))
+            assert rest == 0, f"{layer.name} runs on {len(output)} rows for {len(layers)} parts"
+            if not chosen:
+                chosen.append(nearest(module.weight.detach().float(), layer.bits, layer.group))
+            mine = slice(part * size, (part + 1) * size)
+            weight = chosen[0].dequantize().to(output.dtype)
+            output[mine] = F.linear(inputs[0][mine], weight, module.bias)
+
+        # First of the layer's hooks: a streamed weight is taken away by the last.
+        hooks.append(modules[layer.name].register_forward_hook(answer, prepend=True))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def sampled(layers: Sequence[Layer], every: int) -> list[Layer]:
+    """The layers of every n-th block and of the last; all that belong to no block."""
+    last: dict[str, int] = {}
+    for kind, number in map(_place, (x.name for x in layers)):
+        last[kind] = max(number, last.get(kind, 0))
+    return [x for x in layers if (p := _place(x.name))[1] % every == 0 or p[1] == last[p[0]]]
+
+
+def filled(layers: Sequence[Layer], measured: Mapping[str, float]) -> dict[str, float]:
+    """Sensitivities of all layers: those that were not measured lie on the line between the next of their kind."""
+    known: dict[str, list[tuple[int, float]]] = {}
+    for name, value in measured.items():
+        kind, number = _place(name)
+        known.setdefault(kind, []).append((number, value))
+    lines = {kind: tuple(zip(*sorted(points), strict=True)) for kind, points in known.items()}
+    places = {x.name: _place(x.name) for x in layers}
+    return {name: float(np.interp(number, *lines[kind])) for name, (kind, number) in places.items()}
+
+
+def _place(name: str) -> tuple[str, int]:
+    """A layer's kind (its name without the block's number) and the block."""
+    match = _NUMBER.search(name)
+    return (_NUMBER.sub(".*.", name, count=1), int(match[1])) if match else (name, 0)
+
+
+def _answers(policy: Policy, frames: Sequence[Observation]) -> NDArray[np.float64]:
+    """[N, H, D] [rad], in one pass: here only the differences count."""
+    return np.stack([c.positions for c in policy.act_batch(frames)])
+
+
+def _seen_once(run: Run, frames: int) -> Run:
+    """The same runner for batches of copies of `frames`, whose pictures are looked at once."""
+    seen: Tensors = {}
+
+    def through(name: str, inputs: Tensors) -> Tensors:
+        if name != "vision":
+            return run(name, inputs)
+        if not seen:
+            seen.update(run(name, {k: v[:frames] for k, v in inputs.items()}))
+        copies = len(next(iter(inputs.values()))) // frames
+        return {k: torch.cat([v] * copies) for k, v in seen.items()}
+
+    return through
