@@ -29,6 +29,7 @@ PARTS = (
     "chunk:packed",
     "chunk:onnxruntime",
     "chunk:openvino",
+    "tokens:packed",
     "tokens:onnxruntime",
     "bare:packed",
     "bare:onnxruntime",
@@ -90,7 +91,8 @@ def in_process(options: argparse.Namespace, part: str) -> None:
 
 def folder(options: argparse.Namespace, kind: str, engine: str) -> Path:
     """The bundle an engine runs: exported, or quantised for the one that runs weights as they are stored."""
-    return options.work / ("int4-chunk" if engine == "packed" else kind)
+    quantized = {"chunk": "int4-chunk", "tokens": "int4"}
+    return options.work / (quantized[kind] if engine == "packed" else kind)
 
 
 def drop_from_cache(where: Path) -> bool:

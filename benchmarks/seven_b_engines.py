@@ -48,7 +48,7 @@ def act(folder: Path, engine: str, threads: int, runs: int, started: float) -> d
         "act_median_s": float(np.median(whole)),
         "act_best_s": min(whole),
         "act_samples_s": whole,
-        "stages": {n: {"median_s": float(np.median(v)), "best_s": min(v), "n": len(v)} for n, v in times.items()},
+        "stages": {name: spread(samples) for name, samples in times.items()},
         "peak_resident_gb": status_gb("VmHWM"),
         "resident_gb": status_gb("VmRSS"),
         "anonymous_gb": status_gb("RssAnon"),
@@ -72,21 +72,37 @@ def bytes_per_token(bundle: Any) -> int:
     return int(weights * 4.125 / 8 + 256 * width * 2 + cache)
 
 
-ROWS = (1, 306)  # a decoding step without its attention; a chunk's pass without its attention
+ROWS = (1, 306)  # of a decoding step, and of a chunk's pass
 
 
 def bare(folder: Path, engine: str, threads: int, runs: int) -> dict[str, Any]:
     """Only the decoder's 4-bit layers, one after the other: what an engine can reach at best with the same weights."""
     call, layers = bare_packed(folder, threads) if engine == "packed" else bare_graph(folder, engine, threads)
     result: dict[str, Any] = {"status": "measured here", "layers": layers, "threads": threads}
-    for rows in ROWS:
-        if rows == 1 and engine != "onnxruntime":  # only one engine decodes
-            continue
-        call(rows)
-        samples = [timed(lambda rows=rows: call(rows)) for _ in range(4 * runs if rows == 1 else max(2, runs - 1))]
-        result[f"rows_{rows}"] = {"median_s": float(np.median(samples)), "best_s": min(samples), "n": len(samples)}
+    call(306)
+    result["rows_306"] = spread([timed(lambda: call(306)) for _ in range(max(2, runs - 1))])
     result["peak_resident_gb"] = status_gb("VmHWM")
+    if engine != "openvino":  # which decodes no tokens here
+        result |= one_row(lambda: call(1), 4 * runs, threads)
     return result
+
+
+def one_row(call: Callable[[], None], runs: int, threads: int) -> dict[str, Any]:
+    """A decoding step's layers, in turns with reading memory: what a shared machine reads changes by the second."""
+    import read_bandwidth
+
+    block = np.ones(1 << 28, dtype=np.float32)
+    probes = list(read_bandwidth.kernels(block, threads).values())
+    call()
+    samples, rates = [], []
+    for _ in range(runs):
+        samples.append(timed(call))
+        rates.append(block.nbytes / min(timed(probe) for probe in probes) / 1e9)
+    return {"rows_1": spread(samples), "read_between_gbs": {"median": float(np.median(rates)), "best": max(rates)}}
+
+
+def spread(samples: list[float]) -> dict[str, Any]:
+    return {"median_s": float(np.median(samples)), "best_s": min(samples), "n": len(samples)}
 
 
 def bare_packed(folder: Path, threads: int) -> tuple[Callable[[int], None], int]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from athena_vla.backends import open_backend
 from athena_vla.bundle import Bundle
 from athena_vla.errors import BundleError, ModelError
-from athena_vla.models import packed, packed_linear
+from athena_vla.models import packed, packed_linear, row_kernel
 from athena_vla.models.packed import Packed
 from athena_vla.models.packed_linear import PackedLinear, Scratch, packed_model
 from athena_vla.policy import Policy
@@ -56,6 +56,63 @@ def test_product_is_that_of_the_dequantised_weight(bits: int, group: int, block:
     expected = F.linear(x.double(), weight.dequantize().double(), bias.double())
     error = (y.double() - expected).norm() / expected.norm()
     assert error < 5e-3, error
+
+
+needs_compiler = pytest.mark.skipif(row_kernel.kernel() is None, reason="no C compiler that takes row_kernel.c")
+
+
+@needs_compiler
+@pytest.mark.parametrize("flags", [("-fopenmp",), ("-fopenmp", "-DPORTABLE"), ()], ids=["wide", "portable", "alone"])
+@pytest.mark.parametrize(
+    ("bits", "columns", "group"),
+    [(4, 512, 128), (4, 384, 128), (4, 2304, 128), (4, 512, 256), (8, 640, 640), (8, 384, 128)],
+)
+def test_the_row_kernel_multiplies_what_the_file_holds(tmp_path, flags, bits, columns, group) -> None:
+    """16-bit activations: two orders nearer to the stored numbers than bfloat16, on every machine's path."""
+    library = row_kernel.build(tmp_path, flags)
+    assert library is not None
+    multiply = row_kernel.bind(library)
+    assert multiply is not None
+    weight = random_weight(37, columns, group, bits)
+    codes = packed.store("w", weight)["w" + packed.CODES[bits]]
+    x = torch.randn(3, columns, generator=torch.Generator().manual_seed(1))
+    x[1] *= 1e-6
+    x[2, :128] = 0
+    y, expected = multiply(x, codes, weight.scales, bits), x.double() @ weight.dequantize().double().T
+    assert float(((y - expected).norm(dim=1) / expected.norm(dim=1)).max()) < 1e-4
+    extreme = torch.zeros(4, columns)
+    extreme[0, 0], extreme[1, 5], extreme[2, columns - 1] = torch.nan, torch.inf, 1e-42
+    answers = multiply(extreme, codes, weight.scales, bits)
+    assert bool(answers[:2].isnan().all()), "a number that is none is not hidden"
+    assert float(answers[2:].abs().max()) < 1e-38
+
+
+@needs_compiler
+def test_a_row_alone_is_the_row_among_many() -> None:
+    weight, bias = random_weight(40, 512, 128, 4), torch.randn(40).bfloat16()
+    mine = layer(weight, bias)
+    x = torch.randn(packed_linear.FEW + 4, 512, generator=torch.Generator().manual_seed(2)).bfloat16()
+    many, few = mine(x), torch.cat([mine(row[None]) for row in x])
+    assert few.dtype == torch.bfloat16
+    assert float((many - few).float().norm() / many.float().norm()) < 6e-3
+    expected = F.linear(x.double(), weight.dequantize().double(), bias.double())
+    assert float((few.double() - expected).norm()) < float((many.double() - expected).norm())
+
+
+def test_without_a_compiler_weights_are_unpacked(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert row_kernel.build(tmp_path) is None
+    broken = tmp_path / "cc"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    assert row_kernel.build(tmp_path / "cache") is None
+    assert not list((tmp_path / "cache").glob("*")), "nothing half-written is left"
+    (tmp_path / "empty.so").write_bytes(b"no library")
+    assert row_kernel.bind(tmp_path / "empty.so") is None
+    monkeypatch.setattr(row_kernel, "kernel", lambda: None)
+    weight, x = random_weight(9, 256, 128, 4), torch.randn(1, 256)
+    expected = F.linear(x.double(), weight.dequantize().double())
+    assert float((layer(weight)(x) - expected).norm() / expected.norm()) < 5e-3
 
 
 def test_codes_at_an_odd_place_of_a_file_are_still_read() -> None:

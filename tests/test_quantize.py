@@ -256,6 +256,9 @@ def test_blocks_that_were_not_measured_lie_between_those_that_were() -> None:
     truth = {n: (1.0 if ".q." in n else 10.0) * (int(n.split(".")[2]) if "layers" in n else 7) for n in names}
     found = filled(layers, {n: truth[n] for n in asked})
     assert found == pytest.approx(truth), "a straight line is found again"
+    assert set(filled(layers, {"lm.layers.0.q.weight": 1.0})) == {n for n in names if ".q." in n}, (
+        "of other kinds nothing"
+    )
 
 
 def test_a_large_model_has_its_worst_layers_lifted(base, tmp_path, monkeypatch) -> None:

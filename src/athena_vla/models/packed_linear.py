@@ -1,7 +1,7 @@
 """Quantised weights multiplied as they lie on disk: codes memory-mapped, unpacked just before use, bfloat16 products.
 
 Nothing is repacked when a model is opened, so the first pass of a 7B model starts at once and its memory is that of the
-file. Made for passes over many rows: a single row pays for unpacking the whole weight. Knows no families.
+file. Unpacking a weight pays for many rows; a few, as in decoding, go through a compiled kernel. Knows no families.
 """
 
 from collections.abc import Mapping
@@ -12,11 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from athena_vla.errors import ModelError
+from athena_vla.models import row_kernel
 from athena_vla.models.architecture import Architecture
 from athena_vla.models.packed import CODES, SCALES
 from athena_vla.models.store import TensorStore, misfits
 
 BLOCK = 1 << 20  # weights unpacked at a time: 2 MB in 16 bits, which a core's cache holds
+FEW = 8  # rows up to which reading the weight once for each costs less than unpacking it
 PLANES = 4  # codes in a word of 16 bits
 # A bfloat16 of exponent 7 has a last place of one: 0x4300 | n is the number 128 + n, without any arithmetic. Codes are
 # two's complement, so flipping their sign bit gives code + 8.
@@ -65,16 +67,29 @@ class PackedLinear(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, self.in_features).to(torch.bfloat16)
+        rows = x.reshape(-1, self.in_features)
+        y = self._few(rows) if len(rows) <= FEW else None
+        if y is None:
+            y = self._many(rows.to(torch.bfloat16))
+        if self.bias is not None:
+            y += self.bias
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+    def _few(self, rows: Tensor) -> Tensor | None:
+        """Through the kernel; None where there is none for this weight."""
+        if not row_kernel.fits(self.in_features, self.scales.shape[1]):
+            return None
+        multiply = row_kernel.kernel()
+        return multiply and multiply(rows, self.codes, self.scales, self.bits).to(torch.bfloat16)
+
+    def _many(self, rows: Tensor) -> Tensor:
         if self.bits == 4:
             # The words give codes k, k + 4, .. of a group before k + 1, k + 5, ..: the inputs are put in that order.
             rows = rows.view(len(rows), -1, self.group // PLANES, PLANES).transpose(2, 3).reshape(rows.shape)
         y = F.linear(rows, self.unpack())
         if self.bits == 8 and self.group == self.in_features:  # one scale per output is cheaper on the outputs
             y *= self.scales.to(torch.bfloat16).view(1, -1)
-        if self.bias is not None:
-            y += self.bias
-        return y.reshape(*x.shape[:-1], self.out_features)
+        return y
 
     def unpack(self) -> Tensor:
         """The weight in scratch memory, its inputs in the order of `forward`; 8-bit ones without a scale per output."""

@@ -97,14 +97,14 @@ def sampled(layers: Sequence[Layer], every: int) -> list[Layer]:
 
 
 def filled(layers: Sequence[Layer], measured: Mapping[str, float]) -> dict[str, float]:
-    """Sensitivities of all layers: those that were not measured lie on the line between the next of their kind."""
+    """Sensitivities of all layers of a measured kind: between measured blocks they lie on a straight line."""
     known: dict[str, list[tuple[int, float]]] = {}
     for name, value in measured.items():
         kind, number = _place(name)
         known.setdefault(kind, []).append((number, value))
     lines = {kind: tuple(zip(*sorted(points), strict=True)) for kind, points in known.items()}
     places = {x.name: _place(x.name) for x in layers}
-    return {name: float(np.interp(number, *lines[kind])) for name, (kind, number) in places.items()}
+    return {name: float(np.interp(number, *lines[kind])) for name, (kind, number) in places.items() if kind in lines}
 
 
 def _place(name: str) -> tuple[str, int]:

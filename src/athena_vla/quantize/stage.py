@@ -249,7 +249,8 @@ def _lift(
     """Measure the action error of layers, and lift the worst to 8 bits within the budget."""
     large = source.store().bytes > IN_MEMORY
     shown = calibration[: 1 if large else ROWS]
-    asked = sampled(layers, config.sensitivity_every if large else 1)
+    # Of a large model only those that can be lifted: every layer costs a pass.
+    asked = sampled([x for x in layers if x.bits == 4], config.sensitivity_every) if large else layers
     known = parts.sensitivities()
 
     def report(new: Mapping[str, float]) -> None:
@@ -260,7 +261,7 @@ def _lift(
     with opened(source, large) as policy:
         sensitivities(policy, shown, [x for x in asked if x.name not in known], report)
     found = filled(layers, known)
-    layers = [dataclasses.replace(x, sensitivity_rad=found[x.name], measured=x.name in known) for x in layers]
+    layers = [dataclasses.replace(x, sensitivity_rad=found.get(x.name), measured=x.name in known) for x in layers]
     return choose.lift_worst(layers, config.budget_bits)
 
 
