@@ -21,6 +21,7 @@ import torch
 import seven_b
 from athena_vla.bench import facts
 from athena_vla.bundle import Bundle
+from athena_vla.machine import peak_resident_gb
 from athena_vla.models.store import TensorStore, as_float
 from athena_vla.quantize import QuantizeConfig, codes, quantize
 from athena_vla.quantize.calibrate import second_moment
@@ -73,7 +74,7 @@ def main() -> None:
             "layers": layers,
             "cpu_minutes_per_block": total / 60,
             "whole_model_cpu_minutes_arithmetic": BLOCKS * total / 60,
-            "peak_gb_so_far": facts.peak_memory_gb(),
+            "peak_gb_so_far": peak_resident_gb(),
         }
         print(
             f"{method}: {total:.0f} CPU s for one block, {BLOCKS * total / 60:.0f} CPU minutes for {BLOCKS}", flush=True

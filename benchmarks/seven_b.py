@@ -19,11 +19,11 @@ from torch import Tensor
 
 from athena_vla import bundle as bundles
 from athena_vla import embodiment
-from athena_vla.bench.facts import peak_memory_gb
 from athena_vla.bundle import Bundle, Golden, Manifest
 from athena_vla.data.normalize import NormalizerFit
 from athena_vla.embodiment import Embodiment, Observation
 from athena_vla.export import ExportConfig, export
+from athena_vla.machine import peak_resident_gb
 from athena_vla.models import sizes
 from athena_vla.models.store import StoreWriter, TensorStore
 from athena_vla.models.vla import VisionLanguageModel
@@ -79,7 +79,7 @@ class Steps:
             "seconds": time.perf_counter() - start,
             "cpu_seconds": time.process_time() - cpu,
             "load_1min": os.getloadavg()[0],
-            "peak_resident_gb_so_far": peak_memory_gb(),
+            "peak_resident_gb_so_far": peak_resident_gb(),
         }
         self.file.write_text(json.dumps(self.done, indent=1))
 

@@ -105,7 +105,8 @@ def test_a_disk_that_is_full_in_the_middle(world, tmp_path, capsys, words) -> No
     told = refusal(capsys, name, world / source, tmp_path / "out", *more)
     assert "could not be written" in told
     assert "File too large" in told
-    assert not list(tmp_path.iterdir()), "neither under its name nor under a temporary one"
+    left = {f.name for f in tmp_path.iterdir()} - ({".out.partial"} if name == "quantize" else set())
+    assert not left, "neither under its name nor under a temporary one; quantising keeps its finished layers"
 
 
 def test_a_full_disk_leaves_what_was_there(world, tmp_path, capsys, request) -> None:

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from athena_vla import machine
 from athena_vla.bench import BenchConfig, BenchResult, Comparison, bench, facts, stage
 from athena_vla.bench.timing import Samples, deadlines
 from athena_vla.bundle import Bundle
@@ -52,9 +53,9 @@ def test_decoding_alone_stands_beside_the_whole_action(tmp_path, toy) -> None:
 
 
 def test_the_word_jetson_only_on_one(result) -> None:
-    expected = "measured_on_device" if facts.is_jetson() else "measured_here"
+    expected = "measured_on_device" if machine.is_jetson() else "measured_here"
     assert result.summary()["kind"] == expected
-    if not facts.is_jetson():
+    if not machine.is_jetson():
         text = json.dumps(result.to_dict()).lower().replace('"is_jetson": false', "")
         assert "jetson" not in text
 
@@ -72,7 +73,7 @@ def test_the_device_tree_decides_what_a_measurement_is_called(
     base, result, tmp_path, monkeypatch, model, jetson
 ) -> None:
     (tmp_path / "model").write_text(model)
-    monkeypatch.setattr(facts, "DEVICE_TREE", str(tmp_path / "model"))
+    monkeypatch.setattr(machine, "DEVICE_TREE", tmp_path / "model")
     found = facts.device_facts()
     assert found["is_jetson"] is jetson
     assert found["model"] == model.strip("\0")

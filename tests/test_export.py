@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 import torch
 
+from athena_vla import machine
 from athena_vla.bundle import Bundle
 from athena_vla.errors import BundleError, ExportError, UnknownName
 from athena_vla.export import ExportConfig, export, write_deployment_config
@@ -320,9 +321,7 @@ def test_verify_on_device_replays_the_bundle(on_device) -> None:
     assert done.returncode == 0, done.stderr
     verified = json.loads((on_device / "device" / "verified.json").read_text())
     assert verified["passed"]
-    from athena_vla.bench import facts
-
-    assert verified["kind"] == ("measured_on_device" if facts.is_jetson() else "measured_here")
+    assert verified["kind"] == ("measured_on_device" if machine.is_jetson() else "measured_here")
     refused = run_script(on_device, "verify_on_device.py", "--backend", "onnxruntime", "--limit", "0")
     assert refused.returncode == 4
 
@@ -332,9 +331,7 @@ def test_bench_on_device_completes_the_deployment_config(on_device) -> None:
     done = run_script(on_device, "bench_on_device.py", "--backend", "onnxruntime", "--runs", "100")
     assert done.returncode == 0, done.stderr
     record = json.loads((on_device / "device" / "deployment_config.json").read_text())
-    from athena_vla.bench import facts
-
-    word, other = ("measured_on_device", "measured_here")[:: 1 if facts.is_jetson() else -1]
+    word, other = ("measured_on_device", "measured_here")[:: 1 if machine.is_jetson() else -1]
     assert record["achieved"][word]["kind"] == word
     assert record["achieved"][word]["tokens_per_second"] > 0
     assert {"meets_tokens_target", "meets_control_rate"} <= set(record["achieved"][word])
@@ -454,7 +451,7 @@ def test_wrong_number_of_images(exported, base) -> None:
 
 
 def test_models_that_do_not_fit_are_compared_with_weights_from_disk(int4, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("athena_vla.export.parity.IN_MEMORY", 0)
-    monkeypatch.setattr("athena_vla.quantize.calibrate.RESIDENT", 10_000)
+    monkeypatch.setattr("athena_vla.streaming.IN_MEMORY", 0)
+    monkeypatch.setattr("athena_vla.streaming.RESIDENT", 10_000)
     result = export(ExportConfig(input=int4.path, out=tmp_path / "x"))
     assert result.graphs["language"]["parity"]["relative_rms"] < 1e-5

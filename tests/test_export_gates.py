@@ -203,10 +203,8 @@ def test_a_model_that_does_not_fit_is_merged_quantised_gated_and_served_alike(tm
     """With weights read while they run: the deviation is recorded all the same, without which nothing is served."""
     base = write_base(tmp_path / "base", toy)
     write_finetuned(tmp_path / "tuned", base, LoraSettings(rank=4))
-    monkeypatch.setattr("athena_vla.merge.IN_MEMORY", 0)
-    monkeypatch.setattr("athena_vla.quantize.stage.IN_MEMORY", 0)
-    monkeypatch.setattr("athena_vla.export.gates.IN_MEMORY", 0)
-    monkeypatch.setattr("athena_vla.quantize.calibrate.RESIDENT", 10_000)
+    monkeypatch.setattr("athena_vla.streaming.IN_MEMORY", 0)
+    monkeypatch.setattr("athena_vla.streaming.RESIDENT", 10_000)
     monkeypatch.setattr("athena_vla.backends.LARGE", 0)
     merged = merge(MergeConfig(tmp_path / "tuned", tmp_path / "merged"))
     assert merged.deviation["max_rad"] < 1e-5

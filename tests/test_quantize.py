@@ -21,11 +21,13 @@ from athena_vla.models.lora import LoraSettings
 from athena_vla.models.packed import Packed
 from athena_vla.models.store import TensorStore
 from athena_vla.policy import Policy
-from athena_vla.quantize import QuantizeConfig, choose, codes, quantize, stage
-from athena_vla.quantize.calibrate import opened, second_moment, streamed
+from athena_vla.quantize import QuantizeConfig, choose, codes, quantize
+from athena_vla.quantize.calibrate import second_moment
 from athena_vla.quantize.choose import Layer
+from athena_vla.quantize.layers import plan_layers
 from athena_vla.quantize.parts import Parts
 from athena_vla.quantize.sensitivity import filled, sampled, sensitivities
+from athena_vla.streaming import opened, streamed
 from small_bundles import observations, small_model, write_base, write_finetuned, write_model
 
 
@@ -176,8 +178,8 @@ def test_weights_streamed_through_a_meta_model_give_the_same_chunks(base) -> Non
 
 def test_large_models_take_the_streamed_way_to_the_same_codes(base, tmp_path, monkeypatch) -> None:
     quantize(QuantizeConfig(input=base.path, out=tmp_path / "whole", sensitivity=False))
-    monkeypatch.setattr("athena_vla.quantize.stage.IN_MEMORY", 0)
-    monkeypatch.setattr("athena_vla.quantize.calibrate.RESIDENT", 10_000)
+    monkeypatch.setattr("athena_vla.streaming.IN_MEMORY", 0)
+    monkeypatch.setattr("athena_vla.streaming.RESIDENT", 10_000)
     quantize(QuantizeConfig(input=base.path, out=tmp_path / "streamed", sensitivity=False))
     a, b = (TensorStore(tmp_path / n / "weights") for n in ("whole", "streamed"))
     assert a.names == b.names
@@ -225,15 +227,17 @@ def test_the_layer_whose_error_reaches_the_joints_is_lifted(tmp_path, toy) -> No
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_many_layers_in_one_pass_have_the_errors_of_each_alone(tmp_path, toy, streaming) -> None:
+def test_many_layers_in_one_pass_have_the_errors_of_each_alone(tmp_path, toy, streaming, monkeypatch) -> None:
     """Oracle: every layer, of the towers too, rounded by hand in a model of its own."""
     base = write_base(tmp_path / "base", toy)
     config = QuantizeConfig(base.path, tmp_path / "q", bits=4, vision_bits=8)
-    planned = stage.plan_layers(config, base, base.store())
+    planned = plan_layers(config, base, base.store())
     layers = [choose.first_choice(x.name, x.graph, x.shape, 4, 64) for x in planned]
     assert {x.graph for x in layers} == {"vision", "language"}
     frames = observations(base.robot, 3, seed=4)
-    with opened(base, streaming) as policy:
+    if streaming:
+        monkeypatch.setattr("athena_vla.streaming.IN_MEMORY", 0)
+    with opened(base) as policy:
         found = sensitivities(policy, frames, layers)
     expected = Policy.of(base, "torch").chunks(frames)
     for layer in layers:
@@ -262,8 +266,8 @@ def test_blocks_that_were_not_measured_lie_between_those_that_were() -> None:
 
 
 def test_a_large_model_has_its_worst_layers_lifted(base, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("athena_vla.quantize.stage.IN_MEMORY", 0)
-    monkeypatch.setattr("athena_vla.quantize.calibrate.RESIDENT", 10_000)
+    monkeypatch.setattr("athena_vla.streaming.IN_MEMORY", 0)
+    monkeypatch.setattr("athena_vla.streaming.RESIDENT", 10_000)
     said: list[tuple[int, int, str]] = []
     settings = {"method": "nearest", "sensitivity_every": 2, "budget_bits": 5.2}
     made = quantize(QuantizeConfig(base.path, tmp_path / "q", **settings), lambda *words: said.append(words))
@@ -326,11 +330,11 @@ MEASURED = """
 import sys, threading, time
 from pathlib import Path
 import athena_vla.quantize.stage as stage
-from athena_vla.export import ExportConfig, export, parity
-from athena_vla.quantize import QuantizeConfig, calibrate, quantize
+from athena_vla import streaming
+from athena_vla.export import ExportConfig, export
+from athena_vla.quantize import QuantizeConfig, quantize
 small, large, out, method = (*sys.argv[1:4], sys.argv[4])
-stage.IN_MEMORY = parity.IN_MEMORY = 0
-calibrate.RESIDENT = 200_000
+streaming.IN_MEMORY, streaming.RESIDENT = 0, 200_000
 stage.StoreWriter.__init__.__defaults__ = (16_000_000,)
 def work(where, out):
     quantize(QuantizeConfig(Path(where), Path(out + "q"), method=method, sensitivity=False, check=False, vision_bits=8))
@@ -379,7 +383,7 @@ def test_bad_input(base, tmp_path) -> None:
         quantize(QuantizeConfig(input=base.path, out=tmp_path / "q", method="magic"))  # pyright: ignore
     with pytest.raises(BundleError, match="--sensitivity-every is 1 or more"):
         quantize(QuantizeConfig(input=base.path, out=tmp_path / "q", sensitivity_every=0))
-    with pytest.raises(BundleError, match="not a power of two"):
+    with pytest.raises(BundleError, match="no power of two"):
         quantize(QuantizeConfig(input=base.path, out=tmp_path / "q", group=96))
     with pytest.raises(UnknownName, match="graph with linear layers"):
         quantize(QuantizeConfig(input=base.path, out=tmp_path / "q", graphs=("nothing",)))
@@ -402,8 +406,8 @@ def test_a_large_model_is_rounded_without_frames(base, tmp_path, monkeypatch) ->
     """The same codes as in memory, weight by weight, and nothing is run."""
     settings = {"input": base.path, "method": "nearest", "sensitivity": False}
     quantize(QuantizeConfig(out=tmp_path / "memory", **settings))
-    monkeypatch.setattr("athena_vla.quantize.stage.IN_MEMORY", 0)
-    monkeypatch.setattr("athena_vla.quantize.stage.quantize_in_order", None)
+    monkeypatch.setattr("athena_vla.streaming.IN_MEMORY", 0)
+    monkeypatch.setattr("athena_vla.quantize.layers.quantize_in_order", None)
     quantize(QuantizeConfig(out=tmp_path / "disk", **settings))
     a, b = (Bundle.open(tmp_path / n).store() for n in ("memory", "disk"))
     assert a.packed == b.packed

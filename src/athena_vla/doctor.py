@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from athena_vla.extras import EXTRA_OF
+from athena_vla.machine import board, is_jetson
 
 Status = Literal["ok", "missing", "broken", "info", "slow"]
 MINIMUM_DISK = 4 * 2**30  # [bytes] for the demo: recordings, dataset, checkpoints and exported graphs
@@ -108,7 +109,7 @@ def doctor(config: DoctorConfig) -> DoctorReport:
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # the work is in subprocesses
         checks += pool.map(lambda item: package(*item, config.timeout), PROBES.items())
     checks.append(renderer(config.timeout))
-    checks.append(browser())
+    checks += [compiler(), browser()]
     return DoctorReport(tuple(checks))
 
 
@@ -147,11 +148,8 @@ def memory() -> str:
 
 def gpu() -> Check:
     """NVIDIA GPUs by the driver's own tool, and the device tree's word on a Jetson."""
-    tree = Path("/proc/device-tree/model")
-    if tree.is_file():
-        model = tree.read_text(errors="replace").strip("\0\n ")
-        if "jetson" in model.lower() or "orin" in model.lower():
-            return Check("gpu", "ok", model)
+    if is_jetson():
+        return Check("gpu", "ok", board())
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return Check("gpu", "info", "none; the demo needs none. Fine-tuning openvla-7b needs one with 24 GB")
@@ -192,6 +190,13 @@ def renderer(timeout: float) -> Check:
     opengl = [name for name in ("egl", "osmesa") if works(probe.format(name), timeout)]
     also = f"; OpenGL through {', '.join(opengl)} works too" if opengl else "; no OpenGL, none needed"
     return Check("renderer", "ok", f"ray caster{also}")
+
+
+def compiler() -> Check:
+    """Of the row kernel of large packed models; nothing else needs one."""
+    found = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
+    without = "none; 4-bit models decode slowly on a CPU without an export (apt-get install gcc)"
+    return Check("C compiler", "info", found or without)
 
 
 def browser() -> Check:

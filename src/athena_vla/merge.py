@@ -21,7 +21,8 @@ from athena_vla.models import four_bit, lora
 from athena_vla.models.lora import LoraSettings
 from athena_vla.models.store import StoreWriter, as_float
 from athena_vla.policy import Policy, replay, sensitivity
-from athena_vla.quantize.calibrate import IN_MEMORY, opened
+from athena_vla.progress import Progress, quiet
+from athena_vla.streaming import is_large, opened
 
 Base = Literal["auto", "original", "nf4"]
 _FACTOR = re.compile(r"^(.*)\.(lora_A|lora_B|lora_magnitude_vector)\.[^.]+\.weight$")
@@ -111,7 +112,7 @@ class Adapter:
         return total
 
 
-def merge(config: MergeConfig) -> MergeResult:
+def merge(config: MergeConfig, progress: Progress = quiet) -> MergeResult:
     """Write the merged bundle. Raises `BundleError`, `ModelError`."""
     source = Bundle.open(config.input)
     if not source.manifest.adapter:
@@ -120,7 +121,7 @@ def merge(config: MergeConfig) -> MergeResult:
     adapter = Adapter.of(load_file(source.path / ADAPTER_FILE), settings)
     store = source.base_store()
     base = config.base if config.base != "auto" else ("nf4" if settings.quantization == "nf4" else "original")
-    large = store.bytes > IN_MEMORY
+    large = is_large(store)
     kind = "large" if large else "nf4" if settings.quantization == "nf4" else "original"
     tolerance = config.tolerance or _TOLERANCE[kind]
     nf4 = {f"{p}.weight" for p in lora.four_bit_paths(source.skeleton())} if base == "nf4" else set[str]()
@@ -141,7 +142,8 @@ def merge(config: MergeConfig) -> MergeResult:
     )
     with bundles.writing(config.out, manifest, source.golden, source.tokenizer_files()) as folder:
         writer = StoreWriter(folder / "weights")
-        for name in wanted:
+        for done, name in enumerate(wanted):
+            progress(done, len(wanted), "merging weights")
             if name in adapter.full:
                 writer.add(name, adapter.full[name])
                 continue
@@ -155,6 +157,7 @@ def merge(config: MergeConfig) -> MergeResult:
         writer.close()
         deviation: dict[str, Any] = {}
         gates: dict[str, Any] = {}
+        progress(len(wanted), len(wanted), "comparing with the adapter" if config.verify else "merging weights")
         if config.verify:
             bundles.seal(folder, manifest)
             written = Bundle.open(folder)
@@ -187,7 +190,7 @@ def verify(source: Bundle, merged: Bundle) -> dict[str, Any]:
 def verify_large(source: Bundle, merged: Bundle) -> dict[str, Any]:
     """Deviation [rad] from one golden chunk; the merged weights are read layer by layer while they run."""
     golden = Golden(source.golden.observations[:1], source.golden.chunks[:1])
-    with opened(merged, large=True) as policy:
+    with opened(merged) as policy:
         return {**replay(policy, golden), "observations": 1}
 
 

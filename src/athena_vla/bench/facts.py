@@ -6,14 +6,13 @@ The word Jetson appears only where the device tree says so.
 import contextlib
 import os
 import platform
-import resource
 import subprocess
 from pathlib import Path
 from typing import Any
 
 from athena_vla import bundle as bundles
+from athena_vla.machine import board, is_jetson
 
-DEVICE_TREE = "/proc/device-tree/model"
 SYSTEM = Path("/sys")
 
 
@@ -42,13 +41,7 @@ def device_facts() -> dict[str, Any]:
 
 def device_model() -> str:
     """The board's name from the device tree, or the processor's."""
-    return (_read(DEVICE_TREE) or "").strip("\0") or _cpu_name()
-
-
-def is_jetson() -> bool:
-    """Some modules name themselves 'NVIDIA Orin ..' without the word."""
-    name = (_read(DEVICE_TREE) or "").lower()
-    return "jetson" in name or ("nvidia" in name and "orin" in name)
+    return board() or _cpu_name()
 
 
 def temperatures() -> dict[str, float]:
@@ -67,15 +60,6 @@ def device_clocks() -> dict[str, int]:
         with contextlib.suppress(OSError, ValueError):
             found[device.name] = int((device / "cur_freq").read_text())
     return found
-
-
-def peak_memory_gb() -> float:
-    """Largest resident memory of this process so far; `ru_maxrss` would carry over the parent's."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:  # not Linux
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    return int(next(ln for ln in status.splitlines() if ln.startswith("VmHWM")).split()[1]) / 1e6
 
 
 def _throttled() -> bool | None:

@@ -19,6 +19,7 @@ from athena_vla.control.safety import SafetyFilter
 from athena_vla.embodiment import Observation
 from athena_vla.errors import BundleError, UnknownName
 from athena_vla.export.deployment import TARGET_TOKENS, verdict, write_json
+from athena_vla.machine import peak_resident_gb
 from athena_vla.models.architecture import Tensors
 from athena_vla.models.vla import SINGLE_TOKEN, stage_of
 from athena_vla.policy import Policy, encode
@@ -208,7 +209,7 @@ def _record(
             "precision": bundle.manifest.stage_info.get("precision", "float32"),
             "weights": bundle.manifest.stage_info.get("weights", {}),
         },
-        "device": device | {"temperature_after_c": facts.temperatures(), "peak_memory_gb": facts.peak_memory_gb()},
+        "device": device | {"temperature_after_c": facts.temperatures(), "peak_memory_gb": peak_resident_gb()},
         "whole_action": whole.summary(),
         "stages": {s.name: s.summary() for s in stages},
         "deadlines": deadlines(whole.seconds, rate),

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,15 +26,13 @@ from athena_vla.data.windows import chunks, starts
 from athena_vla.data.workers import run_jobs
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import DatasetError
+from athena_vla.progress import Progress, quiet
 
-__all__ = ["BuildConfig", "BuildResult", "Progress", "build", "linked_set", "split"]
-
-Progress = Callable[[int, int, str], None]  # done, total, what
+__all__ = ["BuildConfig", "BuildResult", "build", "linked_set", "split"]
 
 
-def build(config: BuildConfig, progress: Progress | None = None) -> BuildResult:
+def build(config: BuildConfig, progress: Progress = quiet) -> BuildResult:
     """Build the dataset. Raises `DatasetError` or `RecordingError`; nothing is left at `out` unless it is whole."""
-    report = progress or (lambda done, total, what: None)
     robot = embodiment.load(config.robot)
     config.require()
     recording = open_recording(config.input, format=config.format, joints=read_names(config.joints), fps=config.fps)
@@ -69,7 +67,7 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildResult:
     all_facts: list[dict[str, Any]] = []
     for facts in run_jobs(job, ids, config.on, config.workers):
         all_facts.append(facts)
-        report(len(all_facts), len(ids), facts["id"])
+        progress(len(all_facts), len(ids), facts["id"])
     broken = {f["id"]: f["reason"] for f in all_facts if f["status"] == "broken"}
     failed = {f["id"]: f["reason"] for f in all_facts if f["status"] == "failed"}
     good = [f for f in all_facts if f["status"] == "ok"]
@@ -87,7 +85,7 @@ def build(config: BuildConfig, progress: Progress | None = None) -> BuildResult:
     held_out = split(good, config.validation, config.seed)
     normalizer = _fit(robot, good, held_out, work, config)
     content = sidecar_content(config, robot, normalizer, good, held_out, broken, failed, fixed)
-    report(len(ids), len(ids), "writing the set")
+    progress(len(ids), len(ids), "writing the set")
     made = partial / "set"
     shutil.rmtree(made, ignore_errors=True)
     write_set(made, robot, good, work, content)

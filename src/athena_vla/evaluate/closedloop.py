@@ -5,7 +5,7 @@ The numbers depend on actor, scenes and setup only, never on the number of worke
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from athena_vla.evaluate.episode import Job, make_runner, object_task
 from athena_vla.evaluate.pool import run_jobs
 from athena_vla.evaluate.results import EpisodeResult, Setup
 from athena_vla.evaluate.summary import ActorSummary, summarise
+from athena_vla.progress import Progress, quiet
 from athena_vla.sim.tasks import sample_scene
 
 SCENES_PER_SEED = 1_000_000  # evaluation seeds never share a scene
@@ -58,7 +59,7 @@ class ClosedLoopResult:
 def closed_loop(
     actors: Sequence[ActorSpec],
     config: ClosedLoopConfig,
-    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+    progress: Progress = quiet,
 ) -> ClosedLoopResult:
     """Play all actors on all scenes. Ablated actors play only scenes with an object to find.
 

@@ -13,9 +13,10 @@ from athena_vla.bundle import ADAPTER_FILE, MODEL_FILE, Bundle, Manifest, open_b
 from athena_vla.data.dataset import Dataset
 from athena_vla.errors import EvaluationError
 from athena_vla.evaluate.actors import ActorSpec
-from athena_vla.evaluate.comparison import Comparison, Progress, compare_all
+from athena_vla.evaluate.comparison import Comparison, compare_all
 from athena_vla.evaluate.results import Setup
 from athena_vla.models.pretrained import Release, bind
+from athena_vla.progress import Progress, quiet
 from athena_vla.sim.scene import Split
 
 
@@ -87,10 +88,6 @@ class CompareConfig:
     """Decides scenes and resampling."""
     loop: Annotated[Loop, tyro.conf.arg(name="")] = Loop()
     """The simulator."""
-
-
-def quiet(done: int, total: int, what: str) -> None:
-    """No progress."""
 
 
 def evaluate(config: EvaluateConfig, progress: Progress = quiet) -> Comparison:

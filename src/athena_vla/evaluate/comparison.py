@@ -4,7 +4,7 @@ A comparison always says what its "untuned" row is: a base model has either driv
 statistics and heads were bound to it without any training, and then it cannot be expected to do anything sensible.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from athena_vla.evaluate.openloop import OpenLoopResult, open_loop, other_instru
 from athena_vla.evaluate.results import EpisodeResult, Setup
 from athena_vla.evaluate.statistics import PairedTest
 from athena_vla.evaluate.summary import ActorSummary, Lost, compare_pair
+from athena_vla.progress import Progress, quiet
 
 LIBRARY = "library.npz"
 LIBRARY_SAMPLES = 6000  # of the training split, evenly spread: enough for neighbours, and a few tens of MB
@@ -31,7 +32,6 @@ ABLATED = (
     "scenes with an object to find, in brackets the change there. Open loop: the error this adds, how far the answer\n"
     "moves. Whoever loses nothing does not look, or does not listen. -: not tried; --ablations tries the policies."
 )
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def compare_open(
     reference: str,
     samples: int = 400,
     seed: int = 0,
-    progress: Progress = lambda done, total, what: None,
+    progress: Progress = quiet,
 ) -> OpenLoopResult:
     """All rows on the validation split of a dataset; ablated rows are compared with the row they ablate."""
     cast = Cast(dataset.robot)
@@ -166,7 +166,7 @@ def compare_all(
     seed: int = 0,
     workers: int = 0,
     setup: Setup | None = None,
-    progress: Progress = lambda done, total, what: None,
+    progress: Progress = quiet,
 ) -> Comparison:
     """Policies, baselines and ablations in one comparison; `setup` None plays no closed loop.
 

@@ -24,8 +24,8 @@ from athena_vla.export.deployment import write_json
 from athena_vla.models.architecture import Tensors
 from athena_vla.models.vla import VisionLanguageModel
 from athena_vla.policy import Policy, asked, sensitivity
-from athena_vla.quantize.calibrate import IN_MEMORY, opened
 from athena_vla.quantize.choose import action_error, answered
+from athena_vla.streaming import opened
 
 BINS = 256
 SAME_BIN = 0.5
@@ -117,7 +117,7 @@ def check(config: GateConfig) -> GateReport:
     candidate = Policy.of(bundle, config.backend)
     frames = held_out(config, bundle)
     limits = config.limits
-    with opened(source, source.store().bytes > IN_MEMORY) as reference:
+    with opened(source) as reference:
         gates = agreement(reference, candidate, frames, limits)
         expected = reference.chunks(frames)
     answers, counted = candidate.chunks(frames), answered(frames, bundle.spec.horizon)

@@ -14,7 +14,7 @@ from athena_vla.bundle import Bundle
 from athena_vla.errors import ExportError
 from athena_vla.models.architecture import Tensors
 from athena_vla.models.store import TensorStore
-from athena_vla.quantize.calibrate import IN_MEMORY, opened
+from athena_vla.streaming import is_large, opened
 
 HALF_TOLERANCE = 0.05  # relative RMS: float16 activations through a deep graph; the replay in radians is what counts
 
@@ -74,10 +74,10 @@ def graphs(source: Bundle, exported: Bundle, store: TensorStore, limits: Limits)
 
 def reference_calls(source: Bundle, store: TensorStore, most: int = 2) -> list[Call]:
     """What torch answers, call by call, for the first golden observations; weights stay on disk if they do not fit."""
-    large = store.bytes > IN_MEMORY
+    large = is_large(store)
     observations = source.golden.observations[: 1 if large else most]
     calls: list[Call] = []
-    with opened(source, large) as policy:
+    with opened(source) as policy:
 
         def run(name: str, inputs: Tensors) -> Tensors:
             outputs = policy.run(name, inputs)

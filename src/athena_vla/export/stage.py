@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from athena_vla import bundle as bundles
 from athena_vla.bundle import Bundle
@@ -21,10 +22,12 @@ from athena_vla.export.linear import LinearForm
 from athena_vla.export.translate import translate
 from athena_vla.export.writer import OPSET, DataFile
 from athena_vla.models.architecture import Architecture
+from athena_vla.models.packed import Packed
 from athena_vla.models.store import TensorStore
 from athena_vla.plan import DEVICES, cost
 from athena_vla.plan.predict import as_dict, predict
 from athena_vla.policy import Policy, replay, sensitivity
+from athena_vla.progress import Progress, quiet
 
 LARGE = 1_000_000_000  # [bytes] of weights from which int8 activations pay on a CPU
 DATA = "model.data"
@@ -90,7 +93,7 @@ class ExportResult:
         return f"{what}, {text}: {self.path}\n{self.note}"
 
 
-def export(config: ExportConfig) -> ExportResult:
+def export(config: ExportConfig, progress: Progress = quiet) -> ExportResult:
     """Write the exported bundle. Raises `BundleError`, `ExportError`, `UnknownName`."""
     _require_onnx()
     if config.target not in ("cpu", EDGE_LLM, *DEVICES):
@@ -131,7 +134,7 @@ def export(config: ExportConfig) -> ExportResult:
     )
     with bundles.writing(config.out, manifest, source.golden, source.tokenizer_files()) as folder:
         fixed = ("batch",) if on_device or config.fixed_batch else ()
-        info["graphs"] = write_graphs(source, store, folder / "weights", how, fixed)
+        info["graphs"] = write_graphs(source, store, folder / "weights", how, fixed, progress)
         note = "The graphs run on ONNX Runtime and OpenVINO."
         if on_device:
             note = device.write_scripts(folder, source, info, config.target)
@@ -141,6 +144,7 @@ def export(config: ExportConfig) -> ExportResult:
         deviation: dict[str, Any] = {}
         gates = dict(source.manifest.gates)  # the same numbers run: what failed there fails here
         if config.compare:
+            progress(len(store.names), len(store.names), "running the graphs beside torch")
             bundles.seal(folder, manifest)
             written = Bundle.open(folder)
             _require_parity(config, source, written, store, info)
@@ -171,7 +175,12 @@ def linear_form(config: ExportConfig, store: TensorStore) -> LinearForm:
 
 
 def write_graphs(
-    source: Bundle, store: TensorStore, folder: Path, how: LinearForm, fixed: tuple[str, ...] = ()
+    source: Bundle,
+    store: TensorStore,
+    folder: Path,
+    how: LinearForm,
+    fixed: tuple[str, ...] = (),
+    progress: Progress = quiet,
 ) -> dict[str, Any]:
     """All graphs into `folder`, weights streamed into one shared file; returns the inputs and outputs of each."""
     model = source.skeleton().eval()
@@ -180,13 +189,20 @@ def write_graphs(
     names = parameter_names(model)
     data = DataFile(folder / DATA)
     ports: dict[str, Any] = {}
+    written: set[str] = set()
+
+    def read(name: str) -> Tensor | Packed:
+        written.add(name)
+        progress(len(written), len(store.names), "writing weights")
+        return store.read(name)
+
     try:
         for graph in model.graphs():
             own = {n: names[id(p)] for n, p in graph.module.named_parameters(remove_duplicate=False)}
             own |= {n: names[id(b)] for n, b in graph.module.named_buffers(remove_duplicate=False) if id(b) in names}
             ports[graph.name] = translate(
                 graph,
-                lambda name, own=own: store.read(own[name]),
+                lambda name, own=own: read(own[name]),
                 lambda name, own=own: own[name],
                 folder / f"{graph.name}.onnx",
                 data,

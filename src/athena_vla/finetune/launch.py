@@ -6,7 +6,6 @@ import dataclasses
 import multiprocessing
 import os
 import platform
-import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from accelerate.state import AcceleratorState
 
 from athena_vla.errors import AthenaError, TrainingError
 from athena_vla.finetune.config import FinetuneConfig
+from athena_vla.machine import peak_resident_gb
 
 
 def is_distributed() -> bool:
@@ -97,10 +97,7 @@ def peak_memory_gb() -> float:
     """[GB] most that was held since `restart_peak_memory`: of the GPU, or resident memory of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
-    status = Path("/proc/self/status")
-    if status.is_file():
-        return int(next(x for x in status.read_text().splitlines() if x.startswith("VmHWM")).split()[1]) * 1.024e-6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1.024e-6
+    return peak_resident_gb()
 
 
 @contextlib.contextmanager

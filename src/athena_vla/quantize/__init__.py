@@ -1,5 +1,6 @@
 """Weights in 8 or 4 bits, chosen by the error they cause in the robot's joints."""
 
-from athena_vla.quantize.stage import QuantizeConfig, QuantizeResult, quantize
+from athena_vla.quantize.config import QuantizeConfig, QuantizeResult
+from athena_vla.quantize.stage import quantize
 
 __all__ = ["QuantizeConfig", "QuantizeResult", "quantize"]

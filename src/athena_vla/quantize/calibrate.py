@@ -4,21 +4,17 @@ Layers are quantised in the order they run, each on inputs that already carry th
 pass over the calibration frames. Weights may come from disk layer by layer, so the pass is the same for 7B.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
 
-from athena_vla.bundle import Bundle
 from athena_vla.embodiment import Observation
-from athena_vla.models.architecture import Architecture, run_torch
+from athena_vla.models.architecture import Architecture
 from athena_vla.models.packed import Packed
-from athena_vla.models.store import TensorStore, as_float
 from athena_vla.policy import Policy
 
-IN_MEMORY = 4_000_000_000  # [bytes] of weights up to which whole float models are held
-RESIDENT = 2_000_000  # weights of a layer up to which it stays in memory while a large model streams through it
 MOST_ROWS = 8192  # input rows per layer that go into a second moment; more change little and cost time
 
 
@@ -108,55 +104,3 @@ def second_moment(inputs: Tensor) -> Tensor:
         rows = rows[:: -(-len(rows) // MOST_ROWS)]
     rows = rows.float()
     return rows.t() @ rows / len(rows)
-
-
-@contextmanager
-def opened(bundle: Bundle, large: bool) -> Iterator[Policy]:
-    """The bundle's policy in float32; the weights of a `large` one stay on disk and are read in every pass."""
-    if not large:
-        yield Policy.of(bundle, "torch")
-        return
-    model = bundle.skeleton().eval()
-    with bundle.store() as store, streamed(model, store):
-        # The runner is made inside: it asks the weights where inputs belong.
-        yield Policy(bundle.robot, bundle.normalizer, model, run_torch(model), name=bundle.path.name)
-
-
-@contextmanager
-def streamed(model: nn.Module, store: TensorStore, resident: int | None = None) -> Iterator[None]:
-    """Give a model on the meta device its weights module by module, just before each runs, and take them back after.
-
-    A pass over a model that does not fit into memory. What has at most `resident` weights, and what is no plain layer,
-    is loaded for good: such parameters may be used outside their module's own forward (query tokens, tables).
-    """
-    most, hooks = RESIDENT if resident is None else resident, []
-    for path, module in model.named_modules():
-        own = list(module.named_parameters(recurse=False))
-        if not own:
-            continue
-        prefix = f"{path}." if path else ""
-        large = max(p.numel() for _, p in own) > most
-        if large and isinstance(module, (nn.Linear, nn.Conv2d)):
-
-            def fetch(module: nn.Module, inputs: object, prefix: str = prefix) -> None:
-                for name, _ in list(module.named_parameters(recurse=False)):
-                    stored = store.read(prefix + name)
-                    weight = as_float(stored)
-                    # Of float32 that is the mapped file itself, and every page that is written into would stay.
-                    weight = weight.clone() if weight is stored else weight
-                    setattr(module, name, nn.Parameter(weight, requires_grad=False))
-
-            def release(module: nn.Module, inputs: object, output: object) -> None:
-                for name, parameter in list(module.named_parameters(recurse=False)):
-                    setattr(module, name, nn.Parameter(parameter.to("meta"), requires_grad=False))
-
-            hooks.append(module.register_forward_pre_hook(fetch))
-            hooks.append(module.register_forward_hook(release))
-        else:
-            for name, _ in own:
-                setattr(module, name, nn.Parameter(as_float(store.read(prefix + name)), requires_grad=False))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()

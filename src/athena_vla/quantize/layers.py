@@ -1,0 +1,130 @@
+"""The layers of a bundle to quantise, those that are lifted to 8 bits, and the codes of each."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from athena_vla.bundle import Bundle
+from athena_vla.embodiment import Observation
+from athena_vla.errors import UnknownName
+from athena_vla.models.packed import Packed
+from athena_vla.models.store import StoreWriter, TensorStore, as_float
+from athena_vla.progress import Progress
+from athena_vla.quantize import choose, codes
+from athena_vla.quantize.calibrate import quantize_in_order, second_moment, used_in
+from athena_vla.quantize.choose import Layer
+from athena_vla.quantize.config import QuantizeConfig
+from athena_vla.quantize.parts import Parts
+from athena_vla.quantize.sensitivity import ROWS, filled, sampled, sensitivities
+from athena_vla.streaming import is_large, opened
+
+
+def plan_layers(config: QuantizeConfig, source: Bundle, store: TensorStore) -> list[Layer]:
+    """The layers to quantise in the order they run, before any is lifted. Raises `UnknownName`."""
+    skeleton = source.skeleton().eval()
+    graphs = (*config.graphs, *(("vision",) if config.vision_bits == 8 else ()))
+    heads = tuple(f"{h}." for h in skeleton.head_modules())
+    order = {
+        name: graph
+        for name, graph in used_in(skeleton, graphs).items()
+        if not name.startswith(heads) and name.removesuffix(".weight").rpartition(".")[2] not in config.keep
+    }
+    if not order:
+        known = sorted({g.name for g in skeleton.graphs()})
+        raise UnknownName("graph with linear layers", ", ".join(graphs), known)
+    shapes = {name: store.shape(name) for name in order}
+    return [
+        choose.first_choice(
+            name, graph, (shapes[name][0], shapes[name][1]), 8 if graph == "vision" else config.bits, config.group
+        )
+        for name, graph in order.items()
+    ]
+
+
+def lift(
+    config: QuantizeConfig,
+    source: Bundle,
+    layers: list[Layer],
+    calibration: Sequence[Observation],
+    parts: Parts,
+    progress: Progress,
+) -> list[Layer]:
+    """Measure the action error of layers, and lift the worst to 8 bits within the budget."""
+    large = is_large(source.store())
+    shown = calibration[: 1 if large else ROWS]
+    # Of a large model only those that can be lifted: every layer costs a pass.
+    asked = sampled([x for x in layers if x.bits == 4], config.sensitivity_every) if large else layers
+    known = parts.sensitivities()
+
+    def report(new: Mapping[str, float]) -> None:
+        parts.measured(new)
+        known.update(new)
+        progress(len(known), len(asked), "measuring layers")
+
+    with opened(source) as policy:
+        sensitivities(policy, shown, [x for x in asked if x.name not in known], report)
+    found = filled(layers, known)
+    layers = [dataclasses.replace(x, sensitivity_rad=found.get(x.name), measured=x.name in known) for x in layers]
+    return choose.lift_worst(layers, config.budget_bits)
+
+
+@dataclass
+class Ledger:
+    """Finished layers: written, kept for a run that goes on after an interruption, and shown."""
+
+    parts: Parts
+    writer: StoreWriter
+    total: int
+    progress: Progress
+    errors: dict[str, float] = field(default_factory=dict)  # relative, of the layer's own output
+
+    def settle(self, layer: Layer, compute: Callable[[], tuple[Packed, float]]) -> Packed:
+        """The layer's codes: those of an earlier run, or computed now."""
+        found = self.parts.codes(layer.name)
+        if found is None:
+            found = compute()
+            self.parts.finished(layer.name, *found)
+        packed, self.errors[layer.name] = found
+        self.writer.add(layer.name, packed)
+        self.progress(len(self.errors), self.total, "quantising layers")
+        return packed
+
+
+def choose_codes(
+    config: QuantizeConfig, source: Bundle, layers: list[Layer], calibration: Sequence[Observation], ledger: Ledger
+) -> list[Layer]:
+    """The codes of every layer into the ledger; the layers with the error they cost."""
+    store = source.store()
+    large = is_large(store)
+    plan = {x.name: x for x in layers}
+
+    def on_inputs(name: str, weight: Tensor, inputs: Tensor) -> Packed:
+        layer = plan[name]
+
+        def compute() -> tuple[Packed, float]:
+            moment = second_moment(inputs)
+            if config.method == "gptq":
+                packed = codes.compensated(weight, layer.bits, layer.group, moment)
+            elif config.method == "clip":
+                packed = codes.clipped(weight, layer.bits, layer.group, moment.diagonal())
+            else:
+                packed = codes.nearest(weight, layer.bits, layer.group)
+            return packed, codes.output_error(weight, packed, moment)
+
+        return ledger.settle(layer, compute)
+
+    def alone(layer: Layer) -> tuple[Packed, float]:
+        weight = as_float(store.read(layer.name))
+        packed = codes.nearest(weight, layer.bits, layer.group)
+        # Of white inputs: none are shown.
+        return packed, float((packed.dequantize() - weight).norm() / weight.norm().clamp_min(1e-12))
+
+    if large and config.method == "nearest":  # weight by weight, no pass over frames
+        for layer in layers:
+            ledger.settle(layer, lambda layer=layer: alone(layer))
+    else:
+        with opened(source) as policy:
+            quantize_in_order(policy, calibration, list(plan), on_inputs)
+    return [dataclasses.replace(x, output_error=ledger.errors[x.name]) for x in layers]
