@@ -71,20 +71,23 @@ def test_the_row_kernel_multiplies_what_the_file_holds(tmp_path, flags, bits, co
     """16-bit activations: two orders nearer to the stored numbers than bfloat16, on every machine's path."""
     library = row_kernel.build(tmp_path, flags)
     assert library is not None
-    multiply = row_kernel.bind(library)
-    assert multiply is not None
-    weight = random_weight(37, columns, group, bits)
-    codes = packed.store("w", weight)["w" + packed.CODES[bits]]
-    x = torch.randn(3, columns, generator=torch.Generator().manual_seed(1))
+    kernel = row_kernel.bind(library)
+    assert kernel is not None
+    weight = random_weight(137, columns, group, bits)
+    multiply = kernel(packed.store("w", weight)["w" + packed.CODES[bits]], weight.scales, bits)
+    x = torch.randn(3, columns, generator=torch.Generator().manual_seed(1)).bfloat16()
     x[1] *= 1e-6
     x[2, :128] = 0
-    y, expected = multiply(x, codes, weight.scales, bits), x.double() @ weight.dequantize().double().T
+    y, expected = multiply(x), x.double() @ weight.dequantize().double().T
     assert float(((y - expected).norm(dim=1) / expected.norm(dim=1)).max()) < 1e-4
-    extreme = torch.zeros(4, columns)
-    extreme[0, 0], extreme[1, 5], extreme[2, columns - 1] = torch.nan, torch.inf, 1e-42
-    answers = multiply(extreme, codes, weight.scales, bits)
+    extreme = torch.zeros(5, columns).bfloat16()
+    extreme[0, 0], extreme[1, 5], extreme[2, columns - 1] = torch.nan, torch.inf, 1e-38
+    extreme[3, 7] = 1e37
+    answers, largest = multiply(extreme), weight.dequantize()[:, 7].double() * float(extreme[3, 7])
     assert bool(answers[:2].isnan().all()), "a number that is none is not hidden"
-    assert float(answers[2:].abs().max()) < 1e-38
+    assert float(answers[2].abs().max()) < 1e-36
+    assert torch.allclose(answers[3].double(), largest, rtol=1e-4)
+    assert float(answers[4].abs().max()) == 0
 
 
 @needs_compiler

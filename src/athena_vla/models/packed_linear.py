@@ -4,6 +4,7 @@ Nothing is repacked when a model is opened, so the first pass of a 7B model star
 file. Unpacking a weight pays for many rows; a few, as in decoding, go through a compiled kernel. Knows no families.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -67,20 +68,18 @@ class PackedLinear(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, self.in_features)
-        y = self._few(rows) if len(rows) <= FEW else None
-        if y is None:
-            y = self._many(rows.to(torch.bfloat16))
+        rows = x.reshape(-1, self.in_features).to(torch.bfloat16)
+        few = self._few if len(rows) <= FEW else None
+        y = few(rows).to(torch.bfloat16) if few else self._many(rows)
         if self.bias is not None:
             y += self.bias
         return y.reshape(*x.shape[:-1], self.out_features)
 
-    def _few(self, rows: Tensor) -> Tensor | None:
-        """Through the kernel; None where there is none for this weight."""
-        if not row_kernel.fits(self.in_features, self.scales.shape[1]):
-            return None
-        multiply = row_kernel.kernel()
-        return multiply and multiply(rows, self.codes, self.scales, self.bits).to(torch.bfloat16)
+    @functools.cached_property
+    def _few(self) -> row_kernel.Multiply | None:
+        """The kernel on this weight; None where there is none for it."""
+        kernel = row_kernel.kernel() if row_kernel.fits(self.in_features, self.scales.shape[1]) else None
+        return kernel and kernel(self.codes, self.scales, self.bits)
 
     def _many(self, rows: Tensor) -> Tensor:
         if self.bits == 4:

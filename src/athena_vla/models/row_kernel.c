@@ -20,24 +20,34 @@ typedef struct {
   float *steps;       /* [blocks] */
 } Row;
 
-static void split(const float *x, ptrdiff_t blocks, int bits, Row row) {
+static inline float number(uint32_t bits) {
+  union { uint32_t bits; float number; } both = {bits};
+  return both.number;
+}
+
+/* x in bfloat16: the upper half of a float's bits, by which sizes can be compared too. */
+static void split(const uint16_t *x, ptrdiff_t blocks, int bits, Row row) {
   for (ptrdiff_t b = 0; b < blocks; b++, x += BLOCK) {
-    float top = 0, sum = 0;
+    uint16_t top = 0;
     for (int k = 0; k < BLOCK; k++) {
-      float size = fabsf(x[k]);
+      uint16_t size = x[k] & 0x7fff;
       top = size > top ? size : top;
-      sum += size;
     }
-    row.steps[b] = isfinite(sum) ? top / TOP : NAN; /* a number that is none makes the answer one */
-    float inverse = row.steps[b] > 1e-35f ? 1 / row.steps[b] : 0; /* the inverse of less may be infinite */
-    int32_t total = 0;
+    /* What is no finite number makes the answer none; of what is smaller than 1e-35 the inverse might be infinite. */
+    float step = number((uint32_t)top << 16) / TOP, inverse = 0;
+    row.steps[b] = top < 0x7f80 ? step : NAN;
+    if (top < 0x7f80 && step > 1e-35f) inverse = 1 / step;
+    int32_t values[BLOCK], total = 0;
     for (int k = 0; k < BLOCK; k++) {
-      int32_t value = inverse > 0 ? (int32_t)lrintf(x[k] * inverse) : 0;
-      int32_t high = (value + 128) >> 8;
+      float scaled = top < 0x7f80 ? number((uint32_t)x[k] << 16) * inverse : 0;
+      values[k] = (int32_t)rintf(scaled);
+      total += values[k];
+    }
+    for (int k = 0; k < BLOCK; k++) {
+      int32_t high = (values[k] + 128) >> 8;
       ptrdiff_t place = b * BLOCK + (bits == 4 ? k % 2 * HALF + k / 2 : k);
       row.high[place] = (int8_t)high;
-      row.low[place] = (int8_t)(value - high * 256);
-      total += value;
+      row.low[place] = (int8_t)(values[k] - high * 256);
     }
     row.start[b] = -(bits == 4 ? 8 : 128) * total;
   }
@@ -111,7 +121,7 @@ static inline __attribute__((always_inline)) void outputs(const Row row, const u
                                                           ptrdiff_t groups, float *out, int threads) {
   const ptrdiff_t bytes = BLOCK * bits / 8, per_group = blocks / groups;
   (void)threads;
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 64)
   for (ptrdiff_t n = 0; n < count; n++) {
     const uint8_t *place = codes + n * blocks * bytes;
     float wide[groups], weights[blocks];
@@ -137,9 +147,9 @@ static inline __attribute__((always_inline)) void outputs(const Row row, const u
   }
 }
 
-/* x [rows, columns], codes [count, columns * bits / 8], scales [count, groups] fp16, out [rows, count]; columns are a
+/* x [rows, columns] bfloat16, codes [count, columns * bits / 8], scales [count, groups] fp16, out [rows, count]; columns are a
    multiple of 128 * groups. Nonzero where there is no memory for one row. */
-int multiply(const float *x, ptrdiff_t rows, const uint8_t *codes, const uint16_t *scales, int bits, ptrdiff_t count,
+int multiply(const uint16_t *x, ptrdiff_t rows, const uint8_t *codes, const uint16_t *scales, int bits, ptrdiff_t count,
              ptrdiff_t columns, ptrdiff_t groups, float *out, int threads) {
   const ptrdiff_t blocks = columns / BLOCK;
   char *memory = malloc(blocks * (sizeof(float) + sizeof(int32_t) + 2 * BLOCK));

@@ -16,22 +16,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from athena_vla.errors import ModelError
 
 SOURCE = Path(__file__).with_suffix(".c")
-FLAGS = ("-O3", "-march=native", "-shared", "-fPIC")
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 BLOCK = 128  # inputs that share a step of the activations
 SECONDS = 60.0  # a compiler may take
 
-# multiply(x [rows, in] float32, codes, scales [out, groups] fp16, bits) -> [rows, out] float32
-Multiply = Callable[[Float[Tensor, "rows in"], Tensor, Tensor, int], Float[Tensor, "rows out"]]
+Multiply = Callable[[Tensor], Tensor]  # x [rows, in] bfloat16 -> [rows, out] float32
+Kernel = Callable[[Tensor, Tensor, int], Multiply]  # codes, scales [out, groups] fp16, bits -> for this weight
 
 
 @functools.cache
-def kernel() -> Multiply | None:
+def kernel() -> Kernel | None:
     """The kernel for this machine; None where it cannot be built."""
     for extra in (("-fopenmp",), ()):
         library = build(cache_folder(), extra)
@@ -75,7 +74,7 @@ def build(folder: Path, extra: Sequence[str] = ()) -> Path | None:
     return target
 
 
-def bind(library: Path) -> Multiply | None:
+def bind(library: Path) -> Kernel | None:
     """The function of a compiled library; None where it cannot be loaded."""
     try:
         function = ctypes.CDLL(str(library)).multiply
@@ -85,20 +84,27 @@ def bind(library: Path) -> Multiply | None:
     function.argtypes = [place, size, place, place, ctypes.c_int, size, size, size, place, ctypes.c_int]
     function.restype = ctypes.c_int
 
-    def multiply(x: Tensor, codes: Tensor, scales: Tensor, bits: int) -> Tensor:
-        rows, columns = x.shape
+    def of_weight(codes: Tensor, scales: Tensor, bits: int) -> Multiply:
         count, groups = scales.shape
-        assert fits(columns, groups), "asked before"
-        assert codes.nbytes == count * columns * bits // 8
-        x, out = x.float().contiguous(), torch.empty(rows, count)
+        columns = codes.nbytes // count * 8 // bits
         assert codes.is_contiguous()
         assert scales.is_contiguous()
-        places = (x.data_ptr(), rows, codes.data_ptr(), scales.data_ptr(), bits, count, columns, groups, out.data_ptr())
-        if function(*places, torch.get_num_threads()):
-            raise ModelError(f"There is no memory left for a row of {columns} numbers.")
-        return out
+        assert scales.dtype == torch.float16
+        assert fits(columns, groups)
+        sizes = (bits, count, columns, groups)
 
-    return multiply
+        def multiply(x: Tensor) -> Tensor:
+            assert x.shape[1] == columns
+            assert x.dtype == torch.bfloat16
+            x, out = x.contiguous(), torch.empty(len(x), count)
+            weight = (codes.data_ptr(), scales.data_ptr(), *sizes)  # asked here, so that the tensors are kept
+            if function(x.data_ptr(), len(x), *weight, out.data_ptr(), torch.get_num_threads()):
+                raise ModelError(f"There is no memory left for a row of {columns} numbers.")
+            return out
+
+        return multiply
+
+    return of_weight
 
 
 def _processor() -> str:
