@@ -59,7 +59,7 @@ def released() -> costs.Cost:
     return costs.count(sizes.weightless("openvla", sizes.full_size("openvla", action_dim=7, state_dim=0)))
 
 
-@pytest.mark.parametrize("part", ["chunk:packed", "chunk:onnxruntime", "tokens:onnxruntime"])
+@pytest.mark.parametrize("part", ["chunk:packed", "chunk:onnxruntime", "tokens:packed", "tokens:onnxruntime"])
 def test_our_own_measurements_lie_in_the_interval(part) -> None:
     """The 7B policies on two CPU cores: every stage of every engine we measured, from two probes of the machine."""
     record = json.loads(MEASURED.read_text())

@@ -140,8 +140,9 @@ DEVICES: dict[str, Device] = {
 def measured_cpu(bandwidth_gbs: float, tflops: float, memory_gb: float) -> Device:
     """A processor from two probes of it: the best read bandwidth, and the best bfloat16 matrix product.
 
-    The shares are those of int4 decoders on two kinds of server core, two each (the lowest: virtual cores of one
-    physical core, where 4-bit kernels are bound by arithmetic before memory is, and kernels without matrix units).
+    The shares are those of int4 decoders on two kinds of server core, two each, so they are fitted and no prediction of
+    these. The lowest: virtual cores shared with others, in whole steps with all that is not weights, and kernels
+    without matrix units.
     """
     return Device(
         "cpu",
@@ -151,7 +152,7 @@ def measured_cpu(bandwidth_gbs: float, tflops: float, memory_gb: float) -> Devic
         bandwidth_gbs=bandwidth_gbs,
         fp16_tflops=tflops,
         int8_tops=tflops,
-        bandwidth_share=(0.40, 0.90),
+        bandwidth_share=(0.35, 0.90),
         compute_share=(0.25, 0.95),
         formats=("int8", "int4"),
         sm=0,
