@@ -57,7 +57,9 @@ def main() -> None:
         options.out.write_text(json.dumps(parts, indent=1, sort_keys=True))
         return
     store = TensorStore(options.checkpoint) if options.checkpoint else None
+    before = json.loads(options.out.read_text()) if options.out.is_file() else {}
     report: dict[str, Any] = {
+        **({"whole": before["whole"]} if "whole" in before else {}),
         "kind": "measured_here",
         "what": "one decoder block of openvla-7b's shapes, groups of 128; CPU seconds, so other processes count little",
         "command": sys.argv,
@@ -113,6 +115,7 @@ def whole(work: Path, checkpoint: Path | None, threads: int, *, small: bool) -> 
     if not base.exists():
         read = seven_b.of_checkpoint(None if small else checkpoint)
         seven_b.write_bundle(base, "chunk", small, read, "base", {}, FRAMES)
+    resumed = bool(list(work.glob(".gptq-chunk.partial*")))  # then the times are of the rest
     start = last = time.process_time()
 
     def progress(done: int, total: int, what: str) -> None:
@@ -130,6 +133,7 @@ def whole(work: Path, checkpoint: Path | None, threads: int, *, small: bool) -> 
         "what": "random weights in openvla-7b's shapes, so the errors mean nothing; times and memory do",
         "threads": threads,
         "calibration_frames": FRAMES,
+        "resumed": resumed,
         "layers": made.layers,
         "layers_measured": len(spread),
         "lifted_to_8_bits": made.lifted,

@@ -69,21 +69,24 @@ needs_compiler = pytest.mark.skipif(row_kernel.kernel() is None, reason="no C co
 )
 def test_the_row_kernel_multiplies_what_the_file_holds(tmp_path, flags, bits, columns, group) -> None:
     """16-bit activations: two orders nearer to the stored numbers than bfloat16, on every machine's path."""
-    library = row_kernel.build(tmp_path, flags)
+    library = row_kernel.build(tmp_path, row_kernel.compilers()[0], flags)
     assert library is not None
     kernel = row_kernel.bind(library)
     assert kernel is not None
     weight = random_weight(137, columns, group, bits)
-    multiply = kernel(packed.store("w", weight)["w" + packed.CODES[bits]], weight.scales, bits)
+    codes = packed.store("w", weight)["w" + packed.CODES[bits]]
     x = torch.randn(3, columns, generator=torch.Generator().manual_seed(1)).bfloat16()
     x[1] *= 1e-6
     x[2, :128] = 0
-    y, expected = multiply(x), x.double() @ weight.dequantize().double().T
+    y, expected = kernel(x, codes, weight.scales, bits), x.double() @ weight.dequantize().double().T
     assert float(((y - expected).norm(dim=1) / expected.norm(dim=1)).max()) < 1e-4
     extreme = torch.zeros(5, columns).bfloat16()
     extreme[0, 0], extreme[1, 5], extreme[2, columns - 1] = torch.nan, torch.inf, 1e-38
     extreme[3, 7] = 1e37
-    answers, largest = multiply(extreme), weight.dequantize()[:, 7].double() * float(extreme[3, 7])
+    answers, largest = (
+        kernel(extreme, codes, weight.scales, bits),
+        weight.dequantize()[:, 7].double() * float(extreme[3, 7]),
+    )
     assert bool(answers[:2].isnan().all()), "a number that is none is not hidden"
     assert float(answers[2].abs().max()) < 1e-36
     assert torch.allclose(answers[3].double(), largest, rtol=1e-4)
@@ -104,18 +107,52 @@ def test_a_row_alone_is_the_row_among_many() -> None:
 
 def test_without_a_compiler_weights_are_unpacked(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert row_kernel.build(tmp_path) is None
+    assert row_kernel.compilers() == []
     broken = tmp_path / "cc"
     broken.write_text("#!/bin/sh\nexit 1\n")
     broken.chmod(0o755)
-    assert row_kernel.build(tmp_path / "cache") is None
+    monkeypatch.setenv("CC", str(broken))
+    (tmp_path / "cache").mkdir()
+    assert row_kernel.build(tmp_path / "cache", str(broken)) is None
     assert not list((tmp_path / "cache").glob("*")), "nothing half-written is left"
-    (tmp_path / "empty.so").write_bytes(b"no library")
-    assert row_kernel.bind(tmp_path / "empty.so") is None
-    monkeypatch.setattr(row_kernel, "kernel", lambda: None)
-    weight, x = random_weight(9, 256, 128, 4), torch.randn(1, 256)
-    expected = F.linear(x.double(), weight.dequantize().double())
-    assert float((layer(weight)(x) - expected).norm() / expected.norm()) < 5e-3
+    row_kernel.kernel.cache_clear()
+    try:
+        assert row_kernel.kernel() is None
+        weight, x = random_weight(9, 256, 128, 4), torch.randn(1, 256)
+        expected = F.linear(x.double(), weight.dequantize().double())
+        assert float((layer(weight)(x) - expected).norm() / expected.norm()) < 5e-3
+    finally:
+        row_kernel.kernel.cache_clear()
+
+
+@needs_compiler
+def test_a_spoiled_cache_costs_a_compilation(tmp_path, monkeypatch) -> None:
+    """A library that was cut off is made anew; without a cache of one's own it is built in a private place."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    try:
+        row_kernel.kernel.cache_clear()
+        assert row_kernel.kernel() is not None
+        (library,) = (tmp_path / "athena_vla").glob("*.so")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second"))
+        spoiled = tmp_path / "second" / "athena_vla" / library.name
+        spoiled.parent.mkdir(parents=True)
+        spoiled.write_bytes(b"")
+        row_kernel.kernel.cache_clear()
+        assert row_kernel.kernel() is not None
+        assert spoiled.stat().st_size == library.stat().st_size
+        spoiled.parent.chmod(0o777)
+        assert row_kernel.cache_folder() is None, "others could put a library there"
+        row_kernel.kernel.cache_clear()
+        assert row_kernel.kernel() is not None
+        monkeypatch.delenv("XDG_CACHE_HOME")
+
+        def homeless() -> Path:
+            raise RuntimeError("Could not determine home directory.")
+
+        monkeypatch.setattr(Path, "home", homeless)
+        assert row_kernel.cache_folder() is None
+    finally:
+        row_kernel.kernel.cache_clear()
 
 
 def test_codes_at_an_odd_place_of_a_file_are_still_read() -> None:

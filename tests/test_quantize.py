@@ -303,12 +303,13 @@ def test_an_interrupted_run_goes_on_where_it_was(base, tmp_path, monkeypatch) ->
             quantize(config)
         assert not (tmp_path / "q").exists()
         limits[name] = 1000
-    journal = tmp_path / ".q.partial" / "sensitivities.jsonl"
+    (partial,) = tmp_path.glob(".q.partial-*")
+    journal = partial / "sensitivities.jsonl"
     journal.write_text(journal.read_text() + '\n{"cut')
     quantize(config)
     layers = Bundle.open(tmp_path / "q").manifest.stage_info["layers"]
     assert counts == {"nearest": len(layers), "compensated": len(layers)}
-    assert not (tmp_path / ".q.partial").exists()
+    assert not list(tmp_path.glob(".q.partial-*"))
     quantize(QuantizeConfig(base.path, tmp_path / "whole"))
     a, b = (Bundle.open(tmp_path / n).manifest.files["weights/model.safetensors"] for n in ("q", "whole"))
     assert a == b
@@ -316,14 +317,36 @@ def test_an_interrupted_run_goes_on_where_it_was(base, tmp_path, monkeypatch) ->
 
 def test_finished_layers_of_other_settings_are_not_taken(base, tmp_path) -> None:
     weight = Packed(torch.zeros(2, 32, dtype=torch.int8), torch.ones(2, 1).half(), 4)
-    Parts(tmp_path / "q", "one").finished("w", weight, 0.25)
-    again = Parts(tmp_path / "q", "one")
-    found = again.codes("w")
-    assert found is not None
-    assert torch.equal(found[0].codes, weight.codes)
-    assert found[1] == 0.25
-    assert again.codes("v") is None
-    assert Parts(tmp_path / "q", "two").codes("w") is None
+    with Parts(tmp_path / "q", "one") as parts:
+        parts.finished("w", weight, 0.25)
+        with pytest.raises(BundleError, match="Another process is quantising"):
+            Parts(tmp_path / "q", "one")
+    with Parts(tmp_path / "q", "one") as again:
+        found = again.codes("w")
+        assert found is not None
+        assert torch.equal(found[0].codes, weight.codes)
+        assert found[1] == 0.25
+        assert again.codes("v") is None
+        (again.folder / "cut.safetensors").write_bytes(b"")
+        assert again.codes("cut") is None
+        with Parts(tmp_path / "q", "two") as other:
+            assert other.codes("w") is None
+        other.remove()
+        assert again.codes("w") is not None, "what another process works on stays"
+        assert not other.folder.exists()
+    again.remove()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mistyped_option_costs_no_finished_layer(base, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("athena_vla.quantize.layers.quantize_in_order", lambda *words: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        quantize(QuantizeConfig(base.path, tmp_path / "q"))
+    (partial,) = tmp_path.glob(".q.partial-*")
+    for wrong in ({"graphs": ("langauge",)}, {"budget_bits": 6.0}):
+        with pytest.raises((UnknownName, ZeroDivisionError)):
+            quantize(QuantizeConfig(base.path, tmp_path / "q", **cast(Any, wrong)))
+        assert (partial / "sensitivities.jsonl").is_file()
 
 
 MEASURED = """

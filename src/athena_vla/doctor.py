@@ -109,7 +109,7 @@ def doctor(config: DoctorConfig) -> DoctorReport:
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # the work is in subprocesses
         checks += pool.map(lambda item: package(*item, config.timeout), PROBES.items())
     checks.append(renderer(config.timeout))
-    checks += [compiler(), browser()]
+    checks += [row_kernel(config.timeout), browser()]
     return DoctorReport(tuple(checks))
 
 
@@ -192,11 +192,11 @@ def renderer(timeout: float) -> Check:
     return Check("renderer", "ok", f"ray caster{also}")
 
 
-def compiler() -> Check:
-    """Of the row kernel of large packed models; nothing else needs one."""
-    found = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
-    without = "none; 4-bit models decode slowly on a CPU without an export (apt-get install gcc)"
-    return Check("C compiler", "info", found or without)
+def row_kernel(timeout: float) -> Check:
+    """Of large packed models on a CPU; a C compiler builds it at its first use."""
+    without = "none: a 4-bit model decodes slowly on a CPU unless it is exported (apt-get install gcc)"
+    probe = "from athena_vla.models.row_kernel import kernel; raise SystemExit(kernel() is None)"
+    return Check("row kernel", "info", "compiles and loads" if works(probe, timeout) else without)
 
 
 def browser() -> Check:

@@ -4,6 +4,7 @@ The word Jetson appears only where the device tree says so.
 """
 
 import resource
+import sys
 from pathlib import Path
 
 DEVICE_TREE = Path("/proc/device-tree/model")
@@ -29,6 +30,7 @@ def peak_resident_gb() -> float:
     """[GB] largest resident memory of this process so far; `ru_maxrss` would carry over the parent's."""
     try:
         line = next(x for x in STATUS.read_text().splitlines() if x.startswith("VmHWM"))
-    except OSError:  # not Linux
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _KIB
+    except (OSError, StopIteration):  # not Linux, or not all of it
+        unit = 1e-9 if sys.platform == "darwin" else _KIB
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return int(line.split()[1]) * _KIB

@@ -4,7 +4,6 @@ Nothing is repacked when a model is opened, so the first pass of a 7B model star
 file. Unpacking a weight pays for many rows; a few, as in decoding, go through a compiled kernel. Knows no families.
 """
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,6 +55,7 @@ class PackedLinear(nn.Module):
         self.out_features = codes.shape[0]
         self.in_features = codes.shape[1] * (2 if bits == 4 else 1)
         self.group = self.in_features // scales.shape[1]
+        self.fits = row_kernel.fits(self.in_features, scales.shape[1])
         self.scratch = scratch
         if bits == 4:
             if self.group % PLANES:
@@ -69,17 +69,11 @@ class PackedLinear(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features).to(torch.bfloat16)
-        few = self._few if len(rows) <= FEW else None
-        y = few(rows).to(torch.bfloat16) if few else self._many(rows)
+        kernel = row_kernel.kernel() if self.fits and len(rows) <= FEW else None
+        y = kernel(rows, self.codes, self.scales, self.bits).to(torch.bfloat16) if kernel else self._many(rows)
         if self.bias is not None:
             y += self.bias
         return y.reshape(*x.shape[:-1], self.out_features)
-
-    @functools.cached_property
-    def _few(self) -> row_kernel.Multiply | None:
-        """The kernel on this weight; None where there is none for it."""
-        kernel = row_kernel.kernel() if row_kernel.fits(self.in_features, self.scales.shape[1]) else None
-        return kernel and kernel(self.codes, self.scales, self.bits)
 
     def _many(self, rows: Tensor) -> Tensor:
         if self.bits == 4:

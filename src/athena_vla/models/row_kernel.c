@@ -108,10 +108,11 @@ static inline Sum zero(void) { return 0; }
 
 static inline float reduce(Sum a, Sum b) { return a + b; }
 
+/* fp16 to float without a type for it, which older compilers lack: exponents differ by 112. */
 static inline void widen(const uint16_t *scales, ptrdiff_t count, float *out) {
   for (ptrdiff_t g = 0; g < count; g++) {
-    union { uint16_t bits; _Float16 number; } scale = {scales[g]};
-    out[g] = (float)scale.number;
+    float size = number((uint32_t)(scales[g] & 0x7fff) << 13) * 0x1p112f;
+    out[g] = scales[g] & 0x8000 ? -size : size;
   }
 }
 #endif

@@ -25,17 +25,24 @@ FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shar
 BLOCK = 128  # inputs that share a step of the activations
 SECONDS = 60.0  # a compiler may take
 
-Multiply = Callable[[Tensor], Tensor]  # x [rows, in] bfloat16 -> [rows, out] float32
-Kernel = Callable[[Tensor, Tensor, int], Multiply]  # codes, scales [out, groups] fp16, bits -> for this weight
+# (x [rows, in] bfloat16, codes, scales [out, groups] fp16, bits) -> [rows, out] float32
+Kernel = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
 @functools.cache
 def kernel() -> Kernel | None:
     """The kernel for this machine; None where it cannot be built."""
-    for extra in (("-fopenmp",), ()):
-        library = build(cache_folder(), extra)
-        if library is not None:
-            return bind(library)
+    with tempfile.TemporaryDirectory() as private:
+        # A loaded library stays loaded when its file goes: where the cache is not to be had, it is built every time.
+        for folder in (*filter(None, [cache_folder()]), Path(private)):
+            for threads in (("-fopenmp",), ()):
+                for compiler in (c for c in compilers() for _ in range(2)):
+                    library = build(folder, compiler, threads)
+                    found = library and bind(library)
+                    if found:
+                        return found
+                    if library:  # cut off, or made where other libraries are: made anew
+                        library.unlink(missing_ok=True)
     return None
 
 
@@ -44,24 +51,33 @@ def fits(columns: int, groups: int) -> bool:
     return columns % (BLOCK * groups) == 0
 
 
-def cache_folder() -> Path:
-    """Where compiled code is kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "athena_vla"
+def compilers() -> list[str]:
+    """The C compilers of this machine, the one that the environment names first."""
+    found = (shutil.which(name) for name in (os.environ.get("CC") or "cc", "cc", "gcc", "clang"))
+    return list(dict.fromkeys(filter(None, found)))
 
 
-def build(folder: Path, extra: Sequence[str] = ()) -> Path | None:
-    """The shared library in `folder`, compiled unless it is there; None without a compiler that takes the source."""
-    compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        return None
-    source, flags = SOURCE.read_bytes(), (*FLAGS, *extra)
-    # `native` means another thing on another processor, and homes are shared between machines.
-    key = hashlib.sha256(source + repr((compiler, flags, _processor())).encode()).hexdigest()[:16]
-    target = folder / f"row_kernel-{key}.so"
+def cache_folder() -> Path | None:
+    """The folder for compiled code in the user's cache; None where there is none that only the user can write to."""
     try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or "")
+        folder = (base if base.is_absolute() else Path.home() / ".cache") / "athena_vla"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        facts = folder.stat()
+    except (OSError, RuntimeError):  # no home at all is a RuntimeError
+        return None
+    return folder if facts.st_uid == os.getuid() and not facts.st_mode & 0o022 else None
+
+
+def build(folder: Path, compiler: str, extra: Sequence[str] = ()) -> Path | None:
+    """The shared library in `folder`, compiled unless it is there; None where that fails."""
+    flags = (*FLAGS, *extra)
+    try:
+        # `native` means another thing on another processor, and homes are shared between machines.
+        key = hashlib.sha256(SOURCE.read_bytes() + repr((compiler, flags, _processor())).encode()).hexdigest()[:16]
+        target = folder / f"row_kernel-{key}.so"
         if target.is_file():
             return target
-        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as work:
             made = Path(work) / target.name
             command = [compiler, *flags, "-o", str(made), str(SOURCE), "-lm"]
@@ -84,27 +100,20 @@ def bind(library: Path) -> Kernel | None:
     function.argtypes = [place, size, place, place, ctypes.c_int, size, size, size, place, ctypes.c_int]
     function.restype = ctypes.c_int
 
-    def of_weight(codes: Tensor, scales: Tensor, bits: int) -> Multiply:
-        count, groups = scales.shape
-        columns = codes.nbytes // count * 8 // bits
+    def multiply(x: Tensor, codes: Tensor, scales: Tensor, bits: int) -> Tensor:
+        (rows, columns), (count, groups) = x.shape, scales.shape
+        assert (x.dtype, scales.dtype) == (torch.bfloat16, torch.float16)
+        assert codes.nbytes == count * columns * bits // 8
         assert codes.is_contiguous()
         assert scales.is_contiguous()
-        assert scales.dtype == torch.float16
         assert fits(columns, groups)
-        sizes = (bits, count, columns, groups)
+        x, out = x.contiguous(), torch.empty(rows, count)
+        weight = (codes.data_ptr(), scales.data_ptr(), bits, count, columns, groups)
+        if function(x.data_ptr(), rows, *weight, out.data_ptr(), torch.get_num_threads()):
+            raise ModelError(f"There is no memory left for a row of {columns} numbers.")
+        return out
 
-        def multiply(x: Tensor) -> Tensor:
-            assert x.shape[1] == columns
-            assert x.dtype == torch.bfloat16
-            x, out = x.contiguous(), torch.empty(len(x), count)
-            weight = (codes.data_ptr(), scales.data_ptr(), *sizes)  # asked here, so that the tensors are kept
-            if function(x.data_ptr(), len(x), *weight, out.data_ptr(), torch.get_num_threads()):
-                raise ModelError(f"There is no memory left for a row of {columns} numbers.")
-            return out
-
-        return multiply
-
-    return of_weight
+    return multiply
 
 
 def _processor() -> str:

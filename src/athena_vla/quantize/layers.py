@@ -83,7 +83,7 @@ class Ledger:
     def settle(self, layer: Layer, compute: Callable[[], tuple[Packed, float]]) -> Packed:
         """The layer's codes: those of an earlier run, or computed now."""
         found = self.parts.codes(layer.name)
-        if found is None:
+        if found is None or (found[0].bits, found[0].group, found[0].shape) != (layer.bits, layer.group, layer.shape):
             found = compute()
             self.parts.finished(layer.name, *found)
         packed, self.errors[layer.name] = found

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from athena_vla.embodiment import Observation
+from athena_vla.errors import ModelError
 from athena_vla.models.architecture import Run, Tensors
 from athena_vla.models.packed import Packed
 from athena_vla.policy import Policy
@@ -72,7 +73,10 @@ def rounded(model: nn.Module, layers: Sequence[Layer]) -> Iterator[None]:
             chosen: list[Packed] = chosen,
         ) -> None:
             size, rest = divmod(len(output), len(layers))
-            assert rest == 0, f"{layer.name} runs on {len(output)} rows for {len(layers)} parts"
+            if rest:
+                raise ModelError(
+                    f"'{layer.name}' runs on {len(output)} rows, of which {len(layers)} copies have no equal part."
+                )
             if not chosen:
                 chosen.append(nearest(module.weight.detach().float(), layer.bits, layer.group))
             mine = slice(part * size, (part + 1) * size)

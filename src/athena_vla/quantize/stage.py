@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from athena_vla import __version__
 from athena_vla import bundle as bundles
 from athena_vla.bundle import Bundle
 from athena_vla.data.dataset import Dataset
@@ -53,9 +54,11 @@ def quantize(config: QuantizeConfig, progress: Progress = quiet) -> QuantizeResu
         stage_info={},
         files={},
     )
-    with bundles.writing(config.out, manifest, source.golden, source.tokenizer_files()) as folder:
-        parts = Parts(config.out, _key(config, source, origin))
-        layers = plan_layers(config, source, store)
+    layers = plan_layers(config, source, store)
+    with (
+        bundles.writing(config.out, manifest, source.golden, source.tokenizer_files()) as folder,
+        Parts(config.out, _key(config, source, origin)) as parts,
+    ):
         if config.bits == 4 and config.sensitivity:
             layers = lift(config, source, layers, calibration, parts, progress)
         writer = StoreWriter(folder / "weights")
@@ -145,6 +148,9 @@ def _rest(weight: Tensor | Packed, bits: int) -> Tensor | Packed:
 
 
 def _key(config: QuantizeConfig, source: Bundle, origin: Mapping[str, Any]) -> str:
-    """What finished layers depend on."""
-    settings = {k: v for k, v in config.plain().items() if k not in ("input", "out", "data", "threads", "check")}
-    return json.dumps({"source": source.hash, "calibration": origin, **settings}, indent=1, sort_keys=True)
+    """What finished layers depend on: data and settings that reach them, and the program."""
+    unrelated = ("input", "out", "data", "threads", "check", "rest", "held_out")
+    settings = {k: v for k, v in config.plain().items() if k not in unrelated}
+    return json.dumps(
+        {"program": __version__, "source": source.hash, "calibration": origin, **settings}, sort_keys=True
+    )
