@@ -7,6 +7,7 @@ The runtimes' own kernels pack these codes again at every start and read them at
 import ctypes
 import functools
 import hashlib
+import itertools
 import os
 import platform
 import shutil
@@ -22,6 +23,7 @@ from athena_vla.errors import ModelError
 
 SOURCE = Path(__file__).with_suffix(".c")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+THREADS = (("-fopenmp",), ())  # all of them, or one where OpenMP is not to be had
 BLOCK = 128  # inputs that share a step of the activations
 SECONDS = 60.0  # a compiler may take
 
@@ -34,15 +36,14 @@ def kernel() -> Kernel | None:
     """The kernel for this machine; None where it cannot be built."""
     with tempfile.TemporaryDirectory() as private:
         # A loaded library stays loaded when its file goes: where the cache is not to be had, it is built every time.
-        for folder in (*filter(None, [cache_folder()]), Path(private)):
-            for threads in (("-fopenmp",), ()):
-                for compiler in (c for c in compilers() for _ in range(2)):
-                    library = build(folder, compiler, threads)
-                    found = library and bind(library)
-                    if found:
-                        return found
-                    if library:  # cut off, or made where other libraries are: made anew
-                        library.unlink(missing_ok=True)
+        folders = [*filter(None, [cache_folder()]), Path(private)]
+        for folder, threads, compiler, _ in itertools.product(folders, THREADS, compilers(), ("cached", "anew")):
+            library = build(folder, compiler, threads)
+            found = library and bind(library)
+            if found:
+                return found
+            if library:  # cut off, or made where other libraries are
+                library.unlink(missing_ok=True)
     return None
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,6 @@ def quantize(config: QuantizeConfig, progress: Progress = quiet) -> QuantizeResu
     calibration, held_out, origin = frames(config, source)
     torch.set_num_threads(config.threads)
     store = source.store()
-    large = is_large(store)
     manifest = dataclasses.replace(
         source.manifest,
         stage="quantized",
@@ -68,32 +68,21 @@ def quantize(config: QuantizeConfig, progress: Progress = quiet) -> QuantizeResu
             if name not in done:
                 writer.add(name, _rest(store.read(name), config.rest))
         writer.close()
-        error: dict[str, Any] = {}
-        deviation: dict[str, Any] = {}
-        gates: dict[str, Any] = {}
+        measured = Measured()
         if config.check:
             bundles.seal(folder, manifest)
-            # auto: a large one runs on its codes as they are stored
-            final = Policy.of(Bundle.open(folder), "auto" if large else "torch")
-            deviation = replay(final, source.golden)
-            gates = sensitivity(final, source.golden.observations[: 1 if large else None])
-            shown = held_out[: FEW if large else None]
-            answers = choose.batch_chunks(final, shown)
-            del final
-            with opened(source) as reference:
-                expected = choose.batch_chunks(reference, shown)
-            rows = choose.answered(shown, source.spec.horizon)
-            error = choose.action_error(answers, expected, source.robot.action_joints, rows)
+            measured = _measure(Bundle.open(folder), source, held_out)
         info = {
             "bits": config.bits,
             "mean_bits": choose.mean_bits(layers),
             "layers": choose.table(layers),
             "calibration": origin,
-            "action_error": error,
+            "action_error": measured.error,
             "minutes": (time.perf_counter() - started) / 60,
             "peak_gb": peak_resident_gb(),
         }
-        bundles.seal(folder, dataclasses.replace(manifest, deviation=deviation, gates=gates, stage_info=info))
+        told = {"deviation": measured.deviation, "gates": measured.gates}
+        bundles.seal(folder, dataclasses.replace(manifest, stage_info=info, **told))
         size = TensorStore(folder / "weights").bytes
     parts.remove()
     return QuantizeResult(
@@ -103,11 +92,35 @@ def quantize(config: QuantizeConfig, progress: Progress = quiet) -> QuantizeResu
         layers=len(layers),
         bytes=size,
         parent_bytes=store.bytes,
-        error=error,
-        deviation=deviation,
+        error=measured.error,
+        deviation=measured.deviation,
         minutes=info["minutes"],
         peak_gb=info["peak_gb"],
     )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the quantised weights do, where they were asked."""
+
+    deviation: dict[str, Any] = field(default_factory=dict)  # [rad], golden replay
+    gates: dict[str, Any] = field(default_factory=dict)
+    error: dict[str, Any] = field(default_factory=dict)  # [rad], against the float weights on held-out frames
+
+
+def _measure(written: Bundle, source: Bundle, held_out: list[Observation]) -> Measured:
+    """Replay, sensitivity gates and the action error; of a large model on fewer frames, on its codes as stored."""
+    large = is_large(source.store())
+    final = Policy.of(written, "auto" if large else "torch")
+    deviation = replay(final, source.golden)
+    gates = sensitivity(final, source.golden.observations[: 1 if large else None])
+    shown = held_out[: FEW if large else None]
+    answers = choose.batch_chunks(final, shown)
+    del final  # before the float weights are opened
+    with opened(source) as reference:
+        expected = choose.batch_chunks(reference, shown)
+    rows = choose.answered(shown, source.spec.horizon)
+    return Measured(deviation, gates, choose.action_error(answers, expected, source.robot.action_joints, rows))
 
 
 def frames(config: QuantizeConfig, source: Bundle) -> tuple[list[Observation], list[Observation], dict[str, Any]]:
