@@ -105,8 +105,10 @@ def test_a_disk_that_is_full_in_the_middle(world, tmp_path, capsys, words) -> No
     told = refusal(capsys, name, world / source, tmp_path / "out", *more)
     assert "could not be written" in told
     assert "File too large" in told
-    left = [f for f in tmp_path.iterdir() if not (name == "quantize" and f.name.startswith(".out.partial-"))]
-    assert not left, "neither under its name nor under a temporary one; quantising keeps its finished layers"
+    kept = list(tmp_path.glob(".out.partial-*/*")) if name == "quantize" else []  # of layers that were finished
+    assert {f.suffix for f in kept} <= {"", ".safetensors"}, "nothing half-written"
+    left = [f for f in tmp_path.iterdir() if f not in {k.parent for k in kept}]
+    assert not left, "neither under its name nor under a temporary one"
 
 
 def test_a_full_disk_leaves_what_was_there(world, tmp_path, capsys, request) -> None:

@@ -210,7 +210,7 @@ def test_the_layer_whose_error_reaches_the_joints_is_lifted(tmp_path, toy) -> No
     )
     sensitivity = {n: e["sensitivity_rad"] for n, e in table.items()}
     assert max(sensitivity, key=lambda n: sensitivity[n]) == planted
-    assert sensitivity[silent] < 1e-6
+    assert sensitivity[silent] == 0
     assert (table[planted]["bits"], table[silent]["bits"]) == (8, 4)
     lifted = QuantizeConfig(base.path, tmp_path / "all4", method="nearest", group=64, budget_bits=4.3)
     assert quantize(lifted).lifted == 0, "no budget, no lift"
@@ -406,7 +406,7 @@ def test_bad_input(base, tmp_path) -> None:
         quantize(QuantizeConfig(input=base.path, out=tmp_path / "q", method="magic"))  # pyright: ignore
     with pytest.raises(BundleError, match="--sensitivity-every is 1 or more"):
         quantize(QuantizeConfig(input=base.path, out=tmp_path / "q", sensitivity_every=0))
-    with pytest.raises(BundleError, match="no power of two"):
+    with pytest.raises(BundleError, match="not a power of two"):
         quantize(QuantizeConfig(input=base.path, out=tmp_path / "q", group=96))
     with pytest.raises(UnknownName, match="graph with linear layers"):
         quantize(QuantizeConfig(input=base.path, out=tmp_path / "q", graphs=("nothing",)))

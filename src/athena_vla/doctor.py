@@ -107,9 +107,10 @@ def doctor(config: DoctorConfig) -> DoctorReport:
     """Look at the machine, its renderers and its packages."""
     checks = [*machine(config.out), gpu()]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # the work is in subprocesses
+        compiled = pool.submit(row_kernel, config.timeout)
         checks += pool.map(lambda item: package(*item, config.timeout), PROBES.items())
     checks.append(renderer(config.timeout))
-    checks += [row_kernel(config.timeout), browser()]
+    checks += [compiled.result(), browser()]
     return DoctorReport(tuple(checks))
 
 

@@ -148,8 +148,8 @@ static inline __attribute__((always_inline)) void outputs(const Row row, const u
   }
 }
 
-/* x [rows, columns] bfloat16, codes [count, columns * bits / 8], scales [count, groups] fp16, out [rows, count]; columns are a
-   multiple of 128 * groups. Nonzero where there is no memory for one row. */
+/* x [rows, columns] bfloat16, codes [count, columns * bits / 8], scales [count, groups] fp16, out [rows, count]; columns
+   are a multiple of 128 * groups. Nonzero where there is no memory for one row. */
 int multiply(const uint16_t *x, ptrdiff_t rows, const uint8_t *codes, const uint16_t *scales, int bits, ptrdiff_t count,
              ptrdiff_t columns, ptrdiff_t groups, float *out, int threads) {
   const ptrdiff_t blocks = columns / BLOCK;

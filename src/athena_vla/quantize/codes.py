@@ -81,9 +81,10 @@ def output_error(weight: Tensor, packed: Packed, moment: Tensor) -> float:
     """Expected relative error of the layer's output, from the second moment `[in, in]` or its diagonal `[in]`."""
     delta = packed.dequantize() - weight.float()
     if moment.ndim == 1:
-        return float(((delta.square() @ moment).sum() / (weight.float().square() @ moment).sum()).sqrt())
-    cost, size = ((delta @ moment) * delta).sum(), ((weight.float() @ moment) * weight.float()).sum()
-    return float((cost / size).clamp_min(0).sqrt())
+        cost, size = (delta.square() @ moment).sum(), (weight.float().square() @ moment).sum()
+    else:
+        cost, size = ((delta @ moment) * delta).sum(), ((weight.float() @ moment) * weight.float()).sum()
+    return float((cost / size.clamp_min(1e-24)).clamp_min(0).sqrt())  # a weight of zeros has no error
 
 
 def fitting_group(columns: int, wanted: int) -> int | None:

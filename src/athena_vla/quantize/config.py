@@ -74,7 +74,9 @@ class QuantizeConfig:
                 f"Every {self.sensitivity_every}th block cannot be measured: --sensitivity-every is 1 or more."
             )
         if self.group < 32 or self.group & (self.group - 1):
-            raise BundleError(f"A group of {self.group} inputs is no power of two from 32; TensorRT takes 64 and 128.")
+            raise BundleError(
+                f"A group of {self.group} inputs is not a power of two from 32; TensorRT takes 64 and 128."
+            )
 
     def plain(self) -> dict[str, Any]:
         """For a manifest."""

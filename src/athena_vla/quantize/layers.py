@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from athena_vla.bundle import Bundle
@@ -15,7 +16,7 @@ from athena_vla.progress import Progress
 from athena_vla.quantize import choose, codes
 from athena_vla.quantize.calibrate import quantize_in_order, second_moment, used_in
 from athena_vla.quantize.choose import Layer
-from athena_vla.quantize.config import QuantizeConfig
+from athena_vla.quantize.config import Method, QuantizeConfig
 from athena_vla.quantize.parts import Parts
 from athena_vla.quantize.sensitivity import ROWS, filled, sampled, sensitivities
 from athena_vla.streaming import is_large, opened
@@ -101,30 +102,27 @@ def choose_codes(
     plan = {x.name: x for x in layers}
 
     def on_inputs(name: str, weight: Tensor, inputs: Tensor) -> Packed:
-        layer = plan[name]
+        return ledger.settle(plan[name], lambda: _coded(config.method, plan[name], weight, second_moment(inputs)))
 
-        def compute() -> tuple[Packed, float]:
-            moment = second_moment(inputs)
-            if config.method == "gptq":
-                packed = codes.compensated(weight, layer.bits, layer.group, moment)
-            elif config.method == "clip":
-                packed = codes.clipped(weight, layer.bits, layer.group, moment.diagonal())
-            else:
-                packed = codes.nearest(weight, layer.bits, layer.group)
-            return packed, codes.output_error(weight, packed, moment)
+    if large and config.method == "nearest":  # weight by weight, no pass over frames: as if inputs were white
 
-        return ledger.settle(layer, compute)
+        def alone(layer: Layer) -> tuple[Packed, float]:
+            return _coded("nearest", layer, as_float(store.read(layer.name)), torch.ones(layer.shape[1]))
 
-    def alone(layer: Layer) -> tuple[Packed, float]:
-        weight = as_float(store.read(layer.name))
-        packed = codes.nearest(weight, layer.bits, layer.group)
-        # Of white inputs: none are shown.
-        return packed, float((packed.dequantize() - weight).norm() / weight.norm().clamp_min(1e-12))
-
-    if large and config.method == "nearest":  # weight by weight, no pass over frames
         for layer in layers:
             ledger.settle(layer, lambda layer=layer: alone(layer))
     else:
         with opened(source) as policy:
             quantize_in_order(policy, calibration, list(plan), on_inputs)
     return [dataclasses.replace(x, output_error=ledger.errors[x.name]) for x in layers]
+
+
+def _coded(method: Method, layer: Layer, weight: Tensor, moment: Tensor) -> tuple[Packed, float]:
+    """A weight's codes by the method, and the error they cost on inputs with that second moment."""
+    if method == "gptq":
+        packed = codes.compensated(weight, layer.bits, layer.group, moment)
+    elif method == "clip":
+        packed = codes.clipped(weight, layer.bits, layer.group, moment.diagonal())
+    else:
+        packed = codes.nearest(weight, layer.bits, layer.group)
+    return packed, codes.output_error(weight, packed, moment)

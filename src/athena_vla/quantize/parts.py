@@ -67,10 +67,13 @@ class Parts:
         """Keep a weight's codes."""
         file = self.folder / f"{name}.safetensors"
         temporary = file.with_suffix(".tmp")
-        save({**packed.store(name, weight), "error": torch.tensor([error], dtype=torch.float64)}, temporary)
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())  # a name must not outlive its bytes
-        temporary.rename(file)
+        try:
+            save({**packed.store(name, weight), "error": torch.tensor([error], dtype=torch.float64)}, temporary)
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())  # a name must not outlive its bytes
+            temporary.rename(file)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """The bundle stands, and nothing holds this: forget it, and what was begun with other settings and left."""

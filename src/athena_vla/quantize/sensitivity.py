@@ -12,7 +12,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from athena_vla.embodiment import Observation
@@ -21,7 +20,7 @@ from athena_vla.models.architecture import Run, Tensors
 from athena_vla.models.packed import Packed
 from athena_vla.policy import Policy
 from athena_vla.quantize.calibrate import linears
-from athena_vla.quantize.choose import Layer
+from athena_vla.quantize.choose import Layer, batch_chunks
 from athena_vla.quantize.codes import nearest
 
 ROWS = 16  # answers in one pass
@@ -38,18 +37,19 @@ def sensitivities(
 
     `report` gets the layers of each pass as soon as they are measured.
     """
+    copies = max(1, ROWS // len(frames))
+    asked = [*frames] * copies
     found: dict[str, float] = {}
-    if not layers:
-        return found
-    behind = replace(policy, run=_seen_once(policy.run, len(frames)))  # for layers behind the towers
-    reference = _answers(behind, frames)
-    together = max(1, ROWS // len(frames))
-    for vision in (True, False):
+    for vision, seeing in ((True, policy), (False, replace(policy, run=_seen_once(policy.run, len(frames))))):
         alike = [x for x in layers if (x.graph == "vision") == vision]
-        for some in (alike[i : i + together] for i in range(0, len(alike), together)):
-            with rounded(policy.model, some):
-                answers = _answers(policy if vision else behind, [*frames] * len(some))
-            errors = np.abs(answers.reshape(len(some), *reference.shape) - reference).mean(axis=(1, 2, 3))
+        if not alike:
+            continue
+        # In a batch of the same shape: what another shape rounds differently is nobody's error.
+        reference = batch_chunks(seeing, asked, len(asked))
+        for some in (alike[i : i + copies] for i in range(0, len(alike), copies)):
+            with rounded(policy.model, some, copies):
+                answers = batch_chunks(seeing, asked, len(asked))
+            errors = np.abs(answers - reference).reshape(copies, -1).mean(axis=1)[: len(some)]
             new = {x.name: float(e) for x, e in zip(some, errors, strict=True)}
             found |= new
             report(new)
@@ -57,8 +57,8 @@ def sensitivities(
 
 
 @contextmanager
-def rounded(model: nn.Module, layers: Sequence[Layer]) -> Iterator[None]:
-    """Of a batch in `len(layers)` equal parts, the i-th part computes with the i-th layer rounded to its bits."""
+def rounded(model: nn.Module, layers: Sequence[Layer], parts: int) -> Iterator[None]:
+    """Of a batch in so many equal parts, the i-th part computes with the i-th layer rounded to its bits."""
     modules = linears(model)
     hooks = []
     for part, layer in enumerate(layers):
@@ -72,11 +72,9 @@ def rounded(model: nn.Module, layers: Sequence[Layer]) -> Iterator[None]:
             layer: Layer = layer,
             chosen: list[Packed] = chosen,
         ) -> None:
-            size, rest = divmod(len(output), len(layers))
+            size, rest = divmod(len(output), parts)
             if rest:
-                raise ModelError(
-                    f"'{layer.name}' runs on {len(output)} rows, of which {len(layers)} copies have no equal part."
-                )
+                raise ModelError(f"'{layer.name}' runs on {len(output)} rows, which are not {parts} equal parts.")
             if not chosen:
                 chosen.append(nearest(module.weight.detach().float(), layer.bits, layer.group))
             mine = slice(part * size, (part + 1) * size)
@@ -115,11 +113,6 @@ def _place(name: str) -> tuple[str, int]:
     """A layer's kind (its name without the block's number) and the block."""
     match = _NUMBER.search(name)
     return (_NUMBER.sub(".*.", name, count=1), int(match[1])) if match else (name, 0)
-
-
-def _answers(policy: Policy, frames: Sequence[Observation]) -> NDArray[np.float64]:
-    """[N, H, D] [rad], in one pass: here only the differences count."""
-    return np.stack([c.positions for c in policy.act_batch(frames)])
 
 
 def _seen_once(run: Run, frames: int) -> Run:

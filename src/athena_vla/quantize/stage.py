@@ -81,8 +81,8 @@ def quantize(config: QuantizeConfig, progress: Progress = quiet) -> QuantizeResu
             "minutes": (time.perf_counter() - started) / 60,
             "peak_gb": peak_resident_gb(),
         }
-        told = {"deviation": measured.deviation, "gates": measured.gates}
-        bundles.seal(folder, dataclasses.replace(manifest, stage_info=info, **told))
+        final = dataclasses.replace(manifest, deviation=measured.deviation, gates=measured.gates, stage_info=info)
+        bundles.seal(folder, final)
         size = TensorStore(folder / "weights").bytes
     parts.remove()
     return QuantizeResult(
