@@ -136,7 +136,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def status_gb(key: str) -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(key)).split()[1]) / 1e6
+    return int(next(line for line in lines if line.startswith(key)).split()[1]) * 1024e-9
 
 
 if __name__ == "__main__":

@@ -220,7 +220,7 @@ def timed(call: Any) -> float:
 
 def status_gb(key: str) -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(key)).split()[1]) / 1e6
+    return int(next(line for line in lines if line.startswith(key)).split()[1]) * 1024e-9
 
 
 def _attribute(node: Any, name: str) -> int:
