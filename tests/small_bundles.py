@@ -13,7 +13,7 @@ from athena_vla.bundle import Bundle, Manifest
 from athena_vla.data.normalize import Normalizer, NormalizerFit
 from athena_vla.embodiment import Embodiment, Observation
 from athena_vla.finetune import FinetuneConfig
-from athena_vla.models import lora, openvla, openvla_chunk
+from athena_vla.models import lora, openvla, openvla_chunk, openvla_oft
 from athena_vla.models.architecture import Architecture
 from athena_vla.models.lora import LoraSettings
 from athena_vla.models.store import StoreWriter
@@ -45,26 +45,43 @@ def normalizer(robot: Embodiment, horizon: int) -> Normalizer:
     return fit.finish()
 
 
-def small_model(robot: Embodiment, *, tokens: bool = False, seed: int = 0) -> VisionLanguageModel:
-    """The one-pass family, or with `tokens` the autoregressive one."""
+def small_model(
+    robot: Embodiment, *, tokens: bool = False, oft: bool = False, seed: int = 0, horizon: int = 0
+) -> VisionLanguageModel:
+    """The one-pass family, with `tokens` the autoregressive one, with `oft` OpenVLA-OFT."""
     torch.manual_seed(seed)
     sizes = {"action_dim": robot.action_dim, "state_dim": robot.state_dim, "cameras": len(robot.cameras)}
     if tokens:
-        return openvla.OpenVLA.from_spec(openvla.tiny_spec(**sizes, horizon=1, **BODY), {}).eval()
-    model = openvla_chunk.OpenVLAChunk.from_spec(openvla_chunk.tiny_spec(**sizes, horizon=4, **BODY), {}).eval()
+        return openvla.OpenVLA.from_spec(openvla.tiny_spec(**sizes, horizon=horizon or 1, **BODY), {}).eval()
+    if oft:
+        return openvla_oft.OpenVLAOFT.from_spec(openvla_oft.tiny_spec(**sizes, horizon=horizon or 4, **BODY), {}).eval()
+    spec = openvla_chunk.tiny_spec(**sizes, horizon=horizon or 4, **BODY)
+    model = openvla_chunk.OpenVLAChunk.from_spec(spec, {}).eval()
     with torch.no_grad():  # a fresh head answers almost the same to everything; errors must show in radians
         model.head.fc2.weight.mul_(20)
     return model
 
 
-def write_base(path: Path, robot: Embodiment, *, tokens: bool = False, seed: int = 0) -> Bundle:
-    return write_model(path, robot, small_model(robot, tokens=tokens, seed=seed))
+def write_base(
+    path: Path,
+    robot: Embodiment,
+    *,
+    tokens: bool = False,
+    oft: bool = False,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Bundle:
+    return write_model(path, robot, small_model(robot, tokens=tokens, oft=oft, seed=seed), dtype=dtype)
 
 
 def write_model(
-    path: Path, robot: Embodiment, model: Architecture, frames: Sequence[Observation] | None = None
+    path: Path,
+    robot: Embodiment,
+    model: Architecture,
+    frames: Sequence[Observation] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Bundle:
-    """A base bundle of any model; `frames` are its golden observations."""
+    """A base bundle of any model; `frames` are its golden observations, `dtype` is what its weights are stored in."""
     model.eval()
     statistics = normalizer(robot, model.spec.horizon)
     golden = record_golden(Policy.of_model(model, robot, statistics), frames or observations(robot, 3))
@@ -78,7 +95,7 @@ def write_model(
     with bundles.writing(path, manifest, golden, model.tokenizer_files()) as folder:
         writer = StoreWriter(folder / "weights")
         for name, tensor in model.state_dict().items():
-            writer.add(name, tensor)
+            writer.add(name, tensor.to(dtype))
         writer.close()
     return Bundle.open(path)
 
@@ -107,6 +124,29 @@ def write_finetuned(path: Path, base: Bundle, settings: LoraSettings, seed: int 
     with bundles.writing(path, manifest, golden, base.tokenizer_files()) as folder:
         bundles.save_tensors(lora.state(model), folder / "weights" / "adapter.safetensors")
     return Bundle.open(path)
+
+
+@torch.no_grad()
+def peft_merge(model: Architecture) -> dict[str, torch.Tensor]:
+    """The weights that peft itself merges in memory, all in float32, under the names of the plain model."""
+    merged = {n.replace(".base_layer", ""): t.float() for n, t in model.state_dict().items() if ".lora_" not in n}
+    for path, module in model.named_modules():
+        four = type(module).__name__ == "Linear4bit" and type(module).__module__.startswith("bitsandbytes")
+        if four:
+            import bitsandbytes
+
+            weight = bitsandbytes.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+            name = path.removesuffix(".base_layer")
+            merged = {k: v for k, v in merged.items() if not k.startswith(f"{name}.weight")}
+            merged[f"{name}.weight"] = weight.float()
+    for path, module in model.named_modules():
+        if hasattr(module, "lora_variant"):
+            weight = merged[f"{path}.weight"].clone()
+            if "default" in module.lora_variant:
+                merged[f"{path}.weight"] = module.lora_variant["default"].merge_safe(module, "default", weight)
+            else:
+                merged[f"{path}.weight"] = weight + module.get_delta_weight("default").float()
+    return merged
 
 
 def small_run(**settings) -> FinetuneConfig:

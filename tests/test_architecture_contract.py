@@ -15,7 +15,7 @@ from athena_vla.backends import OnnxRuntime
 from athena_vla.errors import InvalidObservation, ModelError, UnknownName
 from athena_vla.export.linear import LinearForm
 from athena_vla.export.stage import write_graphs
-from athena_vla.models import architecture, lora
+from athena_vla.models import architecture, lora, lora_merge
 from athena_vla.models.architecture import FAMILIES, Architecture, ModelInput, Tensors, run_torch
 from athena_vla.models.store import StoreWriter, TensorStore
 from athena_vla.models.vla import VisionLanguageModel, VlaSpec
@@ -151,7 +151,7 @@ def test_fresh_adapters_change_nothing_and_merging_changes_nothing(model: Vision
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     target, valid = torch.zeros(3, H, D), torch.ones(3, H, dtype=torch.bool)
     tuned = float(model.loss(inputs, target, valid).detach())
-    lora.merge_(model)
+    lora_merge.merge_(model)
     assert float(model.loss(inputs, target, valid).detach()) == pytest.approx(tuned, rel=1e-4)
     assert not any("lora_" in n for n, _ in model.named_parameters())
 

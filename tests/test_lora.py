@@ -13,6 +13,7 @@ from athena_vla.models import lora, openvla
 from athena_vla.models.architecture import run_torch
 from athena_vla.models.attention import _WrittenOut, attend
 from athena_vla.models.lora import LoraSettings
+from athena_vla.models.lora_merge import merge_
 from athena_vla.models.tiny_tokenizer import tiny_tokenizer_files
 from athena_vla.plan.training import trainable_parameters
 from small_bundles import small_model
@@ -68,7 +69,7 @@ def test_merging_keeps_the_answers_and_the_plain_layout(toy, name):
     lora.attach(model, SETTINGS[name])
     disturb(model)
     after = answer(model)
-    lora.merge_(model)
+    merge_(model)
     assert {k: (v.shape, v.dtype) for k, v in model.state_dict().items()} == layout
     torch.testing.assert_close(answer(model), after, atol=2e-5, rtol=0)
 
@@ -81,7 +82,7 @@ def test_merged_weight_equals_the_formula(toy):
     disturb(model)
     tensors = lora.state(model)
     a, b = (tensors[f"{path}.lora_{x}.default.weight"] for x in "AB")
-    lora.merge_(model)
+    merge_(model)
     torch.testing.assert_close(model.get_submodule(path).weight, base + 12 / 4 * b @ a, atol=1e-6, rtol=0)
 
 

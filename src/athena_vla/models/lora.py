@@ -1,4 +1,4 @@
-"""LoRA, QLoRA and DoRA on full module paths: attach, count, save, load, merge. Through peft and bitsandbytes.
+"""LoRA, QLoRA and DoRA on full module paths: attach, count, save, load. Through peft and bitsandbytes.
 
 Also says what trains when no adapter is used (`full`, `heads`), so that one list of tensors is saved for every method.
 Knows nothing of training, data or files.
@@ -21,7 +21,7 @@ from athena_vla.models.store import misfits
 
 Method = Literal["lora", "full", "heads"]
 Quantization = Literal["none", "nf4"]
-_ADAPTER = "default"
+ADAPTER = "default"  # the name that peft gives an adapter which nobody named
 _NOT_IN_4_BIT = ("lm_head",)  # logits decide on actions; QLoRA leaves the output layer alone
 
 
@@ -86,7 +86,7 @@ def attach(model: Architecture, settings: LoraSettings) -> Trainables:
 
     Raises `UnknownName` for a target the family does not have, `MissingDependency`, `ModelError`.
     """
-    if any(_is_wrapped(m) for m in model.modules()):
+    if any(is_wrapped(m) for m in model.modules()):
         raise ModelError("The model already has adapters; merge them before attaching others.")
     model.requires_grad_(False)
     if settings.quantization == "nf4":
@@ -116,7 +116,7 @@ def left_out(model: Architecture, settings: LoraSettings) -> tuple[str, ...]:
 def trust_autocast(model: nn.Module, *, on: bool) -> None:
     """Leave the choice of precision inside adapters to autocast: peft's own conversions copy every input twice."""
     for module in model.modules():
-        if _is_wrapped(module):
+        if is_wrapped(module):
             module.cast_input_dtype_enabled = not on
 
 
@@ -127,7 +127,7 @@ def fuse_forward(model: nn.Module, *, on: bool) -> None:
     plain LoRA on float linear layers without dropout; the others keep peft's forward.
     """
     for module in model.modules():
-        if not (_is_wrapped(module) and type(module).__name__ == "Linear"):
+        if not (is_wrapped(module) and type(module).__name__ == "Linear"):
             continue
         if not on:
             module.__dict__.pop("forward", None)
@@ -141,9 +141,9 @@ class _FusedForward:
     def __init__(self, module: nn.Module) -> None:
         base = cast(nn.Linear, module.base_layer)
         self.weight, self.bias = base.weight, base.bias
-        self.a = cast(nn.Linear, cast(nn.ModuleDict, module.lora_A)[_ADAPTER])
-        self.b = cast(nn.Linear, cast(nn.ModuleDict, module.lora_B)[_ADAPTER])
-        self.scale = float(cast(Mapping[str, float], module.scaling)[_ADAPTER])
+        self.a = cast(nn.Linear, cast(nn.ModuleDict, module.lora_A)[ADAPTER])
+        self.b = cast(nn.Linear, cast(nn.ModuleDict, module.lora_B)[ADAPTER])
+        self.scale = float(cast(Mapping[str, float], module.scaling)[ADAPTER])
 
     def __call__(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):  # the sum is in float32; only the product is narrow
@@ -157,7 +157,7 @@ def _is_wide(module: nn.Module) -> bool:
 
 
 def _has_dropout(module: nn.Module) -> bool:
-    return not isinstance(cast(nn.ModuleDict, module.lora_dropout)[_ADAPTER], nn.Identity)
+    return not isinstance(cast(nn.ModuleDict, module.lora_dropout)[ADAPTER], nn.Identity)
 
 
 def count(model: nn.Module) -> Trainables:
@@ -183,19 +183,6 @@ def load(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             parameter.copy_(tensors[name])
 
 
-@torch.no_grad()
-def merge_(model: Architecture) -> Architecture:
-    """Fold the adapters into their layers, in place: afterwards the plain model, names and types as before `attach`.
-
-    4-bit weights are de-quantised first, so that the sum is with the very numbers the adapter was trained against.
-    """
-    for path, module in [(n, m) for n, m in model.named_modules() if _is_wrapped(m)]:
-        _replace(model, path, _merged(module))
-    for path, module in [(n, m) for n, m in model.named_modules() if four_bit.is_four_bit(m)]:
-        _replace(model, path, _plain_linear(module, four_bit.dequantized(module)))
-    return model
-
-
 def four_bit_paths(model: Architecture) -> list[str]:
     """The layers that QLoRA keeps in 4 bits: the decoder's, without the output layer."""
     paths = model.lora_modules(("all-linear",), vision=False, projector=False)
@@ -216,7 +203,7 @@ def quantize_nf4_(model: Architecture, *, double: bool) -> list[str]:
         bias = None if layer.bias is None else layer.bias.data
         compute = weight.dtype if weight.is_cuda else torch.float32
         small = four_bit.linear(weight.data, bias, double=double, compute=compute, device=weight.device)
-        _replace(model, path, small)
+        replace_module(model, path, small)
     model.is_loaded_in_4bit = True  # what peft asks before it wraps a 4-bit layer
     return paths
 
@@ -238,8 +225,8 @@ def _inject(model: Architecture, settings: LoraSettings) -> None:
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft advises on tied embeddings and saving, which are not its business here
-        inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
-    wrapped = {n for n, m in model.named_modules() if _is_wrapped(m)}
+        inject_adapter_in_model(config, model, adapter_name=ADAPTER)
+    wrapped = {n for n, m in model.named_modules() if is_wrapped(m)}
     if wrapped != set(paths):
         raise ModelError(
             f"Adapters were asked for on {len(paths)} layers but sit on {len(wrapped)}; "
@@ -268,8 +255,9 @@ def _root(path: str) -> str:
     return ".".join(path.split(".")[:2])
 
 
-def _is_wrapped(module: nn.Module) -> bool:
-    return _ADAPTER in getattr(module, "lora_A", {}) or _ADAPTER in getattr(module, "lora_embedding_A", {})
+def is_wrapped(module: nn.Module) -> bool:
+    """Whether the layer carries an adapter."""
+    return ADAPTER in getattr(module, "lora_A", {}) or ADAPTER in getattr(module, "lora_embedding_A", {})
 
 
 def _numel(parameter: nn.Parameter) -> int:
@@ -277,30 +265,7 @@ def _numel(parameter: nn.Parameter) -> int:
     return math.prod(cast(Sequence[int], shape)) if shape is not None else parameter.numel()
 
 
-def _merged(module: nn.Module) -> nn.Module:
-    """The wrapped layer with its adapter folded in; the sum is computed in float32."""
-    base = cast(nn.Module, module.base_layer)
-    stored = four_bit.dequantized(base) if four_bit.is_four_bit(base) else cast(Tensor, base.weight).data
-    wide = stored.float()
-    variants = cast(Mapping[str, object], module.lora_variant)
-    if _ADAPTER in variants:  # DoRA
-        wide = cast("nn.Module", variants[_ADAPTER]).merge_safe(module, _ADAPTER, wide.clone())  # pyright: ignore
-    else:
-        wide = wide + cast(Tensor, module.get_delta_weight(_ADAPTER)).float()  # pyright: ignore[reportCallIssue]
-    if four_bit.is_four_bit(base):
-        return _plain_linear(base, wide.to(stored.dtype))
-    base.weight = nn.Parameter(wide.to(stored.dtype), requires_grad=False)
-    return base
-
-
-def _plain_linear(module: nn.Module, weight: Tensor) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=module.bias is not None, device="meta")
-    linear.weight = nn.Parameter(weight, requires_grad=False)
-    if module.bias is not None:
-        linear.bias = nn.Parameter(cast(Tensor, module.bias).data, requires_grad=False)
-    return linear
-
-
-def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
+def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Put `module` where `path` says."""
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, module)
