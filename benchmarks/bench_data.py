@@ -25,13 +25,13 @@ from athena_vla.bench.facts import device_facts
 from athena_vla.data import dataset as dataset_module
 from athena_vla.data.check import CheckConfig, check
 from athena_vla.data.dataset import Dataset
-from athena_vla.data.episode import Episode
-from athena_vla.data.formats import open_recording
-from athena_vla.data.formats.isaac_folder import write_episode
-from athena_vla.data.formats.lerobot_rows import episode_rows, features_of
-from athena_vla.data.formats.lerobot_write import LeRobotV3Writer
-from athena_vla.data.formats.video import VideoFrames
 from athena_vla.data.prepare import resize
+from athena_vla.recordings.episode import Episode
+from athena_vla.recordings.formats import open_recording
+from athena_vla.recordings.formats.isaac_folder import write_episode
+from athena_vla.recordings.formats.lerobot_rows import episode_rows, features_of
+from athena_vla.recordings.formats.lerobot_write import LeRobotV3Writer
+from athena_vla.recordings.media.video import VideoFrames
 
 HERE = Path(__file__).resolve().parent
 REAL = HERE.parents[1] / "shared/data/g1_inspire_v21"

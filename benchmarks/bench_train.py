@@ -27,14 +27,14 @@ from torch import nn
 from athena_vla import bundle as bundles
 from athena_vla.bench.facts import device_facts
 from athena_vla.data.dataset import BuildConfig, Dataset, build
-from athena_vla.data.episode import Episode
-from athena_vla.data.formats.isaac_folder import write_episode
 from athena_vla.embodiment import Embodiment, load
 from athena_vla.finetune import FinetuneConfig, finetune
 from athena_vla.models import lora, openvla, openvla_chunk
 from athena_vla.models.attention import attend
 from athena_vla.models.lora import LoraSettings
 from athena_vla.policy import Policy, encode, record_golden
+from athena_vla.recordings.episode import Episode
+from athena_vla.recordings.formats.isaac_folder import write_episode
 
 SIZES = {"image_size": 96, "patch": 8, "tower_width": 96, "tower_blocks": 3, "width": 128, "layers": 4, "heads": 4}
 

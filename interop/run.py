@@ -59,8 +59,8 @@ def ask(python: Path, *words: str) -> object:
 
 def compare(python: Path, root: Path) -> None:
     """lerobot's view of a set against ours. Raises AssertionError."""
-    from athena_vla.data.convert import NO_TEXT
-    from athena_vla.data.formats import open_recording
+    from athena_vla.recordings.convert import NO_TEXT
+    from athena_vla.recordings.formats import open_recording
 
     seen = ask(python, "opens", str(root))
     assert isinstance(seen, dict)
@@ -80,8 +80,8 @@ def compare(python: Path, root: Path) -> None:
 
 def upgraded(python: Path, root: Path) -> None:
     """A v2.1 set of ours after lerobot's own converter: every number as it was before. Raises AssertionError."""
-    from athena_vla.data.convert import NO_TEXT
-    from athena_vla.data.formats import open_recording
+    from athena_vla.recordings.convert import NO_TEXT
+    from athena_vla.recordings.formats import open_recording
 
     recording = open_recording(root)
     before = [recording.read(i) for i in recording.ids()]
@@ -104,8 +104,8 @@ def main() -> None:
     python = environment(parser.parse_args().environment)
     if not SHARED.is_dir():
         sys.exit(f"The real recordings are not at '{SHARED}'; there is nothing to compare.")
-    from athena_vla.data.convert import ConvertConfig, convert
     from athena_vla.data.dataset import BuildConfig, build
+    from athena_vla.recordings.convert import ConvertConfig, convert
 
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)

@@ -11,8 +11,8 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from athena_vla.data.convert import ConvertConfig, convert
-from athena_vla.data.episode import Segment
+from athena_vla.recordings.convert import ConvertConfig, convert
+from athena_vla.recordings.episode import Segment
 from recordings import clean, pictures, write
 
 LENGTH = 24

@@ -21,10 +21,10 @@ import h5py
 import numpy as np
 
 from athena_vla.data.check import CheckConfig, check
-from athena_vla.data.convert import ConvertConfig, convert
-from athena_vla.data.episode import BrokenEpisode, Episode
-from athena_vla.data.formats import open_recording
 from athena_vla.errors import AthenaError
+from athena_vla.recordings.convert import ConvertConfig, convert
+from athena_vla.recordings.episode import BrokenEpisode, Episode
+from athena_vla.recordings.formats import open_recording
 from foreign import FOREIGN, build
 
 MEMORY = 4 * 2**30  # [bytes] of address space: the libraries alone map about two

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from athena_vla.data.episode import Episode
-from athena_vla.data.formats.isaac_folder import write_episode
+from athena_vla.recordings.episode import Episode
+from athena_vla.recordings.formats.isaac_folder import write_episode
 
 JOINTS = ("base", "shoulder", "finger")
 

@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 
 from athena_vla.data.annotate import AnnotateConfig, annotate
-from athena_vla.data.episode import Episode, Segment
-from athena_vla.data.formats import open_recording
-from athena_vla.data.motion import limbs, motion_segments
+from athena_vla.data.motion import motion_segments
 from athena_vla.data.paraphrase import ParaphraseConfig, paraphrase
 from athena_vla.data.phrases import PHRASES, phrase
-from athena_vla.data.segments import episode_segments, read_annotations
+from athena_vla.data.segments import episode_segments
 from athena_vla.embodiment import Embodiment, Joint
 from athena_vla.errors import DatasetError
+from athena_vla.recordings.annotations import read_annotations
+from athena_vla.recordings.episode import Episode, Segment
+from athena_vla.recordings.formats import open_recording
+from athena_vla.recordings.limbs import limbs
 from recordings import clean, write
 
 LABELS = json.loads((Path(__file__).parent / "labels/spans.json").read_text())

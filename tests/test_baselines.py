@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from athena_vla.data.episode import Sample
 from athena_vla.embodiment import ActionChunk, Embodiment, Observation
 from athena_vla.errors import EvaluationError, UnknownName
 from athena_vla.evaluate.actors import ActorSpec, Cast
@@ -20,6 +19,7 @@ from athena_vla.evaluate.baselines import (
     Trajectory,
     word_distance,
 )
+from athena_vla.recordings.episode import Sample
 
 HORIZON = 4
 

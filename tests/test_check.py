@@ -10,7 +10,7 @@ import pytest
 
 from athena_vla.data.check import RULES, CheckConfig, CheckReport, check
 from athena_vla.data.check.language import is_useless
-from athena_vla.data.episode import Episode
+from athena_vla.recordings.episode import Episode
 from recordings import Pixels, clean, pictures, write
 
 ALWAYS = {"token.coarse"}  # a fact about every recording, not a defect
@@ -374,7 +374,7 @@ IN_SET: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.parametrize("code", IN_SET)
 def test_a_defect_planted_in_a_lerobot_set_is_found(tmp_path, code):
-    from athena_vla.data.convert import ConvertConfig, convert
+    from athena_vla.recordings.convert import ConvertConfig, convert
 
     write(tmp_path / "in", *(clean(i, length=20) for i in range(2)))
     convert(ConvertConfig(input=tmp_path / "in", out=tmp_path / "set", to="lerobot_v21", video=True))

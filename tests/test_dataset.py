@@ -14,9 +14,9 @@ import pytest
 from athena_vla.data import workers as build_module
 from athena_vla.data.augment import AugmentConfig, augment, centre_crop
 from athena_vla.data.dataset import BuildConfig, Dataset, build
-from athena_vla.data.formats import open_recording
 from athena_vla.data.prepare import prepare
 from athena_vla.errors import AthenaError, DatasetError
+from athena_vla.recordings.formats import open_recording
 from recordings import clean, write
 
 

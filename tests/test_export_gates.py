@@ -9,7 +9,6 @@ import torch
 
 from athena_vla import bundle as bundles
 from athena_vla.bundle import Bundle
-from athena_vla.data.episode import Sample
 from athena_vla.errors import BundleError
 from athena_vla.export import ExportConfig, GateConfig, GateLimits, check, export
 from athena_vla.merge import MergeConfig, merge
@@ -18,6 +17,7 @@ from athena_vla.models.lora import LoraSettings
 from athena_vla.models.store import StoreWriter
 from athena_vla.policy import Policy, asked, require_replay
 from athena_vla.quantize import QuantizeConfig, quantize
+from athena_vla.recordings.episode import Sample
 from athena_vla.serving import open_policy
 from small_bundles import BODY, observations, write_base, write_finetuned, write_model
 

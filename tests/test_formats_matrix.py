@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from athena_vla.data.convert import ConvertConfig, convert
-from athena_vla.data.episode import Episode
-from athena_vla.data.formats import FORMATS, open_recording
-from athena_vla.data.formats.video import VideoFrames
 from athena_vla.errors import RecordingError
+from athena_vla.recordings.convert import ConvertConfig, convert
+from athena_vla.recordings.episode import Episode
+from athena_vla.recordings.formats import FORMATS, open_recording
+from athena_vla.recordings.media.video import VideoFrames
 from foreign import FOREIGN, build
 
 TARGETS = ("lerobot_v3", "lerobot_v21", "rlds", "isaac_folder")

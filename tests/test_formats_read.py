@@ -8,10 +8,10 @@ import h5py
 import numpy as np
 import pytest
 
-from athena_vla.data.formats import FORMATS, info_json, open_recording
-from athena_vla.data.formats.common import natural_key
-from athena_vla.data.info import InfoConfig, info
 from athena_vla.errors import RecordingError
+from athena_vla.recordings.formats import FORMATS, info_json, open_recording
+from athena_vla.recordings.formats.common import natural_key
+from athena_vla.recordings.info import InfoConfig, info
 from recordings import clean, pictures, write
 
 # path -> (format, version, action columns, fps, episodes, frames, cameras, tasks, successes)
@@ -275,7 +275,7 @@ def test_numbers_in_names_sort_as_numbers():
 
 
 def test_every_format_of_the_table_can_be_imported():
-    from athena_vla.data.formats import format_module
+    from athena_vla.recordings.formats import format_module
 
     assert all(hasattr(format_module(n), "detect") and hasattr(format_module(n), "open_path") for n in FORMATS)
 

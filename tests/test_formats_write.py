@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from athena_vla.data.convert import ConvertConfig, convert
-from athena_vla.data.formats import open_recording
-from athena_vla.data.formats.tfrecord import build_example, crc32c, parse_example, record_offsets
-from athena_vla.data.formats.video import VideoFrames, copy_video, encode_video
 from athena_vla.errors import AthenaError, RecordingError
+from athena_vla.recordings.convert import ConvertConfig, convert
+from athena_vla.recordings.formats import open_recording
+from athena_vla.recordings.formats.tfrecord import build_example, crc32c, parse_example, record_offsets
+from athena_vla.recordings.media.video import VideoFrames, copy_video, encode_video
 from recordings import clean, write
 
 TARGETS = ("lerobot_v3", "lerobot_v21", "rlds", "isaac_folder")
@@ -124,7 +124,7 @@ def test_v21_has_what_gr00t_and_openpi_read(tmp_path, shared):
 def test_segments_become_language_and_annotation_columns(tmp_path):
     from dataclasses import replace
 
-    from athena_vla.data.episode import Segment
+    from athena_vla.recordings.episode import Segment
 
     spans = (Segment(0, 20, "prepare", "reach", "human", 1.0), Segment(20, 60, "manipulate", "lift", "human", 1.0))
     path = write(tmp_path / "in", replace(clean(0), segments=spans))

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from athena_vla.data.check import CheckConfig, check
-from athena_vla.data.episode import BrokenEpisode, Episode
-from athena_vla.data.formats import open_recording
+from athena_vla.recordings.episode import BrokenEpisode, Episode
+from athena_vla.recordings.formats import open_recording
 from fuzz_worker import drain
 from recordings import clean, write
 
@@ -143,7 +143,7 @@ def test_a_file_larger_than_memory_is_read_frame_by_frame(tmp_path):
         camera[31_000] = 77
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30,) * 2)\n"
-        "from athena_vla.data.formats import open_recording\n"
+        "from athena_vla.recordings.formats import open_recording\n"
         "r = open_recording(sys.argv[1]); assert r.info().frames == 50_000\n"
         "assert (r.read('demo_0').cameras['head'][31_000] == 77).all()"
     )

@@ -12,11 +12,11 @@ from athena_vla.data.align import AlignConfig, align
 from athena_vla.data.annotate import AnnotateConfig, annotate
 from athena_vla.data.build import BuildConfig, build
 from athena_vla.data.check import CheckConfig, check
-from athena_vla.data.convert import ConvertConfig, convert
 from athena_vla.data.dataset import Dataset
-from athena_vla.data.formats import open_recording
-from athena_vla.data.info import InfoConfig, info
 from athena_vla.errors import AthenaError, DatasetError, RecordingError
+from athena_vla.recordings.convert import ConvertConfig, convert
+from athena_vla.recordings.formats import open_recording
+from athena_vla.recordings.info import InfoConfig, info
 from recordings import clean, write
 
 KINDS = ("isaac_folder", "lerobot_v21", "lerobot_v3", "rlds")

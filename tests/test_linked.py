@@ -9,10 +9,10 @@ import pytest
 
 from athena_vla import embodiment
 from athena_vla.data import dataset as dataset_module
-from athena_vla.data.convert import ConvertConfig, convert
 from athena_vla.data.dataset import BuildConfig, Dataset, build
-from athena_vla.data.formats import open_recording
 from athena_vla.errors import AthenaError, DatasetError
+from athena_vla.recordings.convert import ConvertConfig, convert
+from athena_vla.recordings.formats import open_recording
 from recordings import Pixels, clean, write
 
 TWO_CAMERAS = """

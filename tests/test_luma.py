@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from athena_vla.data.check.cameras import scan_camera
-from athena_vla.data.episode import Episode
-from athena_vla.data.formats.luma import luma_grids, stretches_to_decode
-from athena_vla.data.formats.video import VideoFrames, encode_video
 from athena_vla.errors import RecordingError
+from athena_vla.recordings.episode import Episode
+from athena_vla.recordings.media.luma import luma_grids, stretches_to_decode
+from athena_vla.recordings.media.video import VideoFrames, encode_video
 from recordings import clean
 
 LENGTH = 240
@@ -84,7 +84,7 @@ def test_a_clean_video_is_silent_and_mostly_not_decoded(tmp_path):
 
 
 def test_real_video_gives_the_same_findings_either_way(shared):
-    from athena_vla.data.formats import open_recording
+    from athena_vla.recordings.formats import open_recording
 
     episode = open_recording(shared / "data/g1_inspire_v21").read("2")
     stream = episode.cameras["cam_high"]
@@ -94,7 +94,7 @@ def test_real_video_gives_the_same_findings_either_way(shared):
 
 
 def test_far_key_frames_are_decoded_whole(shared):
-    from athena_vla.data.formats import open_recording
+    from athena_vla.recordings.formats import open_recording
 
     stream = open_recording(shared / "data/gr1_pnp_v20").read("0").cameras["ego_view"]
     assert stretches_to_decode(stream).all()

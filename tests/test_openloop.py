@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from athena_vla.data.episode import Sample
 from athena_vla.embodiment import ActionChunk, Embodiment, Observation
 from athena_vla.errors import EvaluationError
 from athena_vla.evaluate.baselines import BlackImage, HoldStill
 from athena_vla.evaluate.openloop import OpenLoopResult, open_loop, other_instructions, spread
+from athena_vla.recordings.episode import Sample
 
 HORIZON, JOINTS = 5, 3
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from athena_vla.data.formats.isaac_folder import OpenOptions, open_path
 from athena_vla.embodiment import load
 from athena_vla.errors import SimulationError, UnknownName
+from athena_vla.recordings.formats.isaac_folder import OpenOptions, open_path
 from athena_vla.sim.demonstrate import demonstrate, disturbance
 from athena_vla.sim.record import RecordConfig, record
 from athena_vla.sim.robot import SimRobot

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from athena_vla.data.episode import Sample
 from athena_vla.demo.journal import plain, write_json
 from athena_vla.embodiment import ActionChunk, Embodiment, Observation
 from athena_vla.errors import EvaluationError
@@ -17,6 +16,7 @@ from athena_vla.evaluate.baselines import BlackImage, HoldStill
 from athena_vla.evaluate.openloop import open_loop
 from athena_vla.evaluate.results import EpisodeResult
 from athena_vla.evaluate.summary import compare_pair, summarise
+from athena_vla.recordings.episode import Sample
 from athena_vla.report import ReportConfig, charts, media, report
 
 TASKS = ("look", "point", "raise", "touch")

@@ -265,9 +265,9 @@ def test_the_launch_file_passes_what_differs(monkeypatch: pytest.MonkeyPatch, ca
 
 def test_a_deployment_becomes_the_next_lerobot_dataset(toy: Embodiment, tmp_path) -> None:
     """Trace -> folder layout -> LeRobot v3.0, through the ordinary conversion."""
-    from athena_vla.data.convert import ConvertConfig, convert
-    from athena_vla.data.formats import open_recording
-    from athena_vla.data.formats.isaac_folder import write_episode
+    from athena_vla.recordings.convert import ConvertConfig, convert
+    from athena_vla.recordings.formats import open_recording
+    from athena_vla.recordings.formats.isaac_folder import write_episode
     from athena_vla.sim.deployment import trace_to_episode
     from test_runtime import Puppet, Wave
 
@@ -288,8 +288,8 @@ def test_a_deployment_becomes_the_next_lerobot_dataset(toy: Embodiment, tmp_path
 
 
 def test_a_deployment_becomes_a_recording_in_the_folder_layout(toy: Embodiment, tmp_path) -> None:
-    from athena_vla.data.formats import open_recording
-    from athena_vla.data.formats.isaac_folder import write_episode
+    from athena_vla.recordings.formats import open_recording
+    from athena_vla.recordings.formats.isaac_folder import write_episode
     from athena_vla.sim.deployment import trace_to_episode
     from test_runtime import Puppet, Wave
 

@@ -10,8 +10,8 @@ import pytest
 from athena_vla import embodiment
 from athena_vla.control.runtime import RuntimeConfig, run_episode
 from athena_vla.control.safety import SafetyFilter
-from athena_vla.data.formats import open_recording
 from athena_vla.embodiment import ActionChunk, Embodiment, Observation
+from athena_vla.recordings.formats import open_recording
 
 pytest.importorskip("mujoco", reason="mujoco is not installed")
 

@@ -5,9 +5,9 @@ import os
 import numpy as np
 import pytest
 
-from athena_vla.data.formats import video
-from athena_vla.data.formats.video import VideoFrames, encode_video
 from athena_vla.errors import RecordingError
+from athena_vla.recordings.media import video
+from athena_vla.recordings.media.video import VideoFrames, encode_video
 from recordings import clean
 
 

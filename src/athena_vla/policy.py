@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from athena_vla.backends import Name, open_backend
 from athena_vla.bundle import Bundle, Golden
-from athena_vla.data.episode import Sample
 from athena_vla.data.normalize import Normalizer
 from athena_vla.embodiment import ActionChunk, Embodiment, Observation
 from athena_vla.errors import BundleError
 from athena_vla.models.architecture import Architecture, ModelInput, Run, run_torch
 from athena_vla.models.gates import check_sensitivity, count_vision_calls
+from athena_vla.recordings.episode import Sample
 
 
 def encode(observation: Observation, robot: Embodiment, normalizer: Normalizer) -> ModelInput:

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 from athena_vla.data.check.cameras import joint_travel
 from athena_vla.data.check.relations import paired, relation
-from athena_vla.data.episode import BrokenEpisode, Episode, Frames
-from athena_vla.data.formats import open_recording
-from athena_vla.data.formats.common import read_names
-from athena_vla.data.formats.luma import luma_grids
-from athena_vla.data.motion import limbs
 from athena_vla.errors import RecordingError
+from athena_vla.recordings.episode import BrokenEpisode, Episode, Frames
+from athena_vla.recordings.formats import open_recording
+from athena_vla.recordings.formats.common import read_names
+from athena_vla.recordings.limbs import limbs
+from athena_vla.recordings.media.luma import luma_grids
 
 MOST_SHIFT = 8  # [frames] camera offsets that are searched
 SEEN = 0.5  # correlation of picture change and joint speed from which an offset may be believed

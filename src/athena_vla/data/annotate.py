@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from athena_vla import embodiment
-from athena_vla.data.episode import BrokenEpisode
-from athena_vla.data.formats import open_recording
-from athena_vla.data.formats.common import read_names
 from athena_vla.data.paraphrase import ParaphraseConfig
 from athena_vla.data.segments import episode_segments
 from athena_vla.errors import RecordingError
+from athena_vla.recordings.episode import BrokenEpisode
+from athena_vla.recordings.formats import open_recording
+from athena_vla.recordings.formats.common import read_names
 
 
 @dataclass(frozen=True, kw_only=True)

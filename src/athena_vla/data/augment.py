@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image as PillowImage
 
-from athena_vla.data.episode import Image
+from athena_vla.recordings.episode import Image
 
 
 @dataclass(frozen=True, kw_only=True)

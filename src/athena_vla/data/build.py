@@ -17,8 +17,6 @@ import pyarrow.parquet as pq
 
 from athena_vla import embodiment
 from athena_vla.data.build_config import BuildConfig, BuildResult
-from athena_vla.data.formats import open_recording
-from athena_vla.data.formats.common import read_names
 from athena_vla.data.normalize import Normalizer, NormalizerFit
 from athena_vla.data.prepare import ACTION, STATE, Job, shard_path
 from athena_vla.data.sidecar import SIDECAR_VERSION, sidecar_content, write_set
@@ -27,6 +25,8 @@ from athena_vla.data.workers import run_jobs
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import DatasetError
 from athena_vla.progress import Progress, quiet
+from athena_vla.recordings.formats import open_recording
+from athena_vla.recordings.formats.common import read_names
 
 __all__ = ["BuildConfig", "BuildResult", "build", "linked_set", "split"]
 

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from athena_vla.data.alignment import Alignment
-from athena_vla.data.fixes import FIXES
-from athena_vla.data.formats.common import read_json
 from athena_vla.data.normalize import NormalizationMode
 from athena_vla.data.workers import Place
 from athena_vla.errors import DatasetError, UnknownName
+from athena_vla.recordings.alignment import Alignment
+from athena_vla.recordings.fixes import FIXES
+from athena_vla.recordings.formats.common import read_json
 
 
 @dataclass(frozen=True, kw_only=True)

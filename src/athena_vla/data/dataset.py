@@ -18,9 +18,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from athena_vla.data.build import BuildConfig, BuildResult, build, linked_set
-from athena_vla.data.episode import Image, Sample
-from athena_vla.data.formats import open_recording
-from athena_vla.data.formats.common import guarded, read_json_object
 from athena_vla.data.normalize import Normalizer
 from athena_vla.data.pictures import PictureStore
 from athena_vla.data.prepare import ACTION, PICTURE, STATE, resize
@@ -28,6 +25,9 @@ from athena_vla.data.sidecar import SIDECAR, SIDECAR_VERSION, content_hash
 from athena_vla.data.windows import chunk_rows, starts
 from athena_vla.embodiment import Embodiment, Observation
 from athena_vla.errors import DatasetError
+from athena_vla.recordings.episode import Image, Sample
+from athena_vla.recordings.formats import open_recording
+from athena_vla.recordings.formats.common import guarded, read_json_object
 
 __all__ = ["BuildConfig", "BuildResult", "Dataset", "build"]
 

@@ -5,16 +5,15 @@ chance. Six kinds: walk, balance, manipulate, prepare, coordinate (steps while s
 """
 
 import itertools
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from athena_vla.data.episode import Episode, Segment
-from athena_vla.data.spans import stretches
 from athena_vla.embodiment import Embodiment
+from athena_vla.recordings.episode import Episode, Segment
+from athena_vla.recordings.intervals import stretches
+from athena_vla.recordings.limbs import Limbs, limbs
 
 RANGE = np.pi  # [rad] range of a joint whose limits are not known
 WINDOW_SECONDS = 0.5  # displacement over this window: jitter cancels, slow drift adds up
@@ -28,46 +27,6 @@ PRESHAPE = 0.55  # of the arm's fastest speed: a hand that opens in full flight 
 REACHED = 0.5  # of the arm's largest displacement, where no hand is recorded
 LEAST_SECONDS = 0.4
 CARRIES = 0.6  # of the legs' speed that arms with a load stay below
-
-PARTS = {
-    "hand": r"hand|finger|thumb|gripper|pinky|palm",
-    "leg": r"hip|knee|ankle|leg|thigh|foot",
-    "arm": r"shoulder|elbow|wrist|arm",
-    "torso": r"waist|torso|neck|head|abdomen|chest",
-}
-# A finger named by itself ("ring", "index") only counts where no joint of an arm can be meant.
-FINGERS = re.compile(r"(^|_)(ring|index|middle|little)(_|\d|$)")
-
-
-@dataclass(frozen=True)
-class Limbs:
-    """Columns of each body part and side."""
-
-    columns: dict[tuple[str, str], tuple[int, ...]]  # (part, side) -> columns; side is left, right or ""
-
-    def of(self, part: str, side: str | None = None) -> list[int]:
-        return [c for (p, s), cs in self.columns.items() if p == part and (side is None or s == side) for c in cs]
-
-    def sides(self, part: str) -> list[str]:
-        return sorted({s for (p, s), cs in self.columns.items() if p == part and cs})
-
-
-def limbs(names: Sequence[str], groups: Mapping[str, str] | None = None) -> Limbs:
-    """Body part and side of each column, from its name, else from the robot's group that it belongs to."""
-    groups = groups or {}
-    found: dict[tuple[str, str], list[int]] = {}
-    for column, name in enumerate(names):
-        plain = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
-        side = "left" if re.search(r"(^|_)(l|left|k_left)(_|$)", plain) else ""
-        side = "right" if re.search(r"(^|_)(r|right|k_right)(_|$)", plain) else side
-        part = next((p for p, pattern in PARTS.items() if re.search(pattern, plain)), None)
-        if part is None and FINGERS.search(plain):
-            part = "hand"
-        if part is None:
-            part = next((p for p, pattern in PARTS.items() if re.search(pattern, groups.get(name, "").lower())), None)
-        if part is not None:
-            found.setdefault((part, side), []).append(column)
-    return Limbs({k: tuple(v) for k, v in found.items()})
 
 
 def motion_segments(episode: Episode, robot: Embodiment | None = None) -> tuple[Segment, ...]:

@@ -14,8 +14,8 @@ from typing import Any
 
 from PIL import Image as PillowImage
 
-from athena_vla.data.episode import Image
 from athena_vla.errors import DatasetError
+from athena_vla.recordings.episode import Image
 
 LONGEST_ANSWER = 300  # characters
 

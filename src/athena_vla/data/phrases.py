@@ -6,7 +6,7 @@ The episode's own instruction is never changed; a phrasing stands beside it.
 import hashlib
 from collections.abc import Sequence
 
-from athena_vla.data.episode import Episode, Segment
+from athena_vla.recordings.episode import Episode, Segment
 
 # {task} is the instruction as recorded, without its full stop; {arm} is "the right arm", "both arms" or "the arms".
 PHRASES: dict[str, tuple[str, ...]] = {

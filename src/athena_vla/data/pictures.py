@@ -7,8 +7,8 @@ decodes them. Knows nothing of samples.
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 
-from athena_vla.data.episode import Frames, Image, Recording
 from athena_vla.errors import DatasetError
+from athena_vla.recordings.episode import Frames, Image, Recording
 
 OPEN_EPISODES = 16  # episodes kept open; each may hold the encoded pictures of one
 DECODED = 64  # pictures kept: samples of one step that share a frame decode it once

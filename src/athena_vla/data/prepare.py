@@ -18,18 +18,19 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
-from athena_vla.data.alignment import AlignedEpisode, Alignment, align
-from athena_vla.data.episode import Recording, Segment
-from athena_vla.data.fixes import Cut, StillCut, apply_fixes
-from athena_vla.data.formats import open_recording
-from athena_vla.data.formats.common import StillFrames, decode_image
-from athena_vla.data.formats.lerobot_schema import image_column, numbers_column
-from athena_vla.data.formats.statistics import Stats, column_stats, image_stats, sampled_indices
-from athena_vla.data.formats.video import VideoFrames
-from athena_vla.data.png import encode_png
-from athena_vla.data.segments import episode_segments, read_annotations
+from athena_vla.data.segments import episode_segments
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import AthenaError, DatasetError
+from athena_vla.recordings.alignment import AlignedEpisode, Alignment, align
+from athena_vla.recordings.annotations import read_annotations
+from athena_vla.recordings.episode import Recording, Segment
+from athena_vla.recordings.fixes import Cut, StillCut, apply_fixes
+from athena_vla.recordings.formats import open_recording
+from athena_vla.recordings.formats.common import StillFrames, decode_image
+from athena_vla.recordings.formats.lerobot_schema import image_column, numbers_column
+from athena_vla.recordings.formats.lerobot_statistics import Stats, column_stats, image_stats, sampled_indices
+from athena_vla.recordings.media.png import encode_png
+from athena_vla.recordings.media.video import VideoFrames
 
 STATE, ACTION, IMAGES = "observation.state", "action", "observation.images."
 PICTURE = "athena.picture"  # in a linked set, the recorded frame that a step shows

@@ -1,18 +1,15 @@
 """Segments of one episode from its most trusted source, worded; and segments read back from a sidecar."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
-from athena_vla.data.episode import Episode, Segment
-from athena_vla.data.formats.common import guarded, read_json_object
 from athena_vla.data.motion import motion_segments
 from athena_vla.data.paraphrase import ParaphraseConfig, paraphrase
 from athena_vla.data.phrases import phrase
 from athena_vla.data.signals import signal_segments
 from athena_vla.embodiment import Embodiment
-from athena_vla.errors import DatasetError
+from athena_vla.recordings.episode import Episode, Segment
 
 TRUST = ("human", "simulator", "model", "motion-rule")
 LEAST_CONFIDENCE = 0.5  # a human's steps without boundaries (0.3) do not outrank measured ones
@@ -40,12 +37,3 @@ def episode_segments(
             replace(s, text=paraphrase(model, s.kind, s.text, task, images), confidence=min(s.confidence, 0.8))
         )
     return tuple(asked)
-
-
-def read_annotations(path: Path) -> dict[str, tuple[Segment, ...]]:
-    """Episode id -> segments of a sidecar. Raises `DatasetError` for one that is not ours."""
-    raw = read_json_object(path)
-    if raw.get("version") != 1 or not isinstance(raw.get("episodes"), dict):
-        raise DatasetError(f"'{path}' is not a sidecar of annotations (version 1).")
-    with guarded(f"'{path}'"):
-        return {i: tuple(Segment(**s) for s in e["segments"]) for i, e in raw["episodes"].items()}

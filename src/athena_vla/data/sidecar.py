@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 
 from athena_vla.data.build_config import BuildConfig
 from athena_vla.data.card import dataset_card
-from athena_vla.data.formats.common import read_names
-from athena_vla.data.formats.lerobot_schema import image_feature, numbers_feature
-from athena_vla.data.formats.lerobot_write import LeRobotV3Writer
 from athena_vla.data.normalize import Normalizer
 from athena_vla.data.prepare import ACTION, IMAGES, PICTURE, STATE, read_stats, shard_path
 from athena_vla.embodiment import Embodiment
+from athena_vla.recordings.formats.common import read_names
+from athena_vla.recordings.formats.lerobot_schema import image_feature, numbers_feature
+from athena_vla.recordings.formats.lerobot_write import LeRobotV3Writer
 
 SIDECAR = "athena.json"
 SIDECAR_VERSION = 1

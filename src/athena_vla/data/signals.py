@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from athena_vla.data.episode import Episode, Segment
 from athena_vla.data.motion import motion_segments
-from athena_vla.data.spans import stretches
 from athena_vla.embodiment import Embodiment
+from athena_vla.recordings.episode import Episode, Segment
+from athena_vla.recordings.intervals import stretches
 
 WINDOW_SECONDS = 0.25  # displacement over this window: a jittering contact cancels
 MOVES_ON, MOVES_OFF = 0.04, 0.02  # [m/s] an object that starts to be moved, and one that is let go

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from athena_vla.data.episode import Episode, Recording
+from athena_vla.recordings.episode import Episode, Recording
 from athena_vla.report import media
 
 FRAMES_PER_SHEET = 6

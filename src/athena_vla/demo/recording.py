@@ -9,13 +9,13 @@ from athena_vla import embodiment
 from athena_vla.data.annotate import AnnotateConfig, annotate
 from athena_vla.data.build import BuildConfig, build
 from athena_vla.data.check import CheckConfig, Finding, check
-from athena_vla.data.formats import open_recording
 from athena_vla.data.motion import motion_segments
-from athena_vla.data.segments import read_annotations
 from athena_vla.demo.journal import plain
 from athena_vla.demo.pictures import contact_sheets, frame_strip
 from athena_vla.demo.run import Run
 from athena_vla.errors import RecordingError
+from athena_vla.recordings.annotations import read_annotations
+from athena_vla.recordings.formats import open_recording
 
 SHEETS = 7  # one per task family
 EXAMPLES_PER_CODE = 3  # findings shown in the report for each kind of defect

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from athena_vla.control.prefix import prefix_of
-from athena_vla.data.episode import Sample
 from athena_vla.embodiment import ActionChunk, Embodiment, Observation
 from athena_vla.errors import EvaluationError
+from athena_vla.recordings.episode import Sample
 
 THUMBNAIL = (12, 16)  # rows, columns: what the nearest neighbour compares, about 40 px per pixel of a 640x480 image
 IMAGE_WEIGHT, STATE_WEIGHT, WORDS_WEIGHT = 1.0, 1.0, 4.0  # an instruction that differs counts more than any picture

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from athena_vla.data.episode import Sample
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import EvaluationError
 from athena_vla.evaluate.baselines import Actor
 from athena_vla.evaluate.statistics import Interval, bootstrap_difference, bootstrap_mean, bootstrap_quantile
+from athena_vla.recordings.episode import Sample
 
 RESAMPLES = 1000
 

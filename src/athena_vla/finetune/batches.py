@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader
 
 from athena_vla.data.augment import AugmentConfig, augment
 from athena_vla.data.dataset import Dataset
-from athena_vla.data.episode import Sample
 from athena_vla.errors import AthenaError, TrainingError
 from athena_vla.finetune.config import FinetuneConfig
 from athena_vla.finetune.features import Features
 from athena_vla.models.architecture import Architecture, Tensors
 from athena_vla.policy import continued, encode
+from athena_vla.recordings.episode import Sample
 
 _AUGMENT, _NOISE, _VARIANT, _PREFIX = 1, 2, 3, 5  # streams of random numbers; 4 is the feature cache's
 

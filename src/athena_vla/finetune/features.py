@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from athena_vla.data.augment import AugmentConfig, augment
 from athena_vla.data.dataset import Dataset
-from athena_vla.data.episode import Sample
 from athena_vla.errors import TrainingError
 from athena_vla.finetune.config import FinetuneConfig
 from athena_vla.models.architecture import Architecture, Graph, Tensors
 from athena_vla.policy import encode
+from athena_vla.recordings.episode import Sample
 
 GRAPH, INPUT, OUTPUT = "vision", "pixel_values", "patches"
 _DISK_SHARE = 0.3  # of the free disk, that `auto` may take

@@ -10,7 +10,7 @@ from dataclasses import asdict
 import numpy as np
 from numpy.typing import NDArray
 
-from athena_vla.data.episode import Episode, Image
+from athena_vla.recordings.episode import Episode, Image
 from athena_vla.sim.experts import Expert, Trajectory
 from athena_vla.sim.robot import SimRobot
 from athena_vla.sim.scene import Scene

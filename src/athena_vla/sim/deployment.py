@@ -6,9 +6,9 @@ Knows traces and episodes; the format it is written in is the caller's choice.
 import numpy as np
 
 from athena_vla.control.trace import Trace
-from athena_vla.data.episode import Episode
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import RecordingError
+from athena_vla.recordings.episode import Episode
 
 
 def trace_to_episode(trace: Trace, robot: Embodiment, *, id: str, success: bool | None = None) -> Episode:

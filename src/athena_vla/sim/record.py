@@ -15,9 +15,9 @@ from typing import Any
 
 from rich.progress import Progress
 
-from athena_vla.data.episode import Episode
-from athena_vla.data.formats.isaac_folder import write_episode
 from athena_vla.errors import SimulationError, UnknownName
+from athena_vla.recordings.episode import Episode
+from athena_vla.recordings.formats.isaac_folder import write_episode
 from athena_vla.sim.demonstrate import demonstrate
 from athena_vla.sim.robot import SimRobot
 from athena_vla.sim.scene import Split

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from athena_vla.data.check.findings import Finding, finding, some
-from athena_vla.data.episode import Episode, Frames
-from athena_vla.data.formats.luma import luma_grids
-from athena_vla.data.spans import stretches
 from athena_vla.errors import RecordingError
+from athena_vla.recordings.episode import Episode, Frames
+from athena_vla.recordings.intervals import stretches
+from athena_vla.recordings.media.luma import luma_grids
 
 BLACK = 14.0  # brightness out of 255 that even the brightest part of a black picture stays below
 FROZEN_SECONDS = 0.5

@@ -5,12 +5,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from athena_vla.data.alignment import plain_name
 from athena_vla.data.check.findings import Finding, finding, some
-from athena_vla.data.episode import Episode
-from athena_vla.data.formats.common import are_placeholders, ask_for_names
-from athena_vla.data.spans import stretches
 from athena_vla.embodiment import Embodiment
+from athena_vla.recordings.alignment import plain_name
+from athena_vla.recordings.episode import Episode
+from athena_vla.recordings.formats.common import are_placeholders, ask_for_names
+from athena_vla.recordings.intervals import stretches
 
 ANGLE = 2 * np.pi  # [rad] no joint of a robot turns further than this without being continuous
 TICKS = 400.0  # values beyond any angle in degrees

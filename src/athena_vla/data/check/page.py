@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
-from athena_vla.data.alignment import plain_name
 from athena_vla.data.check.findings import Finding
-from athena_vla.data.episode import Episode, Frames, Recording, Segment
 from athena_vla.data.segments import episode_segments
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import AthenaError
+from athena_vla.recordings.alignment import plain_name
+from athena_vla.recordings.episode import Episode, Frames, Recording, Segment
 
 EPISODES = 12  # shown with pictures and plots; those with findings first
 PICTURES = 12  # per contact sheet

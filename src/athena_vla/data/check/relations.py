@@ -7,17 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from athena_vla.data.check.findings import Finding, finding, some
-from athena_vla.data.episode import Episode
-from athena_vla.data.spans import stretches
+from athena_vla.recordings.episode import Episode
+from athena_vla.recordings.intervals import idle_spans
 
 MOST_LAG = 15  # [frames]
 REPORTED_LAG = 3  # [frames] delays up to this are a controller at work
 MOVES = 0.02  # [rad] travel of a joint that takes part in these checks
 REPLAY_SHARE = 0.6  # of a joint's own spread that its replay may be off
 REPLAY_JOINTS = 0.3  # share of moving joints that must be off: hands in contact do not go where they are told
-IDLE_SECONDS = 1.0
 IDLE_SHARE = 0.3
-IDLE_SPEED = 0.02  # of the joint's own range per second
 
 
 @dataclass(frozen=True)
@@ -135,22 +133,6 @@ def _looks_relative(a: NDArray[np.float64], s: NDArray[np.float64]) -> bool:
         apart = abs(np.median(a[:-1, c]) - np.median(level[:, c])) / (level[:, c].std() + 1e-6)
         scores.append(with_change > 0.6 and with_level < 0.5 and (apart > 0.5 or a[:, c].std() < 0.3 * s[:, c].std()))
     return len(scores) > 0 and float(np.mean(scores)) > 0.5
-
-
-def idle_spans(episode: Episode) -> list[tuple[int, int]]:
-    """[start, stop) of stretches of at least a second in which no joint moves noticeably."""
-    values = np.asarray(episode.states if episode.states.shape[1] else episode.actions, np.float64)
-    if len(values) < 4 or not values.shape[1] or not np.isfinite(values).all():
-        return []
-    width = len(episode.joint_names) or values.shape[1]
-    values = values[:, :width]
-    fps = episode.fps if episode.extras.get("clock") != "frame index" else 10.0
-    reach = np.maximum(np.ptp(values, axis=0), 0.1)
-    speed = np.abs(np.diff(values, axis=0)) / reach * fps
-    window = min(max(1, round(0.2 * fps)), len(speed))
-    smooth = np.convolve(speed.max(axis=1), np.ones(window) / window, mode="same")
-    still = np.concatenate([smooth < IDLE_SPEED * 2.5, smooth[-1:] < IDLE_SPEED * 2.5])
-    return [(a, b) for a, b in stretches(still) if b - a >= IDLE_SECONDS * fps]
 
 
 def check_idle(episode: Episode) -> Iterator[Finding]:

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from athena_vla import embodiment
-from athena_vla.data.alignment import Alignment, align
 from athena_vla.data.check.cameras import check_missing, scan_camera
 from athena_vla.data.check.clocks import check_clock
 from athena_vla.data.check.findings import Finding, finding
@@ -25,11 +24,12 @@ from athena_vla.data.check.joints import (
 from athena_vla.data.check.language import check_language, check_success
 from athena_vla.data.check.relations import check_idle, check_relations
 from athena_vla.data.check.splits import check_leakage
-from athena_vla.data.episode import Episode, Recording, RecordingInfo
-from athena_vla.data.formats import open_recording
-from athena_vla.data.formats.common import read_names
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import AthenaError, RecordingError
+from athena_vla.recordings.alignment import Alignment, align
+from athena_vla.recordings.episode import Episode, Recording, RecordingInfo
+from athena_vla.recordings.formats import open_recording
+from athena_vla.recordings.formats.common import read_names
 
 # Said once for the recording when every episode says it.
 COLLECTIVE = {

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from athena_vla.data.check.findings import Finding, finding
-from athena_vla.data.episode import Recording
-from athena_vla.data.formats.lerobot import LeRobot
-from athena_vla.data.formats.rlds import RLDS
+from athena_vla.recordings.episode import Recording
+from athena_vla.recordings.formats.lerobot import LeRobot
+from athena_vla.recordings.formats.rlds import RLDS
 
 TRAIN = ("train",)
 

@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from athena_vla.data.episode import Episode, Frames, RecordingInfo, Segment
-from athena_vla.data.formats.arrow import numbers, pictures
-from athena_vla.data.formats.common import (
+from athena_vla.errors import RecordingError
+from athena_vla.recordings.episode import Episode, Frames, RecordingInfo, Segment
+from athena_vla.recordings.formats.arrow import numbers, pictures
+from athena_vla.recordings.formats.common import (
     BaseRecording,
     OpenOptions,
     guarded,
@@ -22,10 +23,9 @@ from athena_vla.data.formats.common import (
     refuse_lfs,
     text_list,
 )
-from athena_vla.data.formats.lerobot_meta import LeRobotMeta
-from athena_vla.data.formats.lerobot_names import column_names, language_segments, runs
-from athena_vla.data.formats.video import VideoFrames
-from athena_vla.errors import RecordingError
+from athena_vla.recordings.formats.lerobot_meta import LeRobotMeta
+from athena_vla.recordings.formats.lerobot_names import column_names, language_segments, runs
+from athena_vla.recordings.media.video import VideoFrames
 
 NAME = "lerobot"
 ACTIONS, STATES = ("action", "actions"), ("observation.state", "state")

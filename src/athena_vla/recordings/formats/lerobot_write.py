@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from athena_vla.data.formats.lerobot_schema import SetWriter, arrow_schema
-from athena_vla.data.formats.statistics import Stats
+from athena_vla.recordings.formats.lerobot_schema import SetWriter, arrow_schema
+from athena_vla.recordings.formats.lerobot_statistics import Stats
 
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"

@@ -7,9 +7,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from athena_vla.data.episode import Image
-from athena_vla.data.formats.common import MAX_ARRAY_BYTES, guarded
 from athena_vla.errors import RecordingError
+from athena_vla.recordings.episode import Image
+from athena_vla.recordings.formats.common import MAX_ARRAY_BYTES, guarded
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from athena_vla.data.episode import Episode, Frames, Image
-from athena_vla.data.formats.common import StillFrames, decode_image
-from athena_vla.data.formats.lerobot_schema import (
+from athena_vla.errors import RecordingError
+from athena_vla.recordings.episode import Episode, Frames, Image
+from athena_vla.recordings.formats.common import StillFrames, decode_image
+from athena_vla.recordings.formats.lerobot_schema import (
     LANGUAGE_TYPE,
     image_column,
     image_feature,
@@ -18,10 +19,9 @@ from athena_vla.data.formats.lerobot_schema import (
     numbers_feature,
     video_feature,
 )
-from athena_vla.data.formats.statistics import Stats, column_stats, image_stats, sampled_indices
-from athena_vla.data.formats.video import CRF, KEYFRAME_EVERY, VideoFrames, copy_video, encode_video
-from athena_vla.data.png import encode_png
-from athena_vla.errors import RecordingError
+from athena_vla.recordings.formats.lerobot_statistics import Stats, column_stats, image_stats, sampled_indices
+from athena_vla.recordings.media.png import encode_png
+from athena_vla.recordings.media.video import CRF, KEYFRAME_EVERY, VideoFrames, copy_video, encode_video
 
 ACTION, STATE, IMAGES, EXACT_TIME, LANGUAGE = (
     "action",

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from athena_vla.data.episode import Episode, Frames, RecordingInfo
-from athena_vla.data.formats.common import (
+from athena_vla.errors import RecordingError
+from athena_vla.recordings.episode import Episode, Frames, RecordingInfo
+from athena_vla.recordings.formats.common import (
     BaseRecording,
     OpenOptions,
     guarded,
@@ -16,7 +17,6 @@ from athena_vla.data.formats.common import (
     npz_headers,
     read_json_object,
 )
-from athena_vla.errors import RecordingError
 
 NAME = "mobilitygen"
 

@@ -10,11 +10,11 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from athena_vla.data.episode import RecordingInfo
-from athena_vla.data.formats.common import OpenOptions, guarded
-from athena_vla.data.formats.hdf5 import is_hdf5, numbers_of
-from athena_vla.data.formats.isaaclab_hdf5 import IsaacLabHDF5, is_robomimic
 from athena_vla.errors import RecordingError
+from athena_vla.recordings.episode import RecordingInfo
+from athena_vla.recordings.formats.common import OpenOptions, guarded
+from athena_vla.recordings.formats.hdf5 import is_hdf5, numbers_of
+from athena_vla.recordings.formats.isaaclab_hdf5 import IsaacLabHDF5, is_robomimic
 
 NAME = "robomimic_hdf5"
 MOST_DEMOS = 10**7  # names in a mask; more is a damaged header

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from athena_vla.data.formats.common import (
+from athena_vla.errors import RecordingError
+from athena_vla.recordings.formats.common import (
     guarded,
     inside,
     natural_key,
@@ -19,7 +20,6 @@ from athena_vla.data.formats.common import (
     read_json_object,
     refuse_lfs,
 )
-from athena_vla.errors import RecordingError
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 FIELD = re.compile(r"\{(\w+)(?::0(\d{1,2})d)?\}")

@@ -13,8 +13,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from athena_vla.data.episode import Episode, Frames, RecordingInfo, Segment
-from athena_vla.data.formats.common import (
+from athena_vla.errors import RecordingError
+from athena_vla.recordings.episode import Episode, Frames, RecordingInfo, Segment
+from athena_vla.recordings.formats.common import (
     NOT_RGB,
     BaseRecording,
     OpenOptions,
@@ -24,8 +25,7 @@ from athena_vla.data.formats.common import (
     optional_bool,
     refuse_lfs,
 )
-from athena_vla.data.formats.hdf5 import HDF5Frames, is_hdf5, numbers_of
-from athena_vla.errors import RecordingError
+from athena_vla.recordings.formats.hdf5 import HDF5Frames, is_hdf5, numbers_of
 
 NAME = "isaaclab_hdf5"
 JOINT_TERMS = ("joint_pos", "robot_joint_pos")

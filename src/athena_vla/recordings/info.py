@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from athena_vla.data.episode import RecordingInfo
-from athena_vla.data.formats import info_json, open_recording
-from athena_vla.data.formats.common import read_names
+from athena_vla.recordings.episode import RecordingInfo
+from athena_vla.recordings.formats import info_json, open_recording
+from athena_vla.recordings.formats.common import read_names
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,18 +11,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from athena_vla.data.episode import BrokenEpisode, Episode
-from athena_vla.data.fixes import FIXES, apply_fixes
-from athena_vla.data.formats import open_recording
-from athena_vla.data.formats.common import read_names
-from athena_vla.data.formats.isaac_folder import write_episode
-from athena_vla.data.formats.lerobot import LeRobot
-from athena_vla.data.formats.lerobot_rows import episode_rows, features_of, sidecar_entry
-from athena_vla.data.formats.lerobot_v2_write import LeRobotV21Writer
-from athena_vla.data.formats.lerobot_write import LeRobotV3Writer
-from athena_vla.data.formats.rlds_write import RLDSWriter
-from athena_vla.data.segments import read_annotations
 from athena_vla.errors import AthenaError, RecordingError, UnknownName
+from athena_vla.recordings.annotations import read_annotations
+from athena_vla.recordings.episode import BrokenEpisode, Episode
+from athena_vla.recordings.fixes import FIXES, apply_fixes
+from athena_vla.recordings.formats import open_recording
+from athena_vla.recordings.formats.common import read_names
+from athena_vla.recordings.formats.isaac_folder import write_episode
+from athena_vla.recordings.formats.lerobot import LeRobot
+from athena_vla.recordings.formats.lerobot_rows import episode_rows, features_of, sidecar_entry
+from athena_vla.recordings.formats.lerobot_v2_write import LeRobotV21Writer
+from athena_vla.recordings.formats.lerobot_write import LeRobotV3Writer
+from athena_vla.recordings.formats.rlds_write import RLDSWriter
 
 Target = Literal["lerobot_v3", "lerobot_v21", "rlds", "isaac_folder"]
 NO_TEXT = "no instruction recorded"  # LeRobot wants a task for every frame; the sidecar keeps that there was none

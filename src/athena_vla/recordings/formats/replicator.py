@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from athena_vla.data.episode import Episode, RecordingInfo
-from athena_vla.data.formats.common import (
+from athena_vla.errors import RecordingError
+from athena_vla.recordings.episode import Episode, RecordingInfo
+from athena_vla.recordings.formats.common import (
     IMAGE_SUFFIXES,
     BaseRecording,
     ImageFiles,
@@ -18,7 +19,6 @@ from athena_vla.data.formats.common import (
     image_size,
     natural_key,
 )
-from athena_vla.errors import RecordingError
 
 NAME = "replicator"
 RGB = re.compile(r"^(?:(?P<product>.+)_)?rgb_(?:(?P<sequence>\d+)_)?(?P<frame>\d+)\.(?:png|jpe?g)$", re.IGNORECASE)

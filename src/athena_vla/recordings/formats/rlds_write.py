@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from athena_vla.data.episode import Episode
-from athena_vla.data.formats.common import are_placeholders
-from athena_vla.data.formats.lerobot_rows import encoded, sidecar_entry
-from athena_vla.data.formats.rlds import SIDECAR
-from athena_vla.data.formats.tfrecord import build_example, write_record
+from athena_vla.recordings.episode import Episode
+from athena_vla.recordings.formats.common import are_placeholders
+from athena_vla.recordings.formats.lerobot_rows import encoded, sidecar_entry
+from athena_vla.recordings.formats.rlds import SIDECAR
+from athena_vla.recordings.formats.tfrecord import build_example, write_record
 
 TENSOR = "tensorflow_datasets.core.features.tensor_feature.Tensor"
 DICT = "tensorflow_datasets.core.features.features_dict.FeaturesDict"

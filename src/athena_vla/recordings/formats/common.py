@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
-from athena_vla.data.episode import BrokenEpisode, Episode, Image, RecordingInfo
 from athena_vla.embodiment import known_robots, load
 from athena_vla.errors import AthenaError, RecordingError
+from athena_vla.recordings.episode import BrokenEpisode, Episode, Image, RecordingInfo
 
 MAX_ARRAY_BYTES = 8 * 2**30  # one array of one episode; more is a damaged header or a file to split first
 MAX_JSON_BYTES = 256 * 2**20

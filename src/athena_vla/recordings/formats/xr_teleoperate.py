@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from athena_vla.data.episode import BrokenEpisode, Episode, Frames, RecordingInfo, Segment
-from athena_vla.data.formats.common import (
+from athena_vla.errors import RecordingError
+from athena_vla.recordings.episode import BrokenEpisode, Episode, Frames, RecordingInfo, Segment
+from athena_vla.recordings.formats.common import (
     BaseRecording,
     ImageFiles,
     OpenOptions,
@@ -21,7 +22,6 @@ from athena_vla.data.formats.common import (
     read_json_object,
     text_list,
 )
-from athena_vla.errors import RecordingError
 
 NAME = "xr_teleoperate"
 

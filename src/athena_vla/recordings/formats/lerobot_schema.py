@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from athena_vla.data.formats.statistics import Stats, StatsTotal, column_stats
+from athena_vla.recordings.formats.lerobot_statistics import Stats, StatsTotal, column_stats
 
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 # A persistent language column: the same list of utterances in every row of an episode.

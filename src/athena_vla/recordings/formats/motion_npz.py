@@ -7,9 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from athena_vla.data.episode import BrokenEpisode, Episode, RecordingInfo
-from athena_vla.data.formats.common import BaseRecording, OpenOptions, guarded, natural_key, npz_arrays, npz_headers
 from athena_vla.errors import RecordingError
+from athena_vla.recordings.episode import BrokenEpisode, Episode, RecordingInfo
+from athena_vla.recordings.formats.common import (
+    BaseRecording,
+    OpenOptions,
+    guarded,
+    natural_key,
+    npz_arrays,
+    npz_headers,
+)
 
 NAME = "motion_npz"
 NEEDED = {"fps", "dof_names", "dof_positions"}

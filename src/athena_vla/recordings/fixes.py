@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from athena_vla.data.check.relations import idle_spans
-from athena_vla.data.episode import Episode, Frames, Image, Segment
-from athena_vla.data.formats.common import StillFrames
+from athena_vla.recordings.episode import Episode, Frames, Image, Segment
+from athena_vla.recordings.formats.common import StillFrames
+from athena_vla.recordings.intervals import idle_spans
 
 FIXES = ("trim-idle", "drop-failed", "drop-duplicates", "drop-first-frame")
 KEPT_SECONDS = 0.3  # of stillness that stays at each end: a policy must also learn to start and stop

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from athena_vla.data.episode import Segment
+from athena_vla.recordings.episode import Segment
 
 
 def column_names(feature: Mapping[str, Any], modality: Any, column: str, width: int) -> list[str] | None:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from athena_vla.data.episode import BrokenEpisode, Episode, Frames, RecordingInfo, Segment
-from athena_vla.data.formats.common import (
+from athena_vla.errors import RecordingError
+from athena_vla.recordings.episode import BrokenEpisode, Episode, Frames, RecordingInfo, Segment
+from athena_vla.recordings.formats.common import (
     BaseRecording,
     OpenOptions,
     StillFrames,
@@ -22,8 +23,7 @@ from athena_vla.data.formats.common import (
     refuse_lfs,
     text_list,
 )
-from athena_vla.data.formats.tfrecord import Value, parse_example, read_record, record_offsets
-from athena_vla.errors import RecordingError
+from athena_vla.recordings.formats.tfrecord import Value, parse_example, read_record, record_offsets
 
 NAME = "rlds"
 SIDECAR = "athena.json"

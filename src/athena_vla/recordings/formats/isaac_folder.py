@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from PIL import Image as PillowImage
 
-from athena_vla.data.episode import BrokenEpisode, Episode, Frames, RecordingInfo, Segment
-from athena_vla.data.formats.common import (
+from athena_vla.errors import RecordingError
+from athena_vla.recordings.episode import BrokenEpisode, Episode, Frames, RecordingInfo, Segment
+from athena_vla.recordings.formats.common import (
     BaseRecording,
     OpenOptions,
     StillFrames,
@@ -31,7 +32,6 @@ from athena_vla.data.formats.common import (
     read_json_object,
     text_list,
 )
-from athena_vla.errors import RecordingError
 
 NAME = "isaac_folder"
 ARRAYS = ("trajectory.npz", "episode_data.npz")

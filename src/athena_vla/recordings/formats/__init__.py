@@ -8,21 +8,21 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from athena_vla.data.episode import Recording, RecordingInfo
-from athena_vla.data.formats.common import OpenOptions, are_placeholders, is_lfs_pointer
 from athena_vla.errors import RecordingError, UnknownName
+from athena_vla.recordings.episode import Recording, RecordingInfo
+from athena_vla.recordings.formats.common import OpenOptions, are_placeholders, is_lfs_pointer
 
 # Asked in this order; each looks at content only. Imported on demand, so that h5py or PyAV load when needed.
 FORMATS: dict[str, str] = {
-    "lerobot": "athena_vla.data.formats.lerobot",
-    "robomimic_hdf5": "athena_vla.data.formats.robomimic_hdf5",
-    "isaaclab_hdf5": "athena_vla.data.formats.isaaclab_hdf5",
-    "rlds": "athena_vla.data.formats.rlds",
-    "xr_teleoperate": "athena_vla.data.formats.xr_teleoperate",
-    "mobilitygen": "athena_vla.data.formats.mobilitygen",
-    "isaac_folder": "athena_vla.data.formats.isaac_folder",
-    "replicator": "athena_vla.data.formats.replicator",
-    "motion_npz": "athena_vla.data.formats.motion_npz",
+    "lerobot": "athena_vla.recordings.formats.lerobot",
+    "robomimic_hdf5": "athena_vla.recordings.formats.robomimic_hdf5",
+    "isaaclab_hdf5": "athena_vla.recordings.formats.isaaclab_hdf5",
+    "rlds": "athena_vla.recordings.formats.rlds",
+    "xr_teleoperate": "athena_vla.recordings.formats.xr_teleoperate",
+    "mobilitygen": "athena_vla.recordings.formats.mobilitygen",
+    "isaac_folder": "athena_vla.recordings.formats.isaac_folder",
+    "replicator": "athena_vla.recordings.formats.replicator",
+    "motion_npz": "athena_vla.recordings.formats.motion_npz",
 }
 
 

@@ -17,9 +17,9 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from athena_vla.data.episode import Image
-from athena_vla.data.formats.common import guarded, refuse_lfs
 from athena_vla.errors import RecordingError
+from athena_vla.recordings.episode import Image
+from athena_vla.recordings.formats.common import guarded, refuse_lfs
 
 OPEN_FILES = 16  # decoders kept open in a process
 # From 17 on PyAV converts colours with a thread per core, which costs more than it gives; before it used one.

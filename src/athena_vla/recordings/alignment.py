@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from athena_vla.data.episode import Episode, Frames, Segment
-from athena_vla.data.formats.common import are_placeholders, ask_for_names
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import DatasetError
+from athena_vla.recordings.episode import Episode, Frames, Segment
+from athena_vla.recordings.formats.common import are_placeholders, ask_for_names
 
 POSITION_LIKENESS = 0.15  # [rad] median distance between next state and target below which columns are joint positions
 

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from athena_vla.data.formats.lerobot_schema import SetWriter, arrow_schema
-from athena_vla.data.formats.statistics import Stats
-from athena_vla.data.motion import limbs
+from athena_vla.recordings.formats.lerobot_schema import SetWriter, arrow_schema
+from athena_vla.recordings.formats.lerobot_statistics import Stats
+from athena_vla.recordings.limbs import limbs
 
 CHUNK = 1000
 DATA_PATH = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
-from athena_vla.data.episode import Frames
-from athena_vla.data.formats.common import StillFrames, guarded
-from athena_vla.data.formats.video import VideoFrames
 from athena_vla.errors import RecordingError
+from athena_vla.recordings.episode import Frames
+from athena_vla.recordings.formats.common import StillFrames, guarded
+from athena_vla.recordings.media.video import VideoFrames
 
 CELLS = 60  # about this many samples along the shorter side
 STRETCH = 8  # frames that are decoded, or skipped, together at least

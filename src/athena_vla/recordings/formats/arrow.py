@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from athena_vla.data.formats.common import StillFrames, guarded, inside
 from athena_vla.errors import RecordingError
+from athena_vla.recordings.formats.common import StillFrames, guarded, inside
 
 
 def numbers(column: pa.ChunkedArray | pa.Array, what: str) -> NDArray[Any]:
