@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from athena_vla.data.annotate import AnnotateConfig, annotate
-from athena_vla.data.motion import motion_segments
-from athena_vla.data.paraphrase import ParaphraseConfig, paraphrase
-from athena_vla.data.phrases import PHRASES, phrase
-from athena_vla.data.segments import episode_segments
+from athena_vla.annotate.annotating import AnnotateConfig, annotate
+from athena_vla.annotate.motion import motion_segments
+from athena_vla.annotate.paraphrase import ParaphraseConfig, paraphrase
+from athena_vla.annotate.phrases import PHRASES, phrase
+from athena_vla.annotate.segments import episode_segments
 from athena_vla.embodiment import Embodiment, Joint
 from athena_vla.errors import DatasetError
 from athena_vla.recordings.annotations import read_annotations

@@ -8,8 +8,8 @@ import h5py
 import numpy as np
 import pytest
 
+from athena_vla.annotate.annotating import AnnotateConfig, annotate
 from athena_vla.data.align import AlignConfig, align
-from athena_vla.data.annotate import AnnotateConfig, annotate
 from athena_vla.data.build import BuildConfig, build
 from athena_vla.data.check import CheckConfig, check
 from athena_vla.data.dataset import Dataset

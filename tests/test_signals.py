@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from athena_vla.data.segments import episode_segments
-from athena_vla.data.signals import signal_segments
+from athena_vla.annotate.segments import episode_segments
+from athena_vla.annotate.signals import signal_segments
 from athena_vla.recordings.formats import open_recording
 from recordings import clean
 from test_annotate import UNSEEN, per_frame, robot_of, spans

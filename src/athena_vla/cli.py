@@ -43,7 +43,9 @@ COMMANDS: dict[str, Command] = {
     "data info": Command("recordings.info", "info", "InfoConfig", "what a recording is, from its content", ("input",)),
     "data check": Command("data.check", "check", "CheckConfig", "every defect of a recording, named", ("input",)),
     "data align": Command("data.align", "align", "AlignConfig", "lags between streams, and the real rate", ("input",)),
-    "data annotate": Command("data.annotate", "annotate", "AnnotateConfig", "segments with instructions", ("input",)),
+    "data annotate": Command(
+        "annotate.annotating", "annotate", "AnnotateConfig", "segments with instructions", ("input",)
+    ),
     "data build": Command("data.build", "build", "BuildConfig", "recordings become a training set", ("input", "out")),
     "data convert": Command("recordings.convert", "convert", "ConvertConfig", "to another format", ("input", "out")),
     "train": Command("finetune", "finetune", "FinetuneConfig", "fine-tune with LoRA, QLoRA or DoRA", (), "PRESETS"),

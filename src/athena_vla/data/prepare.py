@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
-from athena_vla.data.segments import episode_segments
+from athena_vla.annotate.segments import episode_segments
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import AthenaError, DatasetError
 from athena_vla.recordings.alignment import AlignedEpisode, Alignment, align

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from athena_vla.data.motion import motion_segments
+from athena_vla.annotate.motion import motion_segments
 from athena_vla.embodiment import Embodiment
 from athena_vla.recordings.episode import Episode, Segment
 from athena_vla.recordings.intervals import stretches

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from athena_vla.data.motion import motion_segments
-from athena_vla.data.paraphrase import ParaphraseConfig, paraphrase
-from athena_vla.data.phrases import phrase
-from athena_vla.data.signals import signal_segments
+from athena_vla.annotate.motion import motion_segments
+from athena_vla.annotate.paraphrase import ParaphraseConfig, paraphrase
+from athena_vla.annotate.phrases import phrase
+from athena_vla.annotate.signals import signal_segments
 from athena_vla.embodiment import Embodiment
 from athena_vla.recordings.episode import Episode, Segment
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from athena_vla import embodiment
-from athena_vla.data.paraphrase import ParaphraseConfig
-from athena_vla.data.segments import episode_segments
+from athena_vla.annotate.paraphrase import ParaphraseConfig
+from athena_vla.annotate.segments import episode_segments
 from athena_vla.errors import RecordingError
 from athena_vla.recordings.episode import BrokenEpisode
 from athena_vla.recordings.formats import open_recording
