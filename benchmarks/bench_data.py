@@ -22,8 +22,8 @@ import numpy as np
 
 from athena_vla import embodiment
 from athena_vla.bench.facts import device_facts
+from athena_vla.check import CheckConfig, check
 from athena_vla.data import dataset as dataset_module
-from athena_vla.data.check import CheckConfig, check
 from athena_vla.data.dataset import Dataset
 from athena_vla.data.prepare import resize
 from athena_vla.recordings.episode import Episode

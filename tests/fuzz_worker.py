@@ -20,7 +20,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from athena_vla.data.check import CheckConfig, check
+from athena_vla.check import CheckConfig, check
 from athena_vla.errors import AthenaError
 from athena_vla.recordings.convert import ConvertConfig, convert
 from athena_vla.recordings.episode import BrokenEpisode, Episode

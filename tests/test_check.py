@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from athena_vla.data.check import RULES, CheckConfig, CheckReport, check
-from athena_vla.data.check.language import is_useless
+from athena_vla.check import RULES, CheckConfig, CheckReport, check
+from athena_vla.check.language import is_useless
 from athena_vla.recordings.episode import Episode
 from recordings import Pixels, clean, pictures, write
 
@@ -392,7 +392,7 @@ def test_every_code_has_a_planted_defect():
 
 
 def test_replay_against_a_joint_that_tracks_by_the_same_law():
-    from athena_vla.data.check.relations import replay_error
+    from athena_vla.check.action_state import replay_error
 
     rng = np.random.default_rng(0)
     targets = np.cumsum(rng.normal(0, 0.1, (300, 2)), axis=0)

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from athena_vla.data.align import AlignConfig, align
+from athena_vla.check import CheckConfig, check
+from athena_vla.check.lags import AlignConfig, align
 from athena_vla.data.build import BuildConfig, build
-from athena_vla.data.check import CheckConfig, check
 from recordings import Pixels, clean, pictures, write
 
 

@@ -71,7 +71,7 @@ def test_camera_terms_of_isaac_lab_are_pictures_however_they_were_normalised(tmp
 
 
 def test_masks_of_robomimic_are_splits(tmp_path):
-    from athena_vla.data.check.splits import declared_splits
+    from athena_vla.check.splits import declared_splits
 
     recording = open_recording(build("robomimic", tmp_path))
     assert declared_splits(recording) == {"train": ["demo_0"], "valid": ["demo_1"]}

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from athena_vla.data.check import CheckConfig, check
+from athena_vla.check import CheckConfig, check
 from athena_vla.recordings.episode import BrokenEpisode, Episode
 from athena_vla.recordings.formats import open_recording
 from fuzz_worker import drain

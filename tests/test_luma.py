@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from athena_vla.data.check.cameras import scan_camera
+from athena_vla.check.cameras import scan_camera
 from athena_vla.errors import RecordingError
 from athena_vla.recordings.episode import Episode
 from athena_vla.recordings.media.luma import luma_grids, stretches_to_decode

@@ -41,8 +41,8 @@ COMMANDS: dict[str, Command] = {
     "doctor": Command("doctor", "doctor", "DoctorConfig", "what this machine has, what works, what is missing"),
     "record": Command("sim.record", "record", "RecordConfig", "record demonstrations in the simulator", ("out",)),
     "data info": Command("recordings.info", "info", "InfoConfig", "what a recording is, from its content", ("input",)),
-    "data check": Command("data.check", "check", "CheckConfig", "every defect of a recording, named", ("input",)),
-    "data align": Command("data.align", "align", "AlignConfig", "lags between streams, and the real rate", ("input",)),
+    "data check": Command("check", "check", "CheckConfig", "every defect of a recording, named", ("input",)),
+    "data align": Command("check.lags", "align", "AlignConfig", "lags between streams, and the real rate", ("input",)),
     "data annotate": Command(
         "annotate.annotating", "annotate", "AnnotateConfig", "segments with instructions", ("input",)
     ),

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from athena_vla.data.check.cameras import joint_travel
-from athena_vla.data.check.relations import paired, relation
+from athena_vla.check.action_state import paired, relation
+from athena_vla.check.cameras import joint_travel
 from athena_vla.errors import RecordingError
 from athena_vla.recordings.episode import BrokenEpisode, Episode, Frames
 from athena_vla.recordings.formats import open_recording

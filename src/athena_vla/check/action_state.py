@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from athena_vla.data.check.findings import Finding, finding, some
+from athena_vla.check.findings import Finding, finding, some
 from athena_vla.recordings.episode import Episode
 from athena_vla.recordings.intervals import idle_spans
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from athena_vla.data.check.findings import Finding, finding, some
+from athena_vla.check.findings import Finding, finding, some
 from athena_vla.recordings.episode import Episode
 
 RATE_TOLERANCE = 0.03  # relative; a declared integer rate of a real 29.97 Hz camera passes

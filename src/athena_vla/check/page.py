@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from athena_vla.annotate.segments import episode_segments
-from athena_vla.data.check.findings import Finding
+from athena_vla.check.findings import Finding
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import AthenaError
 from athena_vla.recordings.alignment import plain_name

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from athena_vla.data.check.findings import Finding, finding, some
+from athena_vla.check.findings import Finding, finding, some
 from athena_vla.embodiment import Embodiment
 from athena_vla.recordings.alignment import plain_name
 from athena_vla.recordings.episode import Episode

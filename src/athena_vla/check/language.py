@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from athena_vla.data.check.findings import Finding, finding
+from athena_vla.check.findings import Finding, finding
 from athena_vla.recordings.episode import Episode
 
 # What recorders write when nobody typed anything.

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from athena_vla import embodiment
-from athena_vla.data.check.cameras import check_missing, scan_camera
-from athena_vla.data.check.clocks import check_clock
-from athena_vla.data.check.findings import Finding, finding
-from athena_vla.data.check.joints import (
+from athena_vla.check.action_state import check_idle, check_relations
+from athena_vla.check.cameras import check_missing, scan_camera
+from athena_vla.check.clocks import check_clock
+from athena_vla.check.findings import Finding, finding
+from athena_vla.check.joints import (
     check_limits,
     check_motion,
     check_names,
@@ -21,9 +22,8 @@ from athena_vla.data.check.joints import (
     check_units,
     constant_joints,
 )
-from athena_vla.data.check.language import check_language, check_success
-from athena_vla.data.check.relations import check_idle, check_relations
-from athena_vla.data.check.splits import check_leakage
+from athena_vla.check.language import check_language, check_success
+from athena_vla.check.splits import check_leakage
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import AthenaError, RecordingError
 from athena_vla.recordings.alignment import Alignment, align
@@ -137,7 +137,7 @@ def check(config: CheckConfig, progress: Callable[[int, int, str], None] | None 
         config.input, tuple(_merged(state.found, state.episodes)), info, state.episodes, state.frames, config.strict
     )
     if config.page is not None:
-        from athena_vla.data.check.page import write_page
+        from athena_vla.check.page import write_page
 
         write_page(config.page, report, recording, robot)
         report = CheckReport(**{**vars(report), "page": config.page})

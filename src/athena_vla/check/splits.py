@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from athena_vla.data.check.findings import Finding, finding
+from athena_vla.check.findings import Finding, finding
 from athena_vla.recordings.episode import Recording
 from athena_vla.recordings.formats.lerobot import LeRobot
 from athena_vla.recordings.formats.rlds import RLDS

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from athena_vla.data.check.findings import Finding, finding, some
+from athena_vla.check.findings import Finding, finding, some
 from athena_vla.errors import RecordingError
 from athena_vla.recordings.episode import Episode, Frames
 from athena_vla.recordings.intervals import stretches
