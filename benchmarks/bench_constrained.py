@@ -21,9 +21,9 @@ import torch
 from athena_vla import __version__
 from athena_vla.bench.facts import device_facts
 from athena_vla.bundle import MODEL_FILE, Bundle, open_base, save_tensors, writing
-from athena_vla.data.build import build
-from athena_vla.data.build_config import BuildConfig
-from athena_vla.data.dataset import Dataset
+from athena_vla.dataset.build import build
+from athena_vla.dataset.build_config import BuildConfig
+from athena_vla.dataset.dataset import Dataset
 from athena_vla.evaluate.actors import ActorSpec
 from athena_vla.evaluate.comparison import compare_all
 from athena_vla.evaluate.results import Setup

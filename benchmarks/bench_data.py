@@ -23,9 +23,9 @@ import numpy as np
 from athena_vla import embodiment
 from athena_vla.bench.facts import device_facts
 from athena_vla.check import CheckConfig, check
-from athena_vla.data import dataset as dataset_module
-from athena_vla.data.dataset import Dataset
-from athena_vla.data.prepare import resize
+from athena_vla.dataset import dataset as dataset_module
+from athena_vla.dataset.dataset import Dataset
+from athena_vla.dataset.prepare import resize
 from athena_vla.recordings.episode import Episode
 from athena_vla.recordings.formats import open_recording
 from athena_vla.recordings.formats.isaac_folder import write_episode
@@ -179,7 +179,7 @@ def peak_memory(count: int, folder: Path) -> float:
         for k in range(count):
             write_episode(root, Episode(**{**vars(episode), "id": f"e{k:05d}", "actions": episode.actions + 1e-4 * k}))
     code = (
-        "import sys;from pathlib import Path;from athena_vla.data.dataset import BuildConfig,build;"
+        "import sys;from pathlib import Path;from athena_vla.dataset.dataset import BuildConfig,build;"
         "build(BuildConfig(input=Path(sys.argv[1]),out=Path(sys.argv[2]),robot='athena',workers=1));"
         # Not getrusage: its peak is inherited from the process that started this one.
         "print(next(int(x.split()[1])/1024 for x in open('/proc/self/status') if x.startswith('VmHWM')))"

@@ -22,7 +22,7 @@ from typing import Any
 import tyro
 
 from athena_vla.bench.facts import device_facts
-from athena_vla.data.build import BuildConfig, build
+from athena_vla.dataset.build import BuildConfig, build
 from athena_vla.errors import UnknownName
 from athena_vla.sim.record import RecordConfig, record
 from athena_vla.sweep import SweepConfig, SweepRow, compared, sweep

@@ -26,7 +26,7 @@ from torch import nn
 
 from athena_vla import bundle as bundles
 from athena_vla.bench.facts import device_facts
-from athena_vla.data.dataset import BuildConfig, Dataset, build
+from athena_vla.dataset.dataset import BuildConfig, Dataset, build
 from athena_vla.embodiment import Embodiment, load
 from athena_vla.finetune import FinetuneConfig, finetune
 from athena_vla.models import lora, openvla, openvla_chunk

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from athena_vla.bench.facts import device_facts
-from athena_vla.data.build import build
-from athena_vla.data.build_config import BuildConfig
+from athena_vla.dataset.build import build
+from athena_vla.dataset.build_config import BuildConfig
 from athena_vla.sim.record import RecordConfig, record
 
 OUT = Path(__file__).with_name("train_7b.json")

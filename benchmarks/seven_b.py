@@ -20,7 +20,7 @@ from torch import Tensor
 from athena_vla import bundle as bundles
 from athena_vla import embodiment
 from athena_vla.bundle import Bundle, Golden, Manifest
-from athena_vla.data.normalize import NormalizerFit
+from athena_vla.dataset.normalize import NormalizerFit
 from athena_vla.embodiment import Embodiment, Observation
 from athena_vla.export import ExportConfig, export
 from athena_vla.machine import peak_resident_gb

@@ -104,7 +104,7 @@ def main() -> None:
     python = environment(parser.parse_args().environment)
     if not SHARED.is_dir():
         sys.exit(f"The real recordings are not at '{SHARED}'; there is nothing to compare.")
-    from athena_vla.data.dataset import BuildConfig, build
+    from athena_vla.dataset.dataset import BuildConfig, build
     from athena_vla.recordings.convert import ConvertConfig, convert
 
     with tempfile.TemporaryDirectory() as work:

@@ -24,8 +24,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from athena_vla import bundle as bundles
-from athena_vla.data.dataset import BuildConfig, Dataset, build
-from athena_vla.data.normalize import Normalizer
+from athena_vla.dataset.dataset import BuildConfig, Dataset, build
+from athena_vla.dataset.normalize import Normalizer
 from athena_vla.finetune import FinetuneConfig, features
 from athena_vla.finetune.batches import Loader, Order
 from athena_vla.models.openvla_chunk import OpenVLAChunk, tiny_spec

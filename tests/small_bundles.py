@@ -10,7 +10,7 @@ import torch
 
 from athena_vla import bundle as bundles
 from athena_vla.bundle import Bundle, Manifest
-from athena_vla.data.normalize import Normalizer, NormalizerFit
+from athena_vla.dataset.normalize import Normalizer, NormalizerFit
 from athena_vla.embodiment import Embodiment, Observation
 from athena_vla.finetune import FinetuneConfig
 from athena_vla.models import lora, openvla, openvla_chunk, openvla_oft

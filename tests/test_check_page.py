@@ -8,7 +8,7 @@ import pytest
 
 from athena_vla.check import CheckConfig, check
 from athena_vla.check.lags import AlignConfig, align
-from athena_vla.data.build import BuildConfig, build
+from athena_vla.dataset.build import BuildConfig, build
 from recordings import Pixels, clean, pictures, write
 
 

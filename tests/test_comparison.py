@@ -11,9 +11,9 @@ import torch
 pytest.importorskip("mujoco", reason="closed-loop evaluation needs the simulator (extra sim)")
 
 from athena_vla import bundle as bundles
-from athena_vla.data.build import BuildConfig, build
-from athena_vla.data.dataset import Dataset
-from athena_vla.data.normalize import Normalizer
+from athena_vla.dataset.build import BuildConfig, build
+from athena_vla.dataset.dataset import Dataset
+from athena_vla.dataset.normalize import Normalizer
 from athena_vla.embodiment import Embodiment, Observation
 from athena_vla.errors import EvaluationError, UnknownName
 from athena_vla.evaluate import CompareConfig, EvaluateConfig, Loop, compare, evaluate

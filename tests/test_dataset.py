@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from athena_vla.data import workers as build_module
-from athena_vla.data.augment import AugmentConfig, augment, centre_crop
-from athena_vla.data.dataset import BuildConfig, Dataset, build
-from athena_vla.data.prepare import prepare
+from athena_vla.dataset import build_workers as build_module
+from athena_vla.dataset.augment import AugmentConfig, augment, centre_crop
+from athena_vla.dataset.dataset import BuildConfig, Dataset, build
+from athena_vla.dataset.prepare import prepare
 from athena_vla.errors import AthenaError, DatasetError
 from athena_vla.recordings.formats import open_recording
 from recordings import clean, write
@@ -293,7 +293,7 @@ def test_fixes_of_a_build_are_asked_for_and_written_on_the_card(tmp_path):
 def test_a_script_without_a_guard_is_told_so(recordings, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "from pathlib import Path; from athena_vla.data.build import BuildConfig, build; "
+        "from pathlib import Path; from athena_vla.dataset.build import BuildConfig, build; "
         "from athena_vla.errors import DatasetError\n"
         "try:\n"
         f"    build(BuildConfig(input=Path({str(recordings)!r}), out=Path({str(tmp_path / 'set')!r}), robot='toy',"

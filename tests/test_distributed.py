@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from athena_vla.bundle import Bundle
-from athena_vla.data.dataset import BuildConfig, build
+from athena_vla.dataset.dataset import BuildConfig, build
 from athena_vla.errors import TrainingError
 from athena_vla.finetune import FinetuneConfig, finetune
 from athena_vla.finetune.log import read

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from athena_vla.bundle import Bundle
-from athena_vla.data.dataset import BuildConfig, Dataset, build
+from athena_vla.dataset.dataset import BuildConfig, Dataset, build
 from athena_vla.errors import AthenaError, DatasetError, TrainingError
 from athena_vla.finetune import PRESETS, FinetuneConfig, checkpoint, features, finetune, launch, loop
 from athena_vla.finetune.batches import Loader, Order

@@ -11,8 +11,8 @@ import pytest
 from athena_vla.annotate.annotating import AnnotateConfig, annotate
 from athena_vla.check import CheckConfig, check
 from athena_vla.check.lags import AlignConfig, align
-from athena_vla.data.build import BuildConfig, build
-from athena_vla.data.dataset import Dataset
+from athena_vla.dataset.build import BuildConfig, build
+from athena_vla.dataset.dataset import Dataset
 from athena_vla.errors import AthenaError, DatasetError, RecordingError
 from athena_vla.recordings.convert import ConvertConfig, convert
 from athena_vla.recordings.formats import open_recording

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from athena_vla import embodiment
-from athena_vla.data import dataset as dataset_module
-from athena_vla.data.dataset import BuildConfig, Dataset, build
+from athena_vla.dataset import dataset as dataset_module
+from athena_vla.dataset.dataset import BuildConfig, Dataset, build
 from athena_vla.errors import AthenaError, DatasetError
 from athena_vla.recordings.convert import ConvertConfig, convert
 from athena_vla.recordings.formats import open_recording
@@ -72,7 +72,7 @@ def test_it_teaches_what_a_build_teaches_and_is_made_once(foreign, tmp_path, mon
         a, b = linked[index], built[index]
         assert np.array_equal(a.observation.images["front"], b.observation.images["front"])
         assert np.array_equal(a.chunk, b.chunk)
-    monkeypatch.setattr("athena_vla.data.build.run_jobs", lambda *a: pytest.fail("prepared twice"))
+    monkeypatch.setattr("athena_vla.dataset.build.run_jobs", lambda *a: pytest.fail("prepared twice"))
     assert Dataset.open(foreign, robot="toy", horizon=5).hash == linked.hash
 
 

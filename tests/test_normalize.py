@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from athena_vla import embodiment
-from athena_vla.data.normalize import MODES, RESERVOIR_ROWS, Normalizer, NormalizerFit
+from athena_vla.dataset.normalize import MODES, RESERVOIR_ROWS, Normalizer, NormalizerFit
 from athena_vla.errors import DatasetError, UnknownName
 
 TOY = embodiment.load("toy")

@@ -16,7 +16,7 @@ from athena_vla.control.prefix import committed_times, prefix_of
 from athena_vla.control.runtime import RuntimeConfig, run_episode
 from athena_vla.control.safety import SafetyFilter
 from athena_vla.control.serve import PolicyServer, background
-from athena_vla.data.dataset import BuildConfig, Dataset, build
+from athena_vla.dataset.dataset import BuildConfig, Dataset, build
 from athena_vla.embodiment import ActionChunk, Array, Embodiment, Observation
 from athena_vla.errors import InvalidObservation, ModelError, TrainingError
 from athena_vla.evaluate.baselines import BlackImage, HoldStill

@@ -9,7 +9,7 @@ import torch
 
 from athena_vla.bench.stage import BenchConfig, bench
 from athena_vla.bundle import Bundle, open_base
-from athena_vla.data.dataset import BuildConfig, Dataset, build
+from athena_vla.dataset.dataset import BuildConfig, Dataset, build
 from athena_vla.errors import AthenaError, BundleError, ModelError
 from athena_vla.evaluate.commands import CompareConfig, EvaluateConfig, Loop, compare, evaluate
 from athena_vla.export import ExportConfig, GateConfig, check, export

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from athena_vla import sweep as module
-from athena_vla.data.dataset import BuildConfig, build
+from athena_vla.dataset.dataset import BuildConfig, build
 from athena_vla.errors import AthenaError
 from athena_vla.finetune import PRESETS
 from athena_vla.finetune.config import parse_changes

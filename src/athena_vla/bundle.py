@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from athena_vla import __version__
-from athena_vla.data.normalize import Normalizer
+from athena_vla.dataset.normalize import Normalizer
 from athena_vla.embodiment import Embodiment, Observation
 from athena_vla.errors import BundleError
 from athena_vla.models import architecture, lora, pretrained

@@ -46,7 +46,9 @@ COMMANDS: dict[str, Command] = {
     "data annotate": Command(
         "annotate.annotating", "annotate", "AnnotateConfig", "segments with instructions", ("input",)
     ),
-    "data build": Command("data.build", "build", "BuildConfig", "recordings become a training set", ("input", "out")),
+    "data build": Command(
+        "dataset.build", "build", "BuildConfig", "recordings become a training set", ("input", "out")
+    ),
     "data convert": Command("recordings.convert", "convert", "ConvertConfig", "to another format", ("input", "out")),
     "train": Command("finetune", "finetune", "FinetuneConfig", "fine-tune with LoRA, QLoRA or DoRA", (), "PRESETS"),
     "sweep": Command("sweep", "sweep", "SweepConfig", "several presets or ranks on the same data and seeds"),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from athena_vla.backends import Name, open_backend
 from athena_vla.bundle import Bundle, Golden
-from athena_vla.data.normalize import Normalizer
+from athena_vla.dataset.normalize import Normalizer
 from athena_vla.embodiment import ActionChunk, Embodiment, Observation
 from athena_vla.errors import BundleError
 from athena_vla.models.architecture import Architecture, ModelInput, Run, run_torch

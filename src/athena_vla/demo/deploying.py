@@ -6,7 +6,7 @@ from typing import Any
 
 from athena_vla.bench import BenchConfig, BenchResult, bench
 from athena_vla.bundle import Bundle
-from athena_vla.data.dataset import Dataset
+from athena_vla.dataset.dataset import Dataset
 from athena_vla.demo.journal import plain
 from athena_vla.demo.run import Run, quiet_threads
 from athena_vla.evaluate.actors import ActorSpec

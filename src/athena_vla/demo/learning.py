@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from athena_vla.bundle import Bundle, open_base
-from athena_vla.data.dataset import Dataset
+from athena_vla.dataset.dataset import Dataset
 from athena_vla.demo.journal import plain
 from athena_vla.demo.run import Run, hash_of
 from athena_vla.evaluate.actors import ActorSpec

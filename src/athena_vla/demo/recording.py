@@ -9,7 +9,7 @@ from athena_vla import embodiment
 from athena_vla.annotate.annotating import AnnotateConfig, annotate
 from athena_vla.annotate.motion import motion_segments
 from athena_vla.check import CheckConfig, Finding, check
-from athena_vla.data.build import BuildConfig, build
+from athena_vla.dataset.build import BuildConfig, build
 from athena_vla.demo.journal import plain
 from athena_vla.demo.pictures import contact_sheets, frame_strip
 from athena_vla.demo.run import Run

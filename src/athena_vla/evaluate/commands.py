@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from athena_vla.bundle import ADAPTER_FILE, MODEL_FILE, Bundle, Manifest, open_base, save_tensors, writing
-from athena_vla.data.dataset import Dataset
+from athena_vla.dataset.dataset import Dataset
 from athena_vla.errors import EvaluationError
 from athena_vla.evaluate.actors import ActorSpec
 from athena_vla.evaluate.comparison import Comparison, compare_all

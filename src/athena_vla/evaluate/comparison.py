@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from athena_vla.bundle import Bundle
-from athena_vla.data.dataset import Dataset
+from athena_vla.dataset.dataset import Dataset
 from athena_vla.errors import EvaluationError, MissingDependency, UnknownName
 from athena_vla.evaluate import tables
 from athena_vla.evaluate.actors import ABLATIONS, BASELINES, Ablation, ActorSpec, Cast

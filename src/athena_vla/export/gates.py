@@ -17,7 +17,7 @@ import torch
 from athena_vla import bundle as bundles
 from athena_vla.backends import Name
 from athena_vla.bundle import Bundle
-from athena_vla.data.dataset import Dataset
+from athena_vla.dataset.dataset import Dataset
 from athena_vla.embodiment import Observation
 from athena_vla.errors import BundleError, DatasetError
 from athena_vla.export.deployment import write_json

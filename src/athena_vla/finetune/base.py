@@ -4,7 +4,7 @@ import dataclasses
 
 from athena_vla import bundle as bundles
 from athena_vla.bundle import Bundle
-from athena_vla.data.dataset import Dataset
+from athena_vla.dataset.dataset import Dataset
 from athena_vla.errors import TrainingError
 from athena_vla.finetune.config import FinetuneConfig
 from athena_vla.models import pretrained

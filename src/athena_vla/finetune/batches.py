@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from athena_vla.data.augment import AugmentConfig, augment
-from athena_vla.data.dataset import Dataset
+from athena_vla.dataset.augment import AugmentConfig, augment
+from athena_vla.dataset.dataset import Dataset
 from athena_vla.errors import AthenaError, TrainingError
 from athena_vla.finetune.config import FinetuneConfig
 from athena_vla.finetune.features import Features

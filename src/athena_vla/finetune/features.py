@@ -17,8 +17,8 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
-from athena_vla.data.augment import AugmentConfig, augment
-from athena_vla.data.dataset import Dataset
+from athena_vla.dataset.augment import AugmentConfig, augment
+from athena_vla.dataset.dataset import Dataset
 from athena_vla.errors import TrainingError
 from athena_vla.finetune.config import FinetuneConfig
 from athena_vla.models.architecture import Architecture, Graph, Tensors

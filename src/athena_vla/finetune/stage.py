@@ -16,7 +16,7 @@ from accelerate import Accelerator
 
 from athena_vla import bundle as bundles
 from athena_vla.bundle import Bundle, Golden, Manifest
-from athena_vla.data.dataset import Dataset
+from athena_vla.dataset.dataset import Dataset
 from athena_vla.errors import TrainingError
 from athena_vla.finetune import checkpoint as checkpoints
 from athena_vla.finetune import features, launch, sharding

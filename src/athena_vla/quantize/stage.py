@@ -14,7 +14,7 @@ from torch import Tensor
 from athena_vla import __version__
 from athena_vla import bundle as bundles
 from athena_vla.bundle import Bundle
-from athena_vla.data.dataset import Dataset
+from athena_vla.dataset.dataset import Dataset
 from athena_vla.embodiment import Observation
 from athena_vla.errors import DatasetError
 from athena_vla.machine import peak_resident_gb

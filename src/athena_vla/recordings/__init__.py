@@ -1,1 +1,1 @@
-"""Recordings as they are: episodes with their streams, the formats that hold them, and how streams meet on one clock."""
+"""Recordings as they are: episodes with their streams, the formats that hold them, and one clock for all streams."""

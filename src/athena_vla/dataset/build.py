@@ -16,12 +16,12 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from athena_vla import embodiment
-from athena_vla.data.build_config import BuildConfig, BuildResult
-from athena_vla.data.normalize import Normalizer, NormalizerFit
-from athena_vla.data.prepare import ACTION, STATE, Job, shard_path
-from athena_vla.data.sidecar import SIDECAR_VERSION, sidecar_content, write_set
-from athena_vla.data.windows import chunks, starts
-from athena_vla.data.workers import run_jobs
+from athena_vla.dataset.build_config import BuildConfig, BuildResult
+from athena_vla.dataset.build_workers import run_jobs
+from athena_vla.dataset.normalize import Normalizer, NormalizerFit
+from athena_vla.dataset.prepare import ACTION, STATE, Job, shard_path
+from athena_vla.dataset.sidecar import SIDECAR_VERSION, sidecar_content, write_set
+from athena_vla.dataset.windows import chunks, starts
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import DatasetError
 from athena_vla.progress import Progress, quiet

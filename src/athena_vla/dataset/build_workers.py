@@ -7,7 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Literal
 
-from athena_vla.data.prepare import Job, prepare
+from athena_vla.dataset.prepare import Job, prepare
 from athena_vla.errors import DatasetError, MissingDependency
 
 FEW_EPISODES = 8  # fewer are prepared in this process: starting workers takes longer

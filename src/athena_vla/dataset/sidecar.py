@@ -8,10 +8,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from athena_vla.data.build_config import BuildConfig
-from athena_vla.data.card import dataset_card
-from athena_vla.data.normalize import Normalizer
-from athena_vla.data.prepare import ACTION, IMAGES, PICTURE, STATE, read_stats, shard_path
+from athena_vla.dataset.build_config import BuildConfig
+from athena_vla.dataset.card import dataset_card
+from athena_vla.dataset.normalize import Normalizer
+from athena_vla.dataset.prepare import ACTION, IMAGES, PICTURE, STATE, read_stats, shard_path
 from athena_vla.embodiment import Embodiment
 from athena_vla.recordings.formats.common import read_names
 from athena_vla.recordings.formats.lerobot_schema import image_feature, numbers_feature

@@ -17,12 +17,12 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from athena_vla.data.build import BuildConfig, BuildResult, build, linked_set
-from athena_vla.data.normalize import Normalizer
-from athena_vla.data.pictures import PictureStore
-from athena_vla.data.prepare import ACTION, PICTURE, STATE, resize
-from athena_vla.data.sidecar import SIDECAR, SIDECAR_VERSION, content_hash
-from athena_vla.data.windows import chunk_rows, starts
+from athena_vla.dataset.build import BuildConfig, BuildResult, build, linked_set
+from athena_vla.dataset.image_store import PictureStore
+from athena_vla.dataset.normalize import Normalizer
+from athena_vla.dataset.prepare import ACTION, PICTURE, STATE, resize
+from athena_vla.dataset.sidecar import SIDECAR, SIDECAR_VERSION, content_hash
+from athena_vla.dataset.windows import chunk_rows, starts
 from athena_vla.embodiment import Embodiment, Observation
 from athena_vla.errors import DatasetError
 from athena_vla.recordings.episode import Image, Sample

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from athena_vla.data.normalize import NormalizationMode
-from athena_vla.data.workers import Place
+from athena_vla.dataset.build_workers import Place
+from athena_vla.dataset.normalize import NormalizationMode
 from athena_vla.errors import DatasetError, UnknownName
 from athena_vla.recordings.alignment import Alignment
 from athena_vla.recordings.fixes import FIXES

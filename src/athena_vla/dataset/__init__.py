@@ -1,0 +1,1 @@
+"""A training set: built from recordings, prepared, cut into windows, normalised, opened again."""
