@@ -22,11 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from athena_vla.models import architecture, checkpoint, gates
+from athena_vla.models import architecture
+from athena_vla.models import input_gates as gates
 from athena_vla.models.architecture import ModelInput, Tensors, run_torch
-from athena_vla.models.prismatic import PrismaticSpec, tiny_body
+from athena_vla.models.body.prismatic import PrismaticSpec, tiny_body
+from athena_vla.models.body.tiny_tokenizer import tiny_tokenizer_files
+from athena_vla.models.released import released_weights as checkpoint
 from athena_vla.models.sizes import full_size
-from athena_vla.models.tiny_tokenizer import tiny_tokenizer_files
 from athena_vla.models.vla import VisionLanguageModel, VlaSpec
 
 OUT = Path(__file__).with_name("gpu_models.json")

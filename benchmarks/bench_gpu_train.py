@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from athena_vla.bench.facts import device_facts
 from athena_vla.finetune import PRESETS
 from athena_vla.models import lora, openvla, openvla_chunk
+from athena_vla.models.body.tiny_tokenizer import tiny_tokenizer_files
 from athena_vla.models.lora import LoraSettings
 from athena_vla.models.sizes import weightless
-from athena_vla.models.tiny_tokenizer import tiny_tokenizer_files
 from athena_vla.models.vla import VisionLanguageModel
 from athena_vla.plan import DEVICES, training_memory
 

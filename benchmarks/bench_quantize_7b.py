@@ -22,7 +22,7 @@ import seven_b
 from athena_vla.bench import facts
 from athena_vla.bundle import Bundle
 from athena_vla.machine import peak_resident_gb
-from athena_vla.models.store import TensorStore, as_float
+from athena_vla.models.weights.store import TensorStore, as_float
 from athena_vla.quantize import QuantizeConfig, codes, quantize
 from athena_vla.quantize.calibrate import second_moment
 

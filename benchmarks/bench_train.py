@@ -30,7 +30,7 @@ from athena_vla.dataset.dataset import BuildConfig, Dataset, build
 from athena_vla.embodiment import Embodiment, load
 from athena_vla.finetune import FinetuneConfig, finetune
 from athena_vla.models import lora, openvla, openvla_chunk
-from athena_vla.models.attention import attend
+from athena_vla.models.body.attention import attend
 from athena_vla.models.lora import LoraSettings
 from athena_vla.policy import Policy, encode, record_golden
 from athena_vla.recordings.episode import Episode

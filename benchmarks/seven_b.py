@@ -25,8 +25,8 @@ from athena_vla.embodiment import Embodiment, Observation
 from athena_vla.export import ExportConfig, export
 from athena_vla.machine import peak_resident_gb
 from athena_vla.models import sizes
-from athena_vla.models.store import StoreWriter, TensorStore
 from athena_vla.models.vla import VisionLanguageModel
+from athena_vla.models.weights.store import StoreWriter, TensorStore
 from athena_vla.quantize import QuantizeConfig, quantize
 
 FAMILIES = {"chunk": "openvla_chunk", "tokens": "openvla"}

@@ -109,7 +109,7 @@ def bare_packed(folder: Path, threads: int) -> tuple[Callable[[int], None], int]
     import torch
 
     from athena_vla.bundle import Bundle
-    from athena_vla.models.packed_linear import PackedLinear
+    from athena_vla.models.weights.packed_linear import PackedLinear
 
     torch.set_num_threads(threads)
     model = Bundle.open(folder, verify=False).packed_model()

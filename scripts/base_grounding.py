@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from athena_vla.dataset.normalize import Normalizer
-from athena_vla.models.images import DINOV2_MEAN, DINOV2_STD
-from athena_vla.models.llama import rotary, rotate
+from athena_vla.models.body.images import DINOV2_MEAN, DINOV2_STD
+from athena_vla.models.body.llama import rotary, rotate
 from athena_vla.models.openvla_chunk import OpenVLAChunk
 from athena_vla.sim.scene import COLOURS, SHAPES
 

@@ -16,8 +16,8 @@ from athena_vla.finetune import FinetuneConfig
 from athena_vla.models import lora, openvla, openvla_chunk, openvla_oft
 from athena_vla.models.architecture import Architecture
 from athena_vla.models.lora import LoraSettings
-from athena_vla.models.store import StoreWriter
 from athena_vla.models.vla import VisionLanguageModel
+from athena_vla.models.weights.store import StoreWriter
 from athena_vla.policy import Policy, record_golden
 
 BODY = {"image_size": 32, "patch": 8, "tower_width": 32, "width": 128, "layers": 2, "mlp_width": 256}

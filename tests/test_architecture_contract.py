@@ -17,8 +17,8 @@ from athena_vla.export.linear import LinearForm
 from athena_vla.export.stage import write_graphs
 from athena_vla.models import architecture, lora, lora_merge
 from athena_vla.models.architecture import FAMILIES, Architecture, ModelInput, Tensors, run_torch
-from athena_vla.models.store import StoreWriter, TensorStore
 from athena_vla.models.vla import VisionLanguageModel, VlaSpec
+from athena_vla.models.weights.store import StoreWriter, TensorStore
 
 SMALL: dict[str, Any] = {
     "image_size": 32,

@@ -12,7 +12,7 @@ from athena_vla.bundle import Bundle
 from athena_vla.errors import BundleError, ExportError, ModelError
 from athena_vla.export import ExportConfig, export
 from athena_vla.export.compressed import PREFIX, pack, read_compressed, unpack, write_compressed
-from athena_vla.models.packed import Packed
+from athena_vla.models.weights.packed import Packed
 from athena_vla.quantize import QuantizeConfig, quantize
 from small_bundles import write_base
 
@@ -103,7 +103,7 @@ def test_what_does_not_fit_is_refused(folder, toy, tmp_path, monkeypatch) -> Non
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("athena_vla.models.store.StoreWriter.close", full)
+    monkeypatch.setattr("athena_vla.models.weights.store.StoreWriter.close", full)
     with pytest.raises(BundleError, match="No space left on device"):
         write_compressed(source, tmp_path / "x")
     assert not list(tmp_path.glob("*x*")), "nothing half-written is left"

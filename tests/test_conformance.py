@@ -209,7 +209,7 @@ def test_oft_refuses_a_state_that_is_not_a_number(oft: Golden) -> None:
 
 
 def test_oft_pickled_and_plain_files_hold_the_same(oft: Golden) -> None:
-    from athena_vla.models.oft_files import read_part
+    from athena_vla.models.released.oft_files import read_part
 
     for path in (oft.folder / "checkpoint").glob("*.pt"):
         plain, pickled = read_part(path.with_suffix(".safetensors")), read_part(path)
@@ -245,7 +245,7 @@ def test_normalisation_equals_the_tensorflow_reference() -> None:
 
 
 def test_prompts_of_both_templates() -> None:
-    from athena_vla.models.prompt import Prompter
+    from athena_vla.models.body.prompt import Prompter
 
     raw, _ = common()
     folders = {"ids": GOLDENS / "common" / "tokenizer", "ids_synth": GOLDENS / "common" / "tokenizer_synth"}

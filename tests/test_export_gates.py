@@ -14,7 +14,7 @@ from athena_vla.export import ExportConfig, GateConfig, GateLimits, check, expor
 from athena_vla.merge import MergeConfig, merge
 from athena_vla.models import openvla_chunk
 from athena_vla.models.lora import LoraSettings
-from athena_vla.models.store import StoreWriter
+from athena_vla.models.weights.store import StoreWriter
 from athena_vla.policy import Policy, asked, require_replay
 from athena_vla.quantize import QuantizeConfig, quantize
 from athena_vla.recordings.episode import Sample

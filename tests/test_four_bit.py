@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from athena_vla.errors import ModelError
-from athena_vla.models import four_bit
+from athena_vla.models.weights import nf4 as four_bit
 
 bnb = pytest.importorskip("bitsandbytes")
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from athena_vla.embodiment import Observation
 from athena_vla.errors import BlindPolicy, InvalidObservation
-from athena_vla.models import gates, openvla_chunk
+from athena_vla.models import input_gates as gates
+from athena_vla.models import openvla_chunk
 from athena_vla.models.architecture import ModelInput, Tensors, run_torch
 from athena_vla.models.openvla_chunk import OpenVLAChunk
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from athena_vla.errors import InvalidObservation, ModelError, UnknownName
-from athena_vla.models.images import (
+from athena_vla.models.body.images import (
     DINOV2_MEAN,
     DINOV2_STD,
     SIGLIP_MEAN,

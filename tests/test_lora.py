@@ -11,10 +11,10 @@ from athena_vla.errors import AthenaError, BundleError, ModelError
 from athena_vla.finetune import PRESETS
 from athena_vla.models import lora, openvla
 from athena_vla.models.architecture import run_torch
-from athena_vla.models.attention import _WrittenOut, attend
+from athena_vla.models.body.attention import _WrittenOut, attend
+from athena_vla.models.body.tiny_tokenizer import tiny_tokenizer_files
 from athena_vla.models.lora import LoraSettings
 from athena_vla.models.lora_merge import merge_
-from athena_vla.models.tiny_tokenizer import tiny_tokenizer_files
 from athena_vla.plan.training import trainable_parameters
 from small_bundles import small_model
 

@@ -18,7 +18,7 @@ from athena_vla.finetune import PRESETS
 from athena_vla.merge import Adapter, MergeConfig, merge
 from athena_vla.models.lora import LoraSettings
 from athena_vla.models.lora_merge import Factors, merge_
-from athena_vla.models.store import StoreWriter, TensorStore
+from athena_vla.models.weights.store import StoreWriter, TensorStore
 from small_bundles import peft_merge, write_base, write_finetuned
 
 
@@ -196,7 +196,7 @@ def test_disk_full_leaves_nothing_that_looks_whole(base, tmp_path, monkeypatch) 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("athena_vla.models.store.save_file", full)
+    monkeypatch.setattr("athena_vla.models.weights.store.save_file", full)
     with pytest.raises(BundleError, match="No space left on device"):
         merge(MergeConfig(input=source.path, out=tmp_path / "out"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ft"]
@@ -236,7 +236,7 @@ import sys, threading, time
 from pathlib import Path
 
 from athena_vla.merge import MergeConfig, merge
-from athena_vla.models.store import StoreWriter
+from athena_vla.models.weights.store import StoreWriter
 
 SHARD = 24_000_000
 StoreWriter.__init__.__defaults__ = (SHARD,)

@@ -8,9 +8,9 @@ import torch
 
 from athena_vla.models import openvla_chunk, openvla_oft
 from athena_vla.models.architecture import ModelInput, run_torch
+from athena_vla.models.body.tiny_tokenizer import tiny_tokenizer_files
 from athena_vla.models.openvla_chunk import OpenVLAChunk, full_7b_spec, tiny_spec
 from athena_vla.models.openvla_oft import OpenVLAOFT
-from athena_vla.models.tiny_tokenizer import tiny_tokenizer_files
 
 SIZES: dict = {"image_size": 32, "tower_width": 16, "tower_blocks": 1, "width": 32, "layers": 2, "mlp_width": 64}
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from athena_vla.backends import open_backend
 from athena_vla.bundle import Bundle
 from athena_vla.errors import BundleError, ModelError
-from athena_vla.models import packed, packed_linear, row_kernel
-from athena_vla.models.packed import Packed
-from athena_vla.models.packed_linear import PackedLinear, Scratch, packed_model
+from athena_vla.models.weights import packed, packed_linear, row_kernel
+from athena_vla.models.weights.packed import Packed
+from athena_vla.models.weights.packed_linear import PackedLinear, Scratch, packed_model
 from athena_vla.policy import Policy
 from athena_vla.quantize import QuantizeConfig, quantize
 from small_bundles import observations, write_base

@@ -9,8 +9,9 @@ import torch
 
 from athena_vla.errors import UnknownName
 from athena_vla.finetune import PRESETS
-from athena_vla.models import checkpoint, lora, sizes
+from athena_vla.models import lora, sizes
 from athena_vla.models.lora import LoraSettings
+from athena_vla.models.released import released_weights as checkpoint
 from athena_vla.plan import DEVICES, Plan, PlanConfig, plan
 from athena_vla.plan import cost as costs
 from athena_vla.plan.activations import StepCost, _Live

@@ -12,10 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from athena_vla.errors import ModelError, UnknownName
-from athena_vla.models import checkpoint, conformance, gates, pretrained
-from athena_vla.models.prismatic import Prismatic, full_7b_body
-from athena_vla.models.release import release_config, spec_from_release
-from athena_vla.models.store import TensorStore
+from athena_vla.models import conformance
+from athena_vla.models import input_gates as gates
+from athena_vla.models.body.prismatic import Prismatic, full_7b_body
+from athena_vla.models.released import pretrained
+from athena_vla.models.released import released_weights as checkpoint
+from athena_vla.models.released.release import release_config, spec_from_release
+from athena_vla.models.weights.store import TensorStore
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 52, 3), dtype=np.uint8)
@@ -92,7 +95,7 @@ def test_saving_gives_the_layout_back(released: Path, tmp_path: Path) -> None:
 
 def test_configuration_survives_a_round_trip() -> None:
     spec = full_7b_body(unused=True)
-    from athena_vla.models.release import release_processor
+    from athena_vla.models.released.release import release_processor
 
     again = spec_from_release(json.loads(json.dumps(release_config(spec, {}))), release_processor(spec.images), "x")
     assert again.text == spec.text
@@ -284,10 +287,10 @@ def test_single_towers_and_older_layouts(tmp_path: Path) -> None:
     """One tower, two-layer projector, letterbox, Vicuna prompt: the openvla-v01 kind."""
     from dataclasses import replace
 
-    from athena_vla.models.images import SIGLIP_MEAN, SIGLIP_STD, image_spec
-    from athena_vla.models.prismatic import tiny_body, without_unused
-    from athena_vla.models.tiny_tokenizer import tiny_tokenizer_files
-    from athena_vla.models.vit import tower_spec
+    from athena_vla.models.body.images import SIGLIP_MEAN, SIGLIP_STD, image_spec
+    from athena_vla.models.body.prismatic import tiny_body, without_unused
+    from athena_vla.models.body.tiny_tokenizer import tiny_tokenizer_files
+    from athena_vla.models.body.vit import tower_spec
 
     for name in ("vit_so400m_patch14_siglip_224", "vit_large_patch14_reg4_dinov2.lvd142m"):
         tower = tower_spec(name, 28, width=24, depth=3, heads=2)
@@ -312,7 +315,7 @@ def test_single_towers_and_older_layouts(tmp_path: Path) -> None:
 
 
 def test_a_closed_store_maps_nothing_and_opens_again(released: Path) -> None:
-    from athena_vla.models.store import TensorStore
+    from athena_vla.models.weights.store import TensorStore
 
     def mapped() -> bool:
         return str(released.resolve()) in Path("/proc/self/maps").read_text()

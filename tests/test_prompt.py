@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from athena_vla.errors import InvalidObservation, ModelError
-from athena_vla.models.prompt import BOS, EOS, Prompter
-from athena_vla.models.tiny_tokenizer import TINY_ROWS, TINY_VOCABULARY, tiny_tokenizer_files
+from athena_vla.models.body.prompt import BOS, EOS, Prompter
+from athena_vla.models.body.tiny_tokenizer import TINY_ROWS, TINY_VOCABULARY, tiny_tokenizer_files
 
 PROMPTER = Prompter(tiny_tokenizer_files(), "pure", 128)
 

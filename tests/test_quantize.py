@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 import small_bundles
 from athena_vla.bundle import Bundle
 from athena_vla.errors import BundleError, ModelError, UnknownName
-from athena_vla.models import packed
 from athena_vla.models.architecture import run_torch
 from athena_vla.models.lora import LoraSettings
-from athena_vla.models.packed import Packed
-from athena_vla.models.store import TensorStore
+from athena_vla.models.weights import packed
+from athena_vla.models.weights.packed import Packed
+from athena_vla.models.weights.store import TensorStore
 from athena_vla.policy import Policy
 from athena_vla.quantize import QuantizeConfig, choose, codes, quantize
 from athena_vla.quantize.calibrate import second_moment

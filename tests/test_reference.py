@@ -18,8 +18,9 @@ from safetensors import safe_open
 
 import tiny_releases as tiny
 from athena_vla.errors import InvalidObservation, ModelError
-from athena_vla.models import checkpoint, conformance
+from athena_vla.models import conformance
 from athena_vla.models.conformance import Checkpoint
+from athena_vla.models.released import released_weights as checkpoint
 
 RECORDED = Path(__file__).with_name("reference")
 VLA = [n for n, r in tiny.RELEASES.items() if r.platform is None]

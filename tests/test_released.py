@@ -15,7 +15,7 @@ from athena_vla.evaluate.commands import CompareConfig, EvaluateConfig, Loop, co
 from athena_vla.export import ExportConfig, GateConfig, check, export
 from athena_vla.finetune import FinetuneConfig, checkpoint, finetune
 from athena_vla.merge import MergeConfig, merge
-from athena_vla.models.pretrained import Release
+from athena_vla.models.released.pretrained import Release
 from athena_vla.policy import Policy, require_replay
 from athena_vla.quantize import QuantizeConfig, quantize
 from athena_vla.serving import open_policy

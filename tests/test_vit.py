@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from athena_vla.errors import UnknownName
-from athena_vla.models.vit import VisionTransformer, VitSpec, tower_spec
+from athena_vla.models.body.vit import VisionTransformer, VitSpec, tower_spec
 
 IDS = [
     "vit_large_patch14_reg4_dinov2.lvd142m",

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 
-from athena_vla.models.tiny_tokenizer import tiny_tokenizer_files
+from athena_vla.models.body.tiny_tokenizer import tiny_tokenizer_files
 
 DINOV2 = "vit_large_patch14_reg4_dinov2.lvd142m"
 BACKBONES: dict[str, tuple[list[str], int]] = {

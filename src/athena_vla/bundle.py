@@ -27,12 +27,13 @@ from athena_vla import __version__
 from athena_vla.dataset.normalize import Normalizer
 from athena_vla.embodiment import Embodiment, Observation
 from athena_vla.errors import BundleError
-from athena_vla.models import architecture, lora, pretrained
+from athena_vla.models import architecture, lora
 from athena_vla.models.architecture import Architecture, Spec
-from athena_vla.models.packed_linear import packed_model
-from athena_vla.models.pretrained import Release, ReleasedWeights
+from athena_vla.models.released import pretrained
+from athena_vla.models.released.pretrained import Release, ReleasedWeights
 from athena_vla.models.sizes import without_weights
-from athena_vla.models.store import TensorStore, misfits, save
+from athena_vla.models.weights.packed_linear import packed_model
+from athena_vla.models.weights.store import TensorStore, misfits, save
 
 FORMAT = 1
 Stage = Literal["base", "finetuned", "merged", "quantized", "exported"]

@@ -196,7 +196,7 @@ def renderer(timeout: float) -> Check:
 def row_kernel(timeout: float) -> Check:
     """Of large packed models on a CPU; a C compiler builds it at its first use."""
     without = "none: a 4-bit model decodes slowly on a CPU unless it is exported (apt-get install gcc)"
-    probe = "from athena_vla.models.row_kernel import kernel; raise SystemExit(kernel() is None)"
+    probe = "from athena_vla.models.weights.row_kernel import kernel; raise SystemExit(kernel() is None)"
     return Check("row kernel", "info", "compiles and loads" if works(probe, timeout) else without)
 
 

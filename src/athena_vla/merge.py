@@ -19,11 +19,12 @@ from torch import Tensor
 from athena_vla import bundle as bundles
 from athena_vla.bundle import ADAPTER_FILE, Bundle, Golden
 from athena_vla.errors import BundleError, ModelError
-from athena_vla.models import four_bit, lora
+from athena_vla.models import lora
 from athena_vla.models.architecture import Architecture, Tensors, run_torch
 from athena_vla.models.lora import LoraSettings
 from athena_vla.models.lora_merge import Factors, merge_, plain_
-from athena_vla.models.store import StoreWriter, TensorStore, as_float
+from athena_vla.models.weights import nf4 as four_bit
+from athena_vla.models.weights.store import StoreWriter, TensorStore, as_float
 from athena_vla.policy import Policy, encode, replay, sensitivity
 from athena_vla.progress import Progress, quiet
 from athena_vla.streaming import is_large, opened

@@ -18,7 +18,7 @@ from athena_vla.dataset.normalize import Normalizer
 from athena_vla.embodiment import ActionChunk, Embodiment, Observation
 from athena_vla.errors import BundleError
 from athena_vla.models.architecture import Architecture, ModelInput, Run, run_torch
-from athena_vla.models.gates import check_sensitivity, count_vision_calls
+from athena_vla.models.input_gates import check_sensitivity, count_vision_calls
 from athena_vla.recordings.episode import Sample
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from athena_vla.bundle import Bundle
 from athena_vla.models.architecture import run_torch
-from athena_vla.models.store import TensorStore, as_float
+from athena_vla.models.weights.store import TensorStore, as_float
 from athena_vla.policy import Policy
 
 IN_MEMORY = 4_000_000_000  # [bytes] of weights up to which whole float models are held

@@ -15,7 +15,7 @@ from athena_vla.errors import EvaluationError
 from athena_vla.evaluate.actors import ActorSpec
 from athena_vla.evaluate.comparison import Comparison, compare_all
 from athena_vla.evaluate.results import Setup
-from athena_vla.models.pretrained import Release, bind
+from athena_vla.models.released.pretrained import Release, bind
 from athena_vla.progress import Progress, quiet
 from athena_vla.sim.scene import Split
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from athena_vla.bundle import Bundle
 from athena_vla.errors import BundleError, ExportError, ModelError
-from athena_vla.models.packed import Packed
-from athena_vla.models.store import StoreWriter, TensorStore, save
 from athena_vla.models.vla import VlaSpec
+from athena_vla.models.weights.packed import Packed
+from athena_vla.models.weights.store import StoreWriter, TensorStore, save
 
 PREFIX = "body.language_model."
 BITS = 4

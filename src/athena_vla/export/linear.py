@@ -12,7 +12,7 @@ from onnx import TensorProto
 from torch import Tensor
 
 from athena_vla.export.writer import ELEMENT, GraphWriter
-from athena_vla.models.packed import Packed, nibbles
+from athena_vla.models.weights.packed import Packed, nibbles
 
 Form = Literal["contrib", "qdq"]
 NBITS_BLOCK = 128  # MatMulNBits has no per-channel scale: a channel's scale is repeated for each block

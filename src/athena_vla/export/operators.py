@@ -12,7 +12,7 @@ from athena_vla.export import linear as linear_forms
 from athena_vla.export import tensors
 from athena_vla.export.translate import Any_, Translator, Value, Weight
 from athena_vla.export.writer import ELEMENT
-from athena_vla.models.packed import Packed
+from athena_vla.models.weights.packed import Packed
 
 aten = torch.ops.aten
 MASKED = {torch.float32: -1e30, torch.float16: -6e4}  # finite: a row that may look nowhere must not become NaN

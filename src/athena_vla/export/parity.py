@@ -13,7 +13,7 @@ from athena_vla.backends import OnnxRuntime
 from athena_vla.bundle import Bundle
 from athena_vla.errors import ExportError
 from athena_vla.models.architecture import Tensors
-from athena_vla.models.store import TensorStore
+from athena_vla.models.weights.store import TensorStore
 from athena_vla.streaming import is_large, opened
 
 HALF_TOLERANCE = 0.05  # relative RMS: float16 activations through a deep graph; the replay in radians is what counts

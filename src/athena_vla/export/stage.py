@@ -22,8 +22,8 @@ from athena_vla.export.linear import LinearForm
 from athena_vla.export.translate import translate
 from athena_vla.export.writer import OPSET, DataFile
 from athena_vla.models.architecture import Architecture
-from athena_vla.models.packed import Packed
-from athena_vla.models.store import TensorStore
+from athena_vla.models.weights.packed import Packed
+from athena_vla.models.weights.store import TensorStore
 from athena_vla.plan import DEVICES, cost
 from athena_vla.plan.predict import as_dict, predict
 from athena_vla.policy import Policy, replay, sensitivity

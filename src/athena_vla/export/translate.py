@@ -21,7 +21,7 @@ from athena_vla.export.linear import LinearForm
 from athena_vla.export.trace import Affine, Traced, trace
 from athena_vla.export.writer import ELEMENT, DataFile, GraphWriter
 from athena_vla.models.architecture import Graph
-from athena_vla.models.packed import Packed
+from athena_vla.models.weights.packed import Packed
 
 Read = Callable[[str], Tensor | Packed]  # a weight by its name in the graph's module
 

@@ -7,9 +7,9 @@ from athena_vla.bundle import Bundle
 from athena_vla.dataset.dataset import Dataset
 from athena_vla.errors import TrainingError
 from athena_vla.finetune.config import FinetuneConfig
-from athena_vla.models import pretrained
 from athena_vla.models.architecture import DEFAULT_FAMILY, Architecture, family
-from athena_vla.models.pretrained import Release
+from athena_vla.models.released import pretrained
+from athena_vla.models.released.pretrained import Release
 
 
 def open_base(config: FinetuneConfig) -> Bundle | Release:

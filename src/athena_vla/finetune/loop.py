@@ -25,8 +25,9 @@ from athena_vla.finetune.batches import Batch, Loader, Order
 from athena_vla.finetune.checkpoint import Checkpoint
 from athena_vla.finetune.config import FinetuneConfig
 from athena_vla.finetune.log import RunLog
-from athena_vla.models import four_bit, lora
+from athena_vla.models import lora
 from athena_vla.models.architecture import Architecture, Tensors, run_torch
+from athena_vla.models.weights import nf4 as four_bit
 
 
 @dataclass

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from athena_vla.models import four_bit
+from athena_vla.models.weights import nf4 as four_bit
 
 
 def shard(root: nn.Module) -> None:

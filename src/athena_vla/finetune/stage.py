@@ -29,7 +29,7 @@ from athena_vla.finetune.result import FinetuneResult, result_of
 from athena_vla.models import lora
 from athena_vla.models.architecture import Architecture
 from athena_vla.models.lora import LoraSettings
-from athena_vla.models.pretrained import Release
+from athena_vla.models.released.pretrained import Release
 from athena_vla.policy import Policy, asked, record_golden, sensitivity
 
 GOLDEN_EXAMPLES = 4

@@ -18,13 +18,15 @@ from PIL import Image
 from torch import Tensor
 
 from athena_vla.errors import InvalidObservation, ModelError, UnknownName
-from athena_vla.models import checkpoint, oft_files, statistics
 from athena_vla.models.action_tokens import ActionTokens
-from athena_vla.models.images import pixels
-from athena_vla.models.llama import attention_mask
-from athena_vla.models.oft_files import PLATFORMS, OftParts
+from athena_vla.models.body.images import pixels
+from athena_vla.models.body.llama import attention_mask
+from athena_vla.models.body.prompt import EOS, Prompter
 from athena_vla.models.openvla_oft import placeholder_states
-from athena_vla.models.prompt import EOS, Prompter
+from athena_vla.models.released import dataset_statistics as statistics
+from athena_vla.models.released import oft_files
+from athena_vla.models.released import released_weights as checkpoint
+from athena_vla.models.released.oft_files import PLATFORMS, OftParts
 
 IGNORE = -100
 Images = Image.Image | NDArray[Any] | Sequence[Image.Image | NDArray[Any]]

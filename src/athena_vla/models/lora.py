@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from athena_vla.errors import BundleError, MissingDependency, ModelError, UnknownName
-from athena_vla.models import four_bit
 from athena_vla.models.architecture import Architecture
-from athena_vla.models.store import misfits
+from athena_vla.models.weights import nf4 as four_bit
+from athena_vla.models.weights.store import misfits
 
 Method = Literal["lora", "full", "heads"]
 Quantization = Literal["none", "nf4"]

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from athena_vla.errors import ModelError
-from athena_vla.models import four_bit
 from athena_vla.models.architecture import Architecture
 from athena_vla.models.lora import ADAPTER, is_wrapped, replace_module
+from athena_vla.models.weights import nf4 as four_bit
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from athena_vla.errors import ModelError
 from athena_vla.models.action_tokens import ActionTokens
 from athena_vla.models.architecture import Graph, Run, Spec, Tensors
+from athena_vla.models.body.llama import attention_mask
+from athena_vla.models.body.prismatic import Prismatic, full_7b_body, spliced, tiny_body
+from athena_vla.models.body.prompt import EOS
 from athena_vla.models.choice import Allowed, Chooses
-from athena_vla.models.llama import attention_mask
-from athena_vla.models.prismatic import Prismatic, full_7b_body, spliced, tiny_body
-from athena_vla.models.prompt import EOS
 from athena_vla.models.vla import LONGEST_PROMPT, VisionLanguageModel, VlaSpec
 
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from athena_vla.errors import ModelError
 from athena_vla.models.architecture import ModelInput, Spec, Tensors
-from athena_vla.models.llama import attention_mask
+from athena_vla.models.body.llama import attention_mask
+from athena_vla.models.body.prismatic import Prismatic, PrismaticSpec, full_7b_body, tiny_body
 from athena_vla.models.parallel import ParallelModel, ParallelSpec
-from athena_vla.models.prismatic import Prismatic, PrismaticSpec, full_7b_body, tiny_body
 from athena_vla.models.vla import VlaSpec
 
 _TIME_WAVES = 32  # sines and cosines that tell one query from the next

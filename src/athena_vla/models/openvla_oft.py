@@ -13,10 +13,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from athena_vla.models.architecture import Spec
-from athena_vla.models.llama import attention_mask
+from athena_vla.models.body.llama import attention_mask
+from athena_vla.models.body.prismatic import Prismatic, full_7b_body, tiny_body
+from athena_vla.models.body.prompt import EOS
 from athena_vla.models.parallel import ParallelModel, ParallelSpec
-from athena_vla.models.prismatic import Prismatic, full_7b_body, tiny_body
-from athena_vla.models.prompt import EOS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from athena_vla.models.architecture import Graph, Run, Tensors
-from athena_vla.models.prismatic import Prismatic
+from athena_vla.models.body.prismatic import Prismatic
 from athena_vla.models.vla import LONGEST_PROMPT, VisionLanguageModel, VlaSpec
 
 

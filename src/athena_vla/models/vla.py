@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from athena_vla.errors import InvalidObservation, ModelError
 from athena_vla.models.architecture import Architecture, Graph, ModelInput, Run, Spec, Tensors
-from athena_vla.models.images import pixels
-from athena_vla.models.prismatic import Prismatic, PrismaticSpec
-from athena_vla.models.prompt import Prompter
-from athena_vla.models.tiny_tokenizer import TINY_VOCABULARY, tiny_tokenizer_files
+from athena_vla.models.body.images import pixels
+from athena_vla.models.body.prismatic import Prismatic, PrismaticSpec
+from athena_vla.models.body.prompt import Prompter
+from athena_vla.models.body.tiny_tokenizer import TINY_VOCABULARY, tiny_tokenizer_files
 
 SINGLE_TOKEN = "step"  # the stage in which tokens are decoded one by one
 LONGEST_PROMPT = 256  # tokens an engine is built for; OpenVLA's prompts have about 30

@@ -14,7 +14,7 @@ from athena_vla.finetune.config import PRESETS, FinetuneConfig, parse_changes
 from athena_vla.models import sizes
 from athena_vla.models.architecture import DEFAULT_FAMILY
 from athena_vla.models.lora import LoraSettings
-from athena_vla.models.pretrained import Release, bind
+from athena_vla.models.released.pretrained import Release, bind
 from athena_vla.models.vla import VisionLanguageModel
 from athena_vla.plan import cost
 from athena_vla.plan.activations import StepCost

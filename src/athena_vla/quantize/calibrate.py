@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from athena_vla.embodiment import Observation
 from athena_vla.models.architecture import Architecture
-from athena_vla.models.packed import Packed
+from athena_vla.models.weights.packed import Packed
 from athena_vla.policy import Policy
 
 MOST_ROWS = 8192  # input rows per layer that go into a second moment; more change little and cost time

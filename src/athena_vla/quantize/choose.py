@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from athena_vla.embodiment import Observation
-from athena_vla.models.packed import Bits
+from athena_vla.models.weights.packed import Bits
 from athena_vla.policy import Policy
 from athena_vla.quantize.codes import fitting_group
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from athena_vla.models.packed import SMALLEST_SCALE, Bits, Packed
+from athena_vla.models.weights.packed import SMALLEST_SCALE, Bits, Packed
 
 LARGEST = {4: 7, 8: 127}  # the scale maps the largest weight here; -8 stays usable as a code by compensation
 LOWEST = {4: -8, 8: -127}

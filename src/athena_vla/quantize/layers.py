@@ -10,8 +10,8 @@ from torch import Tensor
 from athena_vla.bundle import Bundle
 from athena_vla.embodiment import Observation
 from athena_vla.errors import UnknownName
-from athena_vla.models.packed import Packed
-from athena_vla.models.store import StoreWriter, TensorStore, as_float
+from athena_vla.models.weights.packed import Packed
+from athena_vla.models.weights.store import StoreWriter, TensorStore, as_float
 from athena_vla.progress import Progress
 from athena_vla.quantize import choose, codes
 from athena_vla.quantize.calibrate import quantize_in_order, second_moment, used_in

@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from athena_vla.errors import BundleError, ModelError
-from athena_vla.models import packed
-from athena_vla.models.packed import Packed
-from athena_vla.models.store import save
+from athena_vla.models.weights import packed
+from athena_vla.models.weights.packed import Packed
+from athena_vla.models.weights.store import save
 
 
 class Parts:

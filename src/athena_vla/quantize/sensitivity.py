@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from athena_vla.embodiment import Observation
 from athena_vla.errors import ModelError
 from athena_vla.models.architecture import Run, Tensors
-from athena_vla.models.packed import Packed
+from athena_vla.models.weights.packed import Packed
 from athena_vla.policy import Policy
 from athena_vla.quantize.calibrate import linears
 from athena_vla.quantize.choose import Layer, batch_chunks

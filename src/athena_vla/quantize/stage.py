@@ -18,8 +18,8 @@ from athena_vla.dataset.dataset import Dataset
 from athena_vla.embodiment import Observation
 from athena_vla.errors import DatasetError
 from athena_vla.machine import peak_resident_gb
-from athena_vla.models.packed import Packed
-from athena_vla.models.store import StoreWriter, TensorStore
+from athena_vla.models.weights.packed import Packed
+from athena_vla.models.weights.store import StoreWriter, TensorStore
 from athena_vla.policy import Policy, asked, replay, sensitivity
 from athena_vla.progress import Progress, quiet
 from athena_vla.quantize import choose

@@ -14,11 +14,13 @@ from typing import Any, cast
 from torch import Tensor
 
 from athena_vla.errors import ModelError
-from athena_vla.models import checkpoint, gates, oft_files
+from athena_vla.models import input_gates as gates
 from athena_vla.models.architecture import DEFAULT_FAMILY, Architecture, Spec, family
 from athena_vla.models.openvla_oft import OpenVLAOFT
-from athena_vla.models.store import TensorStore
+from athena_vla.models.released import oft_files
+from athena_vla.models.released import released_weights as checkpoint
 from athena_vla.models.vla import VisionLanguageModel, VlaSpec
+from athena_vla.models.weights.store import TensorStore
 
 LARGE = 2_000_000_000  # [bytes] of stored weights; smaller ones are opened in float32, which holds bfloat16 exactly
 _SAMPLES, _SAMPLE_BYTES = 16, 65_536  # of each weight file that the fingerprint reads

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from athena_vla.errors import ModelError
-from athena_vla.models import row_kernel
 from athena_vla.models.architecture import Architecture
-from athena_vla.models.packed import CODES, SCALES
-from athena_vla.models.store import TensorStore, misfits
+from athena_vla.models.weights import row_kernel
+from athena_vla.models.weights.packed import CODES, SCALES
+from athena_vla.models.weights.store import TensorStore, misfits
 
 BLOCK = 1 << 20  # weights unpacked at a time: 2 MB in 16 bits, which a core's cache holds
 FEW = 8  # rows up to which reading the weight once for each costs less than unpacking it

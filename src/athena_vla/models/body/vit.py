@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from athena_vla.errors import UnknownName
-from athena_vla.models.attention import attend
+from athena_vla.models.body.attention import attend
 
 Activation = Literal["gelu", "quick_gelu"]
 

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from athena_vla.errors import UnknownName
-from athena_vla.models.images import (
+from athena_vla.models.body.images import (
     DINOV2_MEAN,
     DINOV2_STD,
     SIGLIP_MEAN,
@@ -22,10 +22,10 @@ from athena_vla.models.images import (
     ImageSpec,
     image_spec,
 )
-from athena_vla.models.llama import Llama, LlamaSpec
-from athena_vla.models.prompt import Template
-from athena_vla.models.tiny_tokenizer import TINY_ROWS, TINY_VOCABULARY
-from athena_vla.models.vit import VisionTransformer, VitSpec, tower_spec
+from athena_vla.models.body.llama import Llama, LlamaSpec
+from athena_vla.models.body.prompt import Template
+from athena_vla.models.body.tiny_tokenizer import TINY_ROWS, TINY_VOCABULARY
+from athena_vla.models.body.vit import VisionTransformer, VitSpec, tower_spec
 
 LANGUAGE_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _LANGUAGE_ENDS = ("embed_tokens", "lm_head")

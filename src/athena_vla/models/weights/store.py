@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from athena_vla.errors import ModelError
-from athena_vla.models import packed
-from athena_vla.models.packed import CODES, SCALES, Packed
+from athena_vla.models.weights import packed
+from athena_vla.models.weights.packed import CODES, SCALES, Packed
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

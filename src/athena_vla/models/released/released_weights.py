@@ -15,10 +15,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from athena_vla.errors import ModelError, UnknownName
-from athena_vla.models import four_bit
-from athena_vla.models.prismatic import LANGUAGE_TARGETS, Prismatic, PrismaticSpec, without_unused
-from athena_vla.models.release import release_config, release_processor, spec_from_release
-from athena_vla.models.store import StoreWriter, TensorStore
+from athena_vla.models.body.prismatic import LANGUAGE_TARGETS, Prismatic, PrismaticSpec, without_unused
+from athena_vla.models.released.release import release_config, release_processor, spec_from_release
+from athena_vla.models.weights import nf4 as four_bit
+from athena_vla.models.weights.store import StoreWriter, TensorStore
 
 Precision = Literal["float32", "bfloat16", "float16", "nf4"]
 TOKENIZER_FILES = (

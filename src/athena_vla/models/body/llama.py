@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from athena_vla.models.attention import attend
+from athena_vla.models.body.attention import attend
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from athena_vla.errors import ModelError
-from athena_vla.models.checkpoint import Precision
 from athena_vla.models.openvla_oft import L1Head
 from athena_vla.models.parallel import StateProjector
-from athena_vla.models.statistics import Kind
-from athena_vla.models.store import misfits
+from athena_vla.models.released.dataset_statistics import Kind
+from athena_vla.models.released.released_weights import Precision
+from athena_vla.models.weights.store import misfits
 
 
 class Platform(NamedTuple):

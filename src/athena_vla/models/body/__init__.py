@@ -1,0 +1,1 @@
+"""What models are made of: vision towers, language model, prompt, image preparation, tokenizer."""
