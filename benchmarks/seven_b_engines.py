@@ -128,8 +128,8 @@ def bare_graph(folder: Path, engine: str, threads: int) -> tuple[Callable[[int],
     import onnx
     from onnx import TensorProto, helper
 
-    from athena_vla.backends import ENGINES
     from athena_vla.bundle import Bundle
+    from athena_vla.engines.backends import ENGINES
 
     info = Bundle.open(folder, verify=False).manifest.stage_info
     model = onnx.load(str(folder / "weights" / "language.onnx"), load_external_data=False)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from athena_vla.backends import OnnxRuntime
+from athena_vla.engines.backends import OnnxRuntime
 from athena_vla.errors import InvalidObservation, ModelError, UnknownName
 from athena_vla.export.linear import LinearForm
 from athena_vla.export.stage import write_graphs

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from athena_vla.backends import OnnxRuntime, graph_file, open_backend
 from athena_vla.bundle import Bundle
+from athena_vla.engines.backends import OnnxRuntime, graph_file, open_backend
 from athena_vla.errors import ExportError, UnknownName
 from athena_vla.export import ExportConfig, export
 from athena_vla.policy import Policy

@@ -414,7 +414,7 @@ def test_engines_that_unpacked_their_weights_are_suspicious(on_device, monkeypat
 
 
 def test_engines_of_another_version_or_gpu_or_graph(on_device, monkeypatch) -> None:
-    from athena_vla.tensorrt_engine import TensorRT
+    from athena_vla.engines.tensorrt_engine import TensorRT
 
     monkeypatch.setitem(sys.modules, "tensorrt", stand_in())
     monkeypatch.setattr(sys, "argv", ["build_on_device.py"])

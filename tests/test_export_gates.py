@@ -205,7 +205,7 @@ def test_a_model_that_does_not_fit_is_merged_quantised_gated_and_served_alike(tm
     write_finetuned(tmp_path / "tuned", base, LoraSettings(rank=4))
     monkeypatch.setattr("athena_vla.streaming.IN_MEMORY", 0)
     monkeypatch.setattr("athena_vla.streaming.RESIDENT", 10_000)
-    monkeypatch.setattr("athena_vla.backends.LARGE", 0)
+    monkeypatch.setattr("athena_vla.engines.backends.LARGE", 0)
     merged = merge(MergeConfig(tmp_path / "tuned", tmp_path / "merged"))
     assert merged.deviation["max_rad"] < 1e-5
     made = quantize(QuantizeConfig(tmp_path / "merged", tmp_path / "q", bits=8))

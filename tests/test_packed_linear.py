@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from athena_vla.backends import open_backend
 from athena_vla.bundle import Bundle
+from athena_vla.engines.backends import open_backend
 from athena_vla.errors import BundleError, ModelError
 from athena_vla.models.weights import packed, packed_linear, row_kernel
 from athena_vla.models.weights.packed import Packed
@@ -217,7 +217,7 @@ def test_mapped_tensors_are_those_of_the_file(quantized) -> None:
 
 
 def test_a_large_quantised_bundle_is_run_as_it_is_stored(quantized, monkeypatch) -> None:
-    monkeypatch.setattr("athena_vla.backends.LARGE", 1000)
+    monkeypatch.setattr("athena_vla.engines.backends.LARGE", 1000)
     model, _ = open_backend(Bundle.open(quantized["chunk"]))
     assert any(isinstance(m, PackedLinear) for m in model.modules())
 

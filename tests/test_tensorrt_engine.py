@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from athena_vla import tensorrt_engine
+from athena_vla.engines import tensorrt_engine
+from athena_vla.engines.tensorrt_engine import TensorRT
 from athena_vla.errors import ExportError, UnknownName
-from athena_vla.tensorrt_engine import TensorRT
 
 PORTS = {"x": "FLOAT", "ids": "INT64", "y": "HALF"}
 INPUTS = ("x", "ids")

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from athena_vla.backends import Name, open_backend
 from athena_vla.bundle import Bundle, Golden
 from athena_vla.dataset.normalize import Normalizer
 from athena_vla.embodiment import ActionChunk, Embodiment, Observation
+from athena_vla.engines.backends import Name, open_backend
 from athena_vla.errors import BundleError
 from athena_vla.models.architecture import Architecture, ModelInput, Run, run_torch
 from athena_vla.models.input_gates import check_sensitivity, count_vision_calls

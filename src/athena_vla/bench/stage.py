@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from athena_vla.backends import Name
 from athena_vla.bench import facts
 from athena_vla.bench.compare import Comparison, compare
 from athena_vla.bench.timing import Samples, Stopwatch, deadlines
 from athena_vla.bundle import Bundle
 from athena_vla.control.safety import SafetyFilter
 from athena_vla.embodiment import Observation
+from athena_vla.engines.backends import Name
 from athena_vla.errors import BundleError, UnknownName
 from athena_vla.export.deployment import TARGET_TOKENS, verdict, write_json
 from athena_vla.machine import peak_resident_gb

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from athena_vla import bundle as bundles
-from athena_vla.backends import Name
 from athena_vla.bundle import Bundle
 from athena_vla.dataset.dataset import Dataset
 from athena_vla.embodiment import Observation
+from athena_vla.engines.backends import Name
 from athena_vla.errors import BundleError, DatasetError
 from athena_vla.export.deployment import write_json
 from athena_vla.models.architecture import Tensors

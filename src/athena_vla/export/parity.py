@@ -9,8 +9,8 @@ from typing import Any
 
 import onnx
 
-from athena_vla.backends import OnnxRuntime
 from athena_vla.bundle import Bundle
+from athena_vla.engines.backends import OnnxRuntime
 from athena_vla.errors import ExportError
 from athena_vla.models.architecture import Tensors
 from athena_vla.models.weights.store import TensorStore

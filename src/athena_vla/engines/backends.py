@@ -150,7 +150,7 @@ class OpenVino:
 def tensorrt(folder: Path, stage_info: dict[str, Any], threads: int) -> Run:
     """Engines built on the device by the exported script; lives in its own module since it needs CUDA."""
     del threads
-    from athena_vla.tensorrt_engine import TensorRT
+    from athena_vla.engines.tensorrt_engine import TensorRT
 
     return TensorRT(folder, stage_info)
 

@@ -1,0 +1,1 @@
+"""Engines execute the graphs of a model: PyTorch, ONNX Runtime, OpenVINO, TensorRT."""
