@@ -23,11 +23,11 @@ from websockets.sync.client import connect
 
 from athena_vla import __version__, embodiment
 from athena_vla.bench.facts import device_facts
-from athena_vla.control.client import RemotePolicy
-from athena_vla.control.serve import PolicyServer, serve
-from athena_vla.control.service import ServeConfig
-from athena_vla.control.wire import pack
 from athena_vla.embodiment import ActionChunk, Observation
+from athena_vla.wire.client import RemotePolicy
+from athena_vla.wire.codec import pack
+from athena_vla.wire.server import PolicyServer, serve
+from athena_vla.wire.service import ServeConfig
 
 ROBOT = embodiment.load("athena")
 IMAGE = np.random.default_rng(0).integers(0, 256, (480, 640, 3)).astype(np.uint8)

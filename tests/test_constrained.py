@@ -6,12 +6,12 @@ import torch
 
 from athena_vla.constrained import WithinReach
 from athena_vla.control.constrain import reach
-from athena_vla.control.serve import PolicyServer
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import ModelError
 from athena_vla.evaluate.actors import ActorSpec, Cast
 from athena_vla.models import openvla
 from athena_vla.policy import Policy
+from athena_vla.wire.server import PolicyServer
 from small_bundles import BODY, normalizer, observations, small_model, write_base
 
 
@@ -69,7 +69,7 @@ def test_evaluation_builds_it_and_keeps_its_results_apart(toy: Embodiment, tmp_p
 
 
 def test_the_stages_offer_it(toy: Embodiment, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from athena_vla import serving
+    from athena_vla import serve as serving
     from athena_vla.evaluate import commands
 
     bundle = write_base(tmp_path / "tokens", toy, tokens=True).path

@@ -18,7 +18,7 @@ from athena_vla.models.weights.store import StoreWriter
 from athena_vla.policy import Policy, asked, require_replay
 from athena_vla.quantize import QuantizeConfig, quantize
 from athena_vla.recordings.episode import Sample
-from athena_vla.serving import open_policy
+from athena_vla.serve import open_policy
 from small_bundles import BODY, observations, write_base, write_finetuned, write_model
 
 
@@ -49,7 +49,7 @@ def test_strict_limits_fail_and_the_server_refuses(folder) -> None:
     assert not report.passed
     assert report.exit_status == 4
     assert not report.gates["error_p95_rad"]["passed"]
-    from athena_vla.serving import ServeBundleConfig, serve
+    from athena_vla.serve import ServeBundleConfig, serve
 
     with pytest.raises(BundleError, match="marked as failed by its gates"):
         serve(ServeBundleConfig(bundle=folder / "int4"))

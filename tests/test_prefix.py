@@ -11,11 +11,9 @@ import pytest
 import torch
 
 from athena_vla.bundle import Bundle
-from athena_vla.control.client import RemotePolicy
 from athena_vla.control.prefix import committed_times, prefix_of
 from athena_vla.control.runtime import RuntimeConfig, run_episode
 from athena_vla.control.safety import SafetyFilter
-from athena_vla.control.serve import PolicyServer, background
 from athena_vla.dataset.dataset import BuildConfig, Dataset, build
 from athena_vla.embodiment import ActionChunk, Array, Embodiment, Observation
 from athena_vla.errors import InvalidObservation, ModelError, TrainingError
@@ -29,6 +27,8 @@ from athena_vla.models import architecture
 from athena_vla.models.architecture import ModelInput, run_torch
 from athena_vla.models.openvla_chunk import OpenVLAChunk, tiny_spec
 from athena_vla.policy import Policy
+from athena_vla.wire.client import RemotePolicy
+from athena_vla.wire.server import PolicyServer, background
 from recordings import Pixels, clean, pictures, write
 from small_bundles import observations, small_run, write_base
 from test_runtime import Puppet, Wave, check

@@ -18,7 +18,7 @@ from athena_vla.merge import MergeConfig, merge
 from athena_vla.models.released.pretrained import Release
 from athena_vla.policy import Policy, require_replay
 from athena_vla.quantize import QuantizeConfig, quantize
-from athena_vla.serving import open_policy
+from athena_vla.serve import open_policy
 from recordings import clean, write
 from small_bundles import small_run
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from athena_vla.control.bag import read_bag, write_bag
-from athena_vla.control.ros2 import JointMap, duration, image, image_message, seconds
 from athena_vla.control.runtime import RuntimeConfig, run_episode
 from athena_vla.control.safety import SafetyFilter
 from athena_vla.embodiment import ActionChunk, Embodiment
 from athena_vla.errors import InvalidEmbodiment, InvalidObservation, RecordingError, UnknownName
+from athena_vla.ros2.bag import read_bag, write_bag
+from athena_vla.ros2.messages import JointMap, duration, image, image_message, seconds
 
 
 def shaped(value: Any) -> Any:
@@ -185,7 +185,7 @@ def graph(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def test_the_node_perceives_and_commands(toy: Embodiment, graph: SimpleNamespace) -> None:
     """The node's own code against stand-ins; a live ROS graph was never there."""
-    from athena_vla.control.ros2_node import PARAMETERS, GraphRobot
+    from athena_vla.ros2.node import PARAMETERS, GraphRobot
 
     changed = {"frame_id": "torso", "task": "wave", "depth": 3, "command_best_effort": True}
     joints = JointMap(toy, {"base": "j0"})
@@ -221,8 +221,8 @@ def test_the_node_perceives_and_commands(toy: Embodiment, graph: SimpleNamespace
 
 
 def test_the_node_sends_goals_once_per_control_step(toy: Embodiment, graph: SimpleNamespace) -> None:
-    from athena_vla.control.ros2_node import PARAMETERS, GraphRobot
     from athena_vla.errors import SafetyError
+    from athena_vla.ros2.node import PARAMETERS, GraphRobot
 
     joints = JointMap(toy)
     robot = GraphRobot(graph.node, toy, joints, PARAMETERS | {"action": "/arm/follow_joint_trajectory"})
@@ -243,7 +243,7 @@ def test_the_node_sends_goals_once_per_control_step(toy: Embodiment, graph: Simp
 def test_the_launch_file_passes_what_differs(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     import runpy
 
-    from athena_vla.control import ros2_node
+    from athena_vla.ros2 import node as ros2_node
 
     monkeypatch.setattr(sys, "argv", ["athena-ros2-node", "--launch-file"])
     ros2_node.main()

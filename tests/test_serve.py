@@ -20,13 +20,13 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from athena_vla import embodiment
-from athena_vla.control.client import RemotePolicy
-from athena_vla.control.gates import golden_gate, sensitivity_gate
-from athena_vla.control.serve import PolicyServer, background
-from athena_vla.control.service import ServeConfig
-from athena_vla.control.wire import from_json, pack, to_json, unpack
 from athena_vla.embodiment import ActionChunk, Embodiment, Observation
 from athena_vla.errors import BlindPolicy, Busy, InvalidObservation, ModelError, ServerError
+from athena_vla.wire.actor_gates import golden_gate, sensitivity_gate
+from athena_vla.wire.client import RemotePolicy
+from athena_vla.wire.codec import from_json, pack, to_json, unpack
+from athena_vla.wire.server import PolicyServer, background
+from athena_vla.wire.service import ServeConfig
 
 TOY = embodiment.load("toy")
 IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3)).astype(np.uint8)
@@ -537,7 +537,7 @@ def test_a_lying_server_is_found_out() -> None:
 
 def test_the_robot_side_never_imports_torch() -> None:
     code = (
-        "import sys, athena_vla.control.serve, athena_vla.control.client, athena_vla.control.runtime;"
+        "import sys, athena_vla.wire.server, athena_vla.wire.client, athena_vla.control.runtime;"
         "heavy = {'torch', 'transformers', 'mujoco', 'rclpy', 'scipy', 'pandas'} & set(sys.modules);"
         "assert not heavy, heavy"
     )

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from athena_vla.control.wire import from_json, pack, to_json, unpack
 from athena_vla.errors import WireError
+from athena_vla.wire.codec import from_json, pack, to_json, unpack
 
 DTYPES = ["|b1", "|u1", "|i1", "<u2", "<i4", ">i4", "<i8", "<u8", "<f2", "<f4", "<f8", ">f8"]
 numpy_arrays = st.sampled_from(DTYPES).flatmap(

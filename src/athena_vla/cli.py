@@ -63,7 +63,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "plan": Command("plan", "plan", "PlanConfig", "will it fit and how fast: predicted, and labelled so"),
     "bench": Command("bench", "bench", "BenchConfig", "stage by stage, measured here", ("bundle",)),
-    "serve": Command("serving", "serve", "ServeBundleConfig", "a policy over a socket", ("bundle",)),
+    "serve": Command("serve", "serve", "ServeBundleConfig", "a policy over a socket", ("bundle",)),
 }
 
 

@@ -1,1 +1,1 @@
-"""Stage 4: chunks become joint commands. numpy and a wire codec only: this is what the robot installs."""
+"""What must never fail: chunks become joint commands within every limit. numpy only: this is what the robot installs."""

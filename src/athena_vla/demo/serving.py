@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from athena_vla import embodiment
-from athena_vla.control.client import RemotePolicy
 from athena_vla.control.runtime import RuntimeConfig, run_episode
 from athena_vla.control.safety import SafetyFilter
 from athena_vla.demo.run import Run
@@ -25,6 +24,7 @@ from athena_vla.evaluate.episode import Timed
 from athena_vla.evaluate.violations import count_violations
 from athena_vla.sim.robot import SimRobot
 from athena_vla.sim.tasks import sample_scene
+from athena_vla.wire.client import RemotePolicy
 
 START_TIMEOUT = 90.0  # [s] torch and ONNX Runtime load on a slow disk
 ADDRESS = re.compile(r"wss?://[^\s]+")

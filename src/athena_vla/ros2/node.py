@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from athena_vla import embodiment
-from athena_vla.control.client import RemotePolicy
-from athena_vla.control.ros2 import JointMap, Message, image
 from athena_vla.control.runtime import Runtime, RuntimeConfig
 from athena_vla.control.safety import SafetyFilter
 from athena_vla.embodiment import Array, Embodiment, Observation
 from athena_vla.errors import InvalidObservation, MissingDependency, SafetyError
+from athena_vla.ros2.messages import JointMap, Message, image
+from athena_vla.wire.client import RemotePolicy
 
 PARAMETERS: dict[str, Any] = {
     "robot": "athena",

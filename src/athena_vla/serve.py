@@ -11,12 +11,12 @@ from typing import Any
 
 from athena_vla.bundle import Bundle
 from athena_vla.constrained import WithinReach
-from athena_vla.control import serve as server
-from athena_vla.control.service import ServeConfig
 from athena_vla.engines.backends import Name
 from athena_vla.errors import BundleError
 from athena_vla.models.input_gates import require_sensitive, require_vision_runs_once
 from athena_vla.policy import Policy, require_replay
+from athena_vla.wire import server as server
+from athena_vla.wire.service import ServeConfig
 
 
 @dataclass(frozen=True)

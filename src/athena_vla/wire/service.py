@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Literal
 
-from athena_vla.control.desk import Actor, Desk
-from athena_vla.control.dialects import Listener, answer
-from athena_vla.control.metrics import Metrics
 from athena_vla.errors import AthenaError, Busy, InvalidObservation, ServerError, WireError
+from athena_vla.wire.metrics import Metrics
+from athena_vla.wire.protocols import Listener, answer
+from athena_vla.wire.queue import Actor, Desk
 
 LOG = logging.getLogger("athena_vla.serve")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")

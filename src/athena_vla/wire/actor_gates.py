@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from athena_vla.control.desk import Actor
 from athena_vla.embodiment import Array, Observation
 from athena_vla.errors import BlindPolicy, ServerError
+from athena_vla.wire.queue import Actor
 
 Gate = Callable[[Actor], None]
 SAME = 1e-9  # [rad] two chunks closer than this are the same

@@ -17,9 +17,9 @@ from websockets.http11 import Request as UpgradeRequest
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
-from athena_vla.control.http import READ_AHEAD, BadRequest, Head, error_text, read_body, read_head, response
-from athena_vla.control.service import Service, classify
-from athena_vla.control.wire import from_json, pack, to_json, unpack
+from athena_vla.wire.codec import from_json, pack, to_json, unpack
+from athena_vla.wire.http import READ_AHEAD, BadRequest, Head, error_text, read_body, read_head, response
+from athena_vla.wire.service import Service, classify
 
 LOG = logging.getLogger("athena_vla.serve")
 JSON = "application/json"

@@ -14,13 +14,13 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from athena_vla.control.connection import Connection
-from athena_vla.control.desk import Actor
-from athena_vla.control.dialects import Listener, metadata_of
-from athena_vla.control.http import READ_AHEAD, error_text, response
-from athena_vla.control.service import LOG, ServeConfig, Service
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import ServerError
+from athena_vla.wire.connection import Connection
+from athena_vla.wire.http import READ_AHEAD, error_text, response
+from athena_vla.wire.protocols import Listener, metadata_of
+from athena_vla.wire.queue import Actor
+from athena_vla.wire.service import LOG, ServeConfig, Service
 
 Gate = Callable[[Actor], None]  # raises an AthenaError where the actor must not be served
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from athena_vla.control.ros2 import JointMap, image, image_message, seconds
 from athena_vla.control.trace import Trace
 from athena_vla.embodiment import ActionChunk, Array, Observation
 from athena_vla.errors import MissingDependency, RecordingError
+from athena_vla.ros2.messages import JointMap, image, image_message, seconds
 
 STAMP = "int32 sec\nuint32 nanosec"
 PARTS = {

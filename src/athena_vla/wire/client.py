@@ -17,9 +17,9 @@ import numpy as np
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
-from athena_vla.control.wire import pack, unpack
 from athena_vla.embodiment import ActionChunk, Embodiment, Observation
 from athena_vla.errors import Busy, InvalidObservation, ServerError, UnknownName
+from athena_vla.wire.codec import pack, unpack
 
 NAMED = {"InvalidObservation": InvalidObservation, "Busy": Busy}
 MAX_ANSWER = 16 * 1024 * 1024  # bytes

@@ -8,7 +8,7 @@ import json
 from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction
 
-from athena_vla.control.ros2_node import PARAMETERS
+from athena_vla.ros2.node import PARAMETERS
 
 
 def text(value):

@@ -1,0 +1,1 @@
+"""Both ends of the socket: server, client, protocols, codec, request queue, metrics."""
