@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from athena_vla.constrained import WithinReach
-from athena_vla.control.constrain import reach
+from athena_vla.control.reachable import reach
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import ModelError
 from athena_vla.evaluate.actors import ActorSpec, Cast

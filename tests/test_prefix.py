@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from athena_vla.bundle import Bundle
-from athena_vla.control.prefix import committed_times, prefix_of
+from athena_vla.control.action_prefix import committed_times, prefix_of
 from athena_vla.control.runtime import RuntimeConfig, run_episode
 from athena_vla.control.safety import SafetyFilter
 from athena_vla.dataset.dataset import BuildConfig, Dataset, build

@@ -13,9 +13,9 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import ArrayLike
 
 from athena_vla import embodiment
+from athena_vla.control.fallback import Ladder
 from athena_vla.control.interventions import JsonLines
 from athena_vla.control.jerk import JerkLimitedSet
-from athena_vla.control.ladder import Ladder
 from athena_vla.control.limits import StoppableSet
 from athena_vla.control.safety import SafetyFilter
 from athena_vla.embodiment import Embodiment

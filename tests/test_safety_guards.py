@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from athena_vla import embodiment
 from athena_vla.control.clearance import SelfCollision, Support, _convex_outline
-from athena_vla.control.constrain import reach, reachable_bins
-from athena_vla.control.ladder import Ladder
+from athena_vla.control.fallback import Ladder
+from athena_vla.control.reachable import reach, reachable_bins
 from athena_vla.control.safety import SafetyFilter
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import SafetyError

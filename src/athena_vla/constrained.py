@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
-from athena_vla.control.constrain import reachable_bins
+from athena_vla.control.reachable import reachable_bins
 from athena_vla.embodiment import ActionChunk, Embodiment, Observation
 from athena_vla.errors import ModelError
 from athena_vla.models.choice import Chooses

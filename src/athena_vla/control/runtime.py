@@ -11,9 +11,9 @@ from typing import Protocol, get_args
 
 import numpy as np
 
-from athena_vla.control.clockwork import Answer, Clockwork, SimulatedClock, WallClock
-from athena_vla.control.ladder import Level
-from athena_vla.control.prefix import committed_times, prefix_of
+from athena_vla.control.action_prefix import committed_times, prefix_of
+from athena_vla.control.clock import Answer, Clockwork, SimulatedClock, WallClock
+from athena_vla.control.fallback import Level
 from athena_vla.control.safety import SafetyFilter
 from athena_vla.control.trace import Trace
 from athena_vla.control.trajectory import Trajectory, through

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from athena_vla.control.fallback import Ladder, Level
 from athena_vla.control.interventions import UNCHANGED, Interventions, Log
 from athena_vla.control.jerk import JerkLimitedSet
-from athena_vla.control.ladder import Ladder, Level
 from athena_vla.control.limits import REASONS, Array, StoppableSet
 from athena_vla.control.watchdog import Watchdog
 from athena_vla.embodiment import Embodiment

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from athena_vla.control.prefix import prefix_of
+from athena_vla.control.action_prefix import prefix_of
 from athena_vla.embodiment import ActionChunk, Embodiment, Observation
 from athena_vla.errors import EvaluationError
 from athena_vla.recordings.episode import Sample

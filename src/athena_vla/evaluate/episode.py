@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from athena_vla import embodiment
-from athena_vla.control.prefix import prefix_of
+from athena_vla.control.action_prefix import prefix_of
 from athena_vla.control.runtime import RuntimeConfig, run_episode
 from athena_vla.control.safety import SafetyFilter
 from athena_vla.embodiment import ActionChunk, Embodiment, Observation
