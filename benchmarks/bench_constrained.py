@@ -28,7 +28,7 @@ from athena_vla.evaluate.actors import ActorSpec
 from athena_vla.evaluate.comparison import compare_all
 from athena_vla.evaluate.results import Setup
 from athena_vla.finetune import FinetuneConfig, finetune
-from athena_vla.finetune.config import DECODER_LINEARS
+from athena_vla.finetune.finetune_config import DECODER_LINEARS
 from athena_vla.models.architecture import family
 from athena_vla.policy import Policy, record_golden
 from athena_vla.sim.record import RecordConfig, record

@@ -24,7 +24,7 @@ import tyro
 
 from athena_vla.bench.facts import device_facts
 from athena_vla.finetune import launch
-from athena_vla.finetune.config import FinetuneConfig
+from athena_vla.finetune.finetune_config import FinetuneConfig
 from athena_vla.finetune.loop import make_optimizer
 from athena_vla.models import lora, openvla_chunk
 from athena_vla.models.lora import LoraSettings

@@ -13,11 +13,11 @@ from typing import Any
 
 import mujoco
 import numpy as np
+from athena_vla.sim.task_language import OBJECT_FAMILIES
 
 from athena_vla.bench.facts import device_facts
 from athena_vla.sim.experts import Expert
 from athena_vla.sim.grounding import render_grounding
-from athena_vla.sim.language import OBJECT_FAMILIES
 from athena_vla.sim.record import RecordConfig, record
 from athena_vla.sim.robot import SimRobot
 from athena_vla.sim.tasks import sample_scene

@@ -13,8 +13,8 @@ import torch
 
 from athena_vla.engines.backends import OnnxRuntime
 from athena_vla.errors import InvalidObservation, ModelError, UnknownName
+from athena_vla.export.exporting import write_graphs
 from athena_vla.export.linear import LinearForm
-from athena_vla.export.stage import write_graphs
 from athena_vla.models import architecture, lora, lora_merge
 from athena_vla.models.architecture import FAMILIES, Architecture, ModelInput, Tensors, run_torch
 from athena_vla.models.vla import VisionLanguageModel, VlaSpec

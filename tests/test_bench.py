@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from athena_vla import machine
-from athena_vla.bench import BenchConfig, BenchResult, Comparison, bench, facts, stage
+from athena_vla.bench import BenchConfig, BenchResult, Comparison, bench, facts
+from athena_vla.bench import benchmarking as stage
 from athena_vla.bench.timing import Samples, deadlines
 from athena_vla.bundle import Bundle
 from athena_vla.errors import BundleError, UnknownName

@@ -13,8 +13,8 @@ from athena_vla.errors import EvaluationError
 from athena_vla.evaluate.actors import ActorSpec
 from athena_vla.evaluate.baselines import Library, Trajectory
 from athena_vla.evaluate.closedloop import ClosedLoopConfig, ClosedLoopResult, closed_loop
-from athena_vla.evaluate.episode import Stage
 from athena_vla.evaluate.results import EpisodeResult, Setup
+from athena_vla.evaluate.rollout import Stage
 from athena_vla.evaluate.statistics import wilson
 from athena_vla.evaluate.summary import compare_pair, summarise
 from athena_vla.evaluate.violations import count_violations

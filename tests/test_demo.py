@@ -13,8 +13,8 @@ from athena_vla.demo import DemoConfig
 from athena_vla.demo.chain import _require_space, demo
 from athena_vla.demo.journal import Journal, digest, plain
 from athena_vla.demo.outcome import safety_total
-from athena_vla.demo.pictures import GREEN, episode_frames
 from athena_vla.demo.recording import _identity
+from athena_vla.demo.report_images import GREEN, episode_frames
 from athena_vla.errors import AthenaError, RecordingError
 from athena_vla.evaluate.statistics import wilson
 

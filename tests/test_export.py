@@ -18,8 +18,8 @@ from athena_vla import machine
 from athena_vla.bundle import Bundle
 from athena_vla.errors import BundleError, ExportError, UnknownName
 from athena_vla.export import ExportConfig, export, write_deployment_config
+from athena_vla.export.graph_trace import Affine, trace
 from athena_vla.export.linear import LinearForm, linear
-from athena_vla.export.trace import Affine, trace
 from athena_vla.export.translate import translate
 from athena_vla.export.writer import DataFile, GraphWriter
 from athena_vla.models.architecture import Graph
@@ -451,7 +451,7 @@ def test_wrong_number_of_images(exported, base) -> None:
 
 
 def test_models_that_do_not_fit_are_compared_with_weights_from_disk(int4, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("athena_vla.streaming.IN_MEMORY", 0)
-    monkeypatch.setattr("athena_vla.streaming.RESIDENT", 10_000)
+    monkeypatch.setattr("athena_vla.offload.IN_MEMORY", 0)
+    monkeypatch.setattr("athena_vla.offload.RESIDENT", 10_000)
     result = export(ExportConfig(input=int4.path, out=tmp_path / "x"))
     assert result.graphs["language"]["parity"]["relative_rms"] < 1e-5

@@ -203,8 +203,8 @@ def test_a_model_that_does_not_fit_is_merged_quantised_gated_and_served_alike(tm
     """With weights read while they run: the deviation is recorded all the same, without which nothing is served."""
     base = write_base(tmp_path / "base", toy)
     write_finetuned(tmp_path / "tuned", base, LoraSettings(rank=4))
-    monkeypatch.setattr("athena_vla.streaming.IN_MEMORY", 0)
-    monkeypatch.setattr("athena_vla.streaming.RESIDENT", 10_000)
+    monkeypatch.setattr("athena_vla.offload.IN_MEMORY", 0)
+    monkeypatch.setattr("athena_vla.offload.RESIDENT", 10_000)
     monkeypatch.setattr("athena_vla.engines.backends.LARGE", 0)
     merged = merge(MergeConfig(tmp_path / "tuned", tmp_path / "merged"))
     assert merged.deviation["max_rad"] < 1e-5
@@ -221,7 +221,7 @@ def test_a_model_that_does_not_fit_is_merged_quantised_gated_and_served_alike(tm
 
 
 def test_a_gate_that_is_not_a_number_fails() -> None:
-    from athena_vla.export.gates import _at_least, _at_most
+    from athena_vla.export.serving_gates import _at_least, _at_most
 
     assert not _at_most(np.nan, 1.0)["passed"]
     assert not _at_least(np.nan, 0.0)["passed"]

@@ -11,7 +11,8 @@ import torch
 
 from athena_vla.bundle import Bundle
 from athena_vla.cli import main
-from athena_vla.export import ExportConfig, device, export
+from athena_vla.export import ExportConfig, export
+from athena_vla.export import target_device as device
 from athena_vla.models import openvla_chunk, openvla_oft
 from athena_vla.models.architecture import Architecture
 from athena_vla.policy import Policy

@@ -18,7 +18,7 @@ from athena_vla.dataset.dataset import BuildConfig, Dataset, build
 from athena_vla.embodiment import ActionChunk, Array, Embodiment, Observation
 from athena_vla.errors import InvalidObservation, ModelError, TrainingError
 from athena_vla.evaluate.baselines import BlackImage, HoldStill
-from athena_vla.evaluate.episode import Timed
+from athena_vla.evaluate.rollout import Timed
 from athena_vla.export import ExportConfig, export
 from athena_vla.finetune import FinetuneConfig, finetune
 from athena_vla.finetune.batches import Loader, Order

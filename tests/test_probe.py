@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from athena_vla.errors import UnknownName
-from athena_vla.finetune.config import FinetuneConfig
+from athena_vla.finetune.finetune_config import FinetuneConfig
 from athena_vla.models import lora, openvla_chunk
 from athena_vla.models.lora import LoraSettings
 from athena_vla.plan import PlanConfig, plan, probe

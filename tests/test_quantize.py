@@ -20,6 +20,7 @@ from athena_vla.models.lora import LoraSettings
 from athena_vla.models.weights import packed
 from athena_vla.models.weights.packed import Packed
 from athena_vla.models.weights.store import TensorStore
+from athena_vla.offload import opened, streamed
 from athena_vla.policy import Policy
 from athena_vla.quantize import QuantizeConfig, choose, codes, quantize
 from athena_vla.quantize.calibrate import second_moment
@@ -27,7 +28,6 @@ from athena_vla.quantize.choose import Layer
 from athena_vla.quantize.layers import plan_layers
 from athena_vla.quantize.parts import Parts
 from athena_vla.quantize.sensitivity import filled, sampled, sensitivities
-from athena_vla.streaming import opened, streamed
 from small_bundles import observations, small_model, write_base, write_finetuned, write_model
 
 
@@ -178,8 +178,8 @@ def test_weights_streamed_through_a_meta_model_give_the_same_chunks(base) -> Non
 
 def test_large_models_take_the_streamed_way_to_the_same_codes(base, tmp_path, monkeypatch) -> None:
     quantize(QuantizeConfig(input=base.path, out=tmp_path / "whole", sensitivity=False))
-    monkeypatch.setattr("athena_vla.streaming.IN_MEMORY", 0)
-    monkeypatch.setattr("athena_vla.streaming.RESIDENT", 10_000)
+    monkeypatch.setattr("athena_vla.offload.IN_MEMORY", 0)
+    monkeypatch.setattr("athena_vla.offload.RESIDENT", 10_000)
     quantize(QuantizeConfig(input=base.path, out=tmp_path / "streamed", sensitivity=False))
     a, b = (TensorStore(tmp_path / n / "weights") for n in ("whole", "streamed"))
     assert a.names == b.names
@@ -236,7 +236,7 @@ def test_many_layers_in_one_pass_have_the_errors_of_each_alone(tmp_path, toy, st
     assert {x.graph for x in layers} == {"vision", "language"}
     frames = observations(base.robot, 3, seed=4)
     if streaming:
-        monkeypatch.setattr("athena_vla.streaming.IN_MEMORY", 0)
+        monkeypatch.setattr("athena_vla.offload.IN_MEMORY", 0)
     with opened(base) as policy:
         found = sensitivities(policy, frames, layers)
     expected = Policy.of(base, "torch").chunks(frames)
@@ -266,8 +266,8 @@ def test_blocks_that_were_not_measured_lie_between_those_that_were() -> None:
 
 
 def test_a_large_model_has_its_worst_layers_lifted(base, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("athena_vla.streaming.IN_MEMORY", 0)
-    monkeypatch.setattr("athena_vla.streaming.RESIDENT", 10_000)
+    monkeypatch.setattr("athena_vla.offload.IN_MEMORY", 0)
+    monkeypatch.setattr("athena_vla.offload.RESIDENT", 10_000)
     said: list[tuple[int, int, str]] = []
     settings = {"method": "nearest", "sensitivity_every": 2, "budget_bits": 5.2}
     made = quantize(QuantizeConfig(base.path, tmp_path / "q", **settings), lambda *words: said.append(words))
@@ -352,8 +352,8 @@ def test_a_mistyped_option_costs_no_finished_layer(base, tmp_path, monkeypatch) 
 MEASURED = """
 import sys, threading, time
 from pathlib import Path
-import athena_vla.quantize.stage as stage
-from athena_vla import streaming
+import athena_vla.quantize.quantizing as stage
+from athena_vla import offload as streaming
 from athena_vla.export import ExportConfig, export
 from athena_vla.quantize import QuantizeConfig, quantize
 small, large, out, method = (*sys.argv[1:4], sys.argv[4])
@@ -429,7 +429,7 @@ def test_a_large_model_is_rounded_without_frames(base, tmp_path, monkeypatch) ->
     """The same codes as in memory, weight by weight, and nothing is run."""
     settings = {"input": base.path, "method": "nearest", "sensitivity": False}
     quantize(QuantizeConfig(out=tmp_path / "memory", **settings))
-    monkeypatch.setattr("athena_vla.streaming.IN_MEMORY", 0)
+    monkeypatch.setattr("athena_vla.offload.IN_MEMORY", 0)
     monkeypatch.setattr("athena_vla.quantize.layers.quantize_in_order", None)
     quantize(QuantizeConfig(out=tmp_path / "disk", **settings))
     a, b = (Bundle.open(tmp_path / n).store() for n in ("memory", "disk"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from athena_vla.bench.stage import BenchConfig, bench
+from athena_vla.bench.benchmarking import BenchConfig, bench
 from athena_vla.bundle import Bundle, open_base
 from athena_vla.dataset.dataset import BuildConfig, Dataset, build
 from athena_vla.errors import AthenaError, BundleError, ModelError

@@ -17,7 +17,8 @@ from athena_vla.evaluate.openloop import open_loop
 from athena_vla.evaluate.results import EpisodeResult
 from athena_vla.evaluate.summary import compare_pair, summarise
 from athena_vla.recordings.episode import Sample
-from athena_vla.report import ReportConfig, charts, media, report
+from athena_vla.report import ReportConfig, charts, report
+from athena_vla.report import embedded_media as media
 
 TASKS = ("look", "point", "raise", "touch")
 SHARES = {

@@ -132,7 +132,7 @@ def test_a_deployment_becomes_a_bag_and_comes_back(toy: Embodiment, tmp_path) ->
 def test_the_node_says_what_is_missing() -> None:
     """The node itself was never run: here is no ROS. Importing it needs none, running it says so."""
     pytest.importorskip("msgpack")
-    code = "from athena_vla.control import ros2_node; ros2_node.main()"
+    code = "from athena_vla.ros2 import node; node.main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "MissingDependency" in done.stderr or "rclpy" in done.stderr
 
@@ -268,7 +268,7 @@ def test_a_deployment_becomes_the_next_lerobot_dataset(toy: Embodiment, tmp_path
     from athena_vla.recordings.convert import ConvertConfig, convert
     from athena_vla.recordings.formats import open_recording
     from athena_vla.recordings.formats.isaac_folder import write_episode
-    from athena_vla.sim.deployment import trace_to_episode
+    from athena_vla.sim.deployed_episodes import trace_to_episode
     from test_runtime import Puppet, Wave
 
     config = RuntimeConfig(record_images=True, replan_every=4)
@@ -290,7 +290,7 @@ def test_a_deployment_becomes_the_next_lerobot_dataset(toy: Embodiment, tmp_path
 def test_a_deployment_becomes_a_recording_in_the_folder_layout(toy: Embodiment, tmp_path) -> None:
     from athena_vla.recordings.formats import open_recording
     from athena_vla.recordings.formats.isaac_folder import write_episode
-    from athena_vla.sim.deployment import trace_to_episode
+    from athena_vla.sim.deployed_episodes import trace_to_episode
     from test_runtime import Puppet, Wave
 
     config = RuntimeConfig(record_images=True, replan_every=4)

@@ -9,7 +9,7 @@ from athena_vla import sweep as module
 from athena_vla.dataset.dataset import BuildConfig, build
 from athena_vla.errors import AthenaError
 from athena_vla.finetune import PRESETS
-from athena_vla.finetune.config import parse_changes
+from athena_vla.finetune.finetune_config import parse_changes
 from athena_vla.sweep import SweepConfig, SweepRow, rows_of, sweep
 from recordings import clean, write
 from small_bundles import write_base

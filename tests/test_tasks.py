@@ -7,9 +7,7 @@ from math import hypot
 
 import numpy as np
 import pytest
-
-from athena_vla.errors import SimulationError, UnknownName
-from athena_vla.sim.language import (
+from athena_vla.sim.task_language import (
     BASE_FAMILIES,
     BASE_PHRASES,
     DEMO_FAMILIES,
@@ -18,6 +16,8 @@ from athena_vla.sim.language import (
     held_out_objects,
     phrases_of,
 )
+
+from athena_vla.errors import SimulationError, UnknownName
 from athena_vla.sim.robot import SimRobot
 from athena_vla.sim.scene import COLOURS, SHAPES, Goal
 from athena_vla.sim.success import GRACE, HOLD_TIME, Judge, families, measure

@@ -25,9 +25,9 @@ from athena_vla.models.lora import LoraSettings
 from athena_vla.models.lora_merge import Factors, merge_, plain_
 from athena_vla.models.weights import nf4 as four_bit
 from athena_vla.models.weights.store import StoreWriter, TensorStore, as_float
+from athena_vla.offload import is_large, opened
 from athena_vla.policy import Policy, encode, replay, sensitivity
 from athena_vla.progress import Progress, quiet
-from athena_vla.streaming import is_large, opened
 
 Base = Literal["auto", "original", "nf4"]
 _FACTOR = re.compile(r"^(.*)\.(lora_A|lora_B|lora_magnitude_vector)\.[^.]+\.weight$")

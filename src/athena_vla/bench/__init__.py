@@ -1,6 +1,6 @@
 """Latency, measured here: stage by stage, and as a whole from camera frame to joint command."""
 
+from athena_vla.bench.benchmarking import BenchConfig, BenchResult, bench
 from athena_vla.bench.compare import Comparison, compare
-from athena_vla.bench.stage import BenchConfig, BenchResult, bench
 
 __all__ = ["BenchConfig", "BenchResult", "Comparison", "bench", "compare"]

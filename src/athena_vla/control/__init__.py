@@ -1,1 +1,1 @@
-"""What must never fail: chunks become joint commands within every limit. numpy only: this is what the robot installs."""
+"""What must never fail: chunks become joint commands within every limit. numpy only; this is what a robot installs."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from athena_vla.demo.config import DemoConfig
+from athena_vla.demo.demo_config import DemoConfig
 from athena_vla.demo.journal import Journal
 from athena_vla.demo.run import Run
 from athena_vla.errors import AthenaError, MissingDependency

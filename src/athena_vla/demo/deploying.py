@@ -181,7 +181,7 @@ def serve(run: Run) -> dict[str, Any]:
 
     Where int4 failed a gate it is not served; the most compact bundle that passed takes its place.
     """
-    from athena_vla.demo.serving import serve_one_episode
+    from athena_vla.demo.served_run import serve_one_episode
 
     deployed = run.result("deploy")
     name = next((n for n in ("int4", "int8") if deployed["gates"][n]["passed"]), "float")

@@ -12,7 +12,7 @@ from athena_vla.evaluate.actors import ActorSpec
 from athena_vla.evaluate.commands import bind_untuned
 from athena_vla.evaluate.comparison import compare_all
 from athena_vla.finetune import FinetuneConfig, finetune
-from athena_vla.finetune.config import PRESETS
+from athena_vla.finetune.finetune_config import PRESETS
 from athena_vla.finetune.log import read
 
 OWN_DATA_STEPS = 200  # a first look at what can be learned, in a minute or two
@@ -127,10 +127,10 @@ def films(run: Run, outcomes: dict[str, dict[int, bool]]) -> list[dict[str, Any]
 
     The first scenes in which only the tuned model succeeds, then the first in which it fails: the report shows both.
     """
-    from athena_vla.demo.pictures import episode_frames, save_animation
-    from athena_vla.evaluate.episode import Job
+    from athena_vla.demo.report_images import episode_frames, save_animation
     from athena_vla.evaluate.film import make_camera_man
     from athena_vla.evaluate.pool import run_jobs
+    from athena_vla.evaluate.rollout import Job
     from athena_vla.sim.tasks import sample_scene
 
     sources = {"tuned": run.bundle("tuned"), "untuned": _untuned(run)}

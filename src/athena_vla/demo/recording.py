@@ -11,7 +11,7 @@ from athena_vla.annotate.motion import motion_segments
 from athena_vla.check import CheckConfig, Finding, check
 from athena_vla.dataset.build import BuildConfig, build
 from athena_vla.demo.journal import plain
-from athena_vla.demo.pictures import contact_sheets, frame_strip
+from athena_vla.demo.report_images import contact_sheets, frame_strip
 from athena_vla.demo.run import Run
 from athena_vla.errors import RecordingError
 from athena_vla.recordings.annotations import read_annotations

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from athena_vla.bundle import open_base
-from athena_vla.demo.config import DemoConfig
+from athena_vla.demo.demo_config import DemoConfig
 from athena_vla.demo.journal import Journal
 from athena_vla.evaluate.results import Setup
 

@@ -15,9 +15,9 @@ import torch
 from athena_vla import __version__
 from athena_vla.errors import EvaluationError
 from athena_vla.evaluate.actors import ActorSpec
-from athena_vla.evaluate.episode import Job, make_runner, object_task
 from athena_vla.evaluate.pool import run_jobs
 from athena_vla.evaluate.results import EpisodeResult, Setup
+from athena_vla.evaluate.rollout import Job, make_runner, object_task
 from athena_vla.evaluate.summary import ActorSummary, summarise
 from athena_vla.progress import Progress, quiet
 from athena_vla.sim.tasks import sample_scene

@@ -13,8 +13,8 @@ from athena_vla.control.safety import SafetyFilter
 from athena_vla.embodiment import Embodiment, Observation
 from athena_vla.evaluate.actors import Cast
 from athena_vla.evaluate.baselines import Actor
-from athena_vla.evaluate.episode import Job
 from athena_vla.evaluate.results import Setup
+from athena_vla.evaluate.rollout import Job
 from athena_vla.sim.render import RayRenderer
 from athena_vla.sim.robot import SimRobot
 from athena_vla.sim.scene import Scene

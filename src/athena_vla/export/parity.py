@@ -14,7 +14,7 @@ from athena_vla.engines.backends import OnnxRuntime
 from athena_vla.errors import ExportError
 from athena_vla.models.architecture import Tensors
 from athena_vla.models.weights.store import TensorStore
-from athena_vla.streaming import is_large, opened
+from athena_vla.offload import is_large, opened
 
 HALF_TOLERANCE = 0.05  # relative RMS: float16 activations through a deep graph; the replay in radians is what counts
 

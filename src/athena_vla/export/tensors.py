@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from athena_vla.export.trace import Affine
+from athena_vla.export.graph_trace import Affine
 from athena_vla.export.translate import Any_, Size, Translator, Value, Weight
 from athena_vla.export.writer import ELEMENT
 

@@ -17,8 +17,8 @@ from torch.export.graph_signature import InputKind
 
 from athena_vla.errors import ExportError
 from athena_vla.export import linear
+from athena_vla.export.graph_trace import Affine, Traced, trace
 from athena_vla.export.linear import LinearForm
-from athena_vla.export.trace import Affine, Traced, trace
 from athena_vla.export.writer import ELEMENT, DataFile, GraphWriter
 from athena_vla.models.architecture import Graph
 from athena_vla.models.weights.packed import Packed

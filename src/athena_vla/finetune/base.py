@@ -6,7 +6,7 @@ from athena_vla import bundle as bundles
 from athena_vla.bundle import Bundle
 from athena_vla.dataset.dataset import Dataset
 from athena_vla.errors import TrainingError
-from athena_vla.finetune.config import FinetuneConfig
+from athena_vla.finetune.finetune_config import FinetuneConfig
 from athena_vla.models.architecture import DEFAULT_FAMILY, Architecture, family
 from athena_vla.models.released import pretrained
 from athena_vla.models.released.pretrained import Release

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 from athena_vla.dataset.augment import AugmentConfig, augment
 from athena_vla.dataset.dataset import Dataset
 from athena_vla.errors import AthenaError, TrainingError
-from athena_vla.finetune.config import FinetuneConfig
 from athena_vla.finetune.features import Features
+from athena_vla.finetune.finetune_config import FinetuneConfig
 from athena_vla.models.architecture import Architecture, Tensors
 from athena_vla.policy import continued, encode
 from athena_vla.recordings.episode import Sample

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from athena_vla.dataset.augment import AugmentConfig, augment
 from athena_vla.dataset.dataset import Dataset
 from athena_vla.errors import TrainingError
-from athena_vla.finetune.config import FinetuneConfig
+from athena_vla.finetune.finetune_config import FinetuneConfig
 from athena_vla.models.architecture import Architecture, Graph, Tensors
 from athena_vla.policy import encode
 from athena_vla.recordings.episode import Sample

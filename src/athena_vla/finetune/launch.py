@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from athena_vla.errors import AthenaError, TrainingError
-from athena_vla.finetune.config import FinetuneConfig
+from athena_vla.finetune.finetune_config import FinetuneConfig
 from athena_vla.machine import peak_resident_gb
 
 
@@ -67,7 +67,7 @@ def _child(config: FinetuneConfig, rank: int, port: int, failures: Any) -> None:
         OMP_NUM_THREADS=str(config.threads),
         ACCELERATE_USE_CPU="true",
     )
-    from athena_vla.finetune.stage import finetune
+    from athena_vla.finetune.finetuning import finetune
 
     try:
         finetune(dataclasses.replace(config, device="cpu"))

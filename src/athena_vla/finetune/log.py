@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from athena_vla.errors import MissingDependency, TrainingError
-from athena_vla.finetune.config import FinetuneConfig
+from athena_vla.finetune.finetune_config import FinetuneConfig
 
 
 class RunLog:

@@ -23,7 +23,7 @@ from athena_vla.finetune import checkpoint as checkpoints
 from athena_vla.finetune import sharding
 from athena_vla.finetune.batches import Batch, Loader, Order
 from athena_vla.finetune.checkpoint import Checkpoint
-from athena_vla.finetune.config import FinetuneConfig
+from athena_vla.finetune.finetune_config import FinetuneConfig
 from athena_vla.finetune.log import RunLog
 from athena_vla.models import lora
 from athena_vla.models.architecture import Architecture, Tensors, run_torch

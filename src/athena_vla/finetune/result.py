@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from athena_vla.finetune.config import FinetuneConfig
+from athena_vla.finetune.finetune_config import FinetuneConfig
 
 FILE = "result.json"
 

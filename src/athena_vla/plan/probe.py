@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from athena_vla.finetune import launch
-from athena_vla.finetune.config import FinetuneConfig
+from athena_vla.finetune.finetune_config import FinetuneConfig
 from athena_vla.finetune.loop import make_optimizer
 from athena_vla.models import lora
 from athena_vla.models.lora import LoraSettings

@@ -12,14 +12,14 @@ from athena_vla.embodiment import Observation
 from athena_vla.errors import UnknownName
 from athena_vla.models.weights.packed import Packed
 from athena_vla.models.weights.store import StoreWriter, TensorStore, as_float
+from athena_vla.offload import is_large, opened
 from athena_vla.progress import Progress
 from athena_vla.quantize import choose, codes
 from athena_vla.quantize.calibrate import quantize_in_order, second_moment, used_in
 from athena_vla.quantize.choose import Layer
-from athena_vla.quantize.config import Method, QuantizeConfig
 from athena_vla.quantize.parts import Parts
+from athena_vla.quantize.quantize_config import Method, QuantizeConfig
 from athena_vla.quantize.sensitivity import ROWS, filled, sampled, sensitivities
-from athena_vla.streaming import is_large, opened
 
 
 def plan_layers(config: QuantizeConfig, source: Bundle, store: TensorStore) -> list[Layer]:

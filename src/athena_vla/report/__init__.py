@@ -1,5 +1,5 @@
 """Stage 5: the report, one self-contained HTML page made from a run folder."""
 
-from athena_vla.report.build import ReportConfig, ReportResult, report
+from athena_vla.report.assemble import ReportConfig, ReportResult, report
 
 __all__ = ["ReportConfig", "ReportResult", "report"]

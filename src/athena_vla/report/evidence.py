@@ -5,7 +5,7 @@ from typing import Any
 from athena_vla.report.charts import Bar, bars, lines
 from athena_vla.report.markup import Heat, card, columns, facts, percent, section, significant, table, tag, text
 from athena_vla.report.names import DETAILS, label
-from athena_vla.report.safety import safety
+from athena_vla.report.safety_section import safety
 from athena_vla.report.source import Section, Source
 
 

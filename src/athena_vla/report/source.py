@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from athena_vla.report.media import data_uri
+from athena_vla.report.embedded_media import data_uri
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,6 @@ from math import acos, atan2, cos, degrees, hypot, pi, sin, sqrt
 import numpy as np
 
 from athena_vla.errors import SimulationError, UnknownName
-from athena_vla.sim.language import (
-    BASE_FAMILIES,
-    DEMO_FAMILIES,
-    OBJECT_FAMILIES,
-    SIDES,
-    choose,
-    held_out_objects,
-    wordings,
-)
 from athena_vla.sim.scene import (
     COLOURS,
     OBJECTS_ON_TABLE,
@@ -29,6 +20,15 @@ from athena_vla.sim.scene import (
     Side,
     Split,
     Vector,
+)
+from athena_vla.sim.task_language import (
+    BASE_FAMILIES,
+    DEMO_FAMILIES,
+    OBJECT_FAMILIES,
+    SIDES,
+    choose,
+    held_out_objects,
+    wordings,
 )
 
 SPLITS: tuple[Split, ...] = ("train", "test", "base")

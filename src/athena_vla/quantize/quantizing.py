@@ -20,13 +20,13 @@ from athena_vla.errors import DatasetError
 from athena_vla.machine import peak_resident_gb
 from athena_vla.models.weights.packed import Packed
 from athena_vla.models.weights.store import StoreWriter, TensorStore
+from athena_vla.offload import is_large, opened
 from athena_vla.policy import Policy, asked, replay, sensitivity
 from athena_vla.progress import Progress, quiet
 from athena_vla.quantize import choose
-from athena_vla.quantize.config import QuantizeConfig, QuantizeResult
 from athena_vla.quantize.layers import Ledger, choose_codes, lift, plan_layers
 from athena_vla.quantize.parts import Parts
-from athena_vla.streaming import is_large, opened
+from athena_vla.quantize.quantize_config import QuantizeConfig, QuantizeResult
 
 FEW = 2  # held-out frames for such a model: each answer of the float weights reads all of them from disk
 LARGEST_HALF = 65504.0

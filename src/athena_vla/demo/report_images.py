@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from athena_vla.recordings.episode import Episode, Recording
-from athena_vla.report import media
+from athena_vla.report import embedded_media as media
 
 FRAMES_PER_SHEET = 6
 GREEN, GREY = (34, 160, 96), (150, 156, 164)

@@ -23,9 +23,9 @@ from athena_vla.errors import BundleError, DatasetError
 from athena_vla.export.deployment import write_json
 from athena_vla.models.architecture import Tensors
 from athena_vla.models.vla import VisionLanguageModel
+from athena_vla.offload import opened
 from athena_vla.policy import Policy, asked, sensitivity
 from athena_vla.quantize.choose import action_error, answered
-from athena_vla.streaming import opened
 
 BINS = 256
 SAME_BIN = 0.5

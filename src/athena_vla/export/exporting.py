@@ -15,7 +15,8 @@ from torch import Tensor
 from athena_vla import bundle as bundles
 from athena_vla.bundle import Bundle
 from athena_vla.errors import BundleError, ExportError, MissingDependency, UnknownName
-from athena_vla.export import device, parity
+from athena_vla.export import parity
+from athena_vla.export import target_device as device
 from athena_vla.export.compressed import write_compressed
 from athena_vla.export.deployment import deployment_config, write_json
 from athena_vla.export.linear import LinearForm

@@ -22,7 +22,7 @@ from athena_vla.finetune import checkpoint as checkpoints
 from athena_vla.finetune import features, launch, sharding
 from athena_vla.finetune.base import bound_model, open_base, require_usable
 from athena_vla.finetune.batches import Loader
-from athena_vla.finetune.config import FinetuneConfig
+from athena_vla.finetune.finetune_config import FinetuneConfig
 from athena_vla.finetune.log import RunLog
 from athena_vla.finetune.loop import Trainer
 from athena_vla.finetune.result import FinetuneResult, result_of

@@ -10,7 +10,7 @@ import torch
 from athena_vla import embodiment
 from athena_vla.bundle import Bundle, open_base
 from athena_vla.errors import ModelError, UnknownName
-from athena_vla.finetune.config import PRESETS, FinetuneConfig, parse_changes
+from athena_vla.finetune.finetune_config import PRESETS, FinetuneConfig, parse_changes
 from athena_vla.models import sizes
 from athena_vla.models.architecture import DEFAULT_FAMILY
 from athena_vla.models.lora import LoraSettings

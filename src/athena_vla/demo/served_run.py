@@ -20,7 +20,7 @@ from athena_vla.control.runtime import RuntimeConfig, run_episode
 from athena_vla.control.safety import SafetyFilter
 from athena_vla.demo.run import Run
 from athena_vla.errors import ServerError
-from athena_vla.evaluate.episode import Timed
+from athena_vla.evaluate.rollout import Timed
 from athena_vla.evaluate.violations import count_violations
 from athena_vla.sim.robot import SimRobot
 from athena_vla.sim.tasks import sample_scene
