@@ -19,7 +19,7 @@ setup-dev: $(VENV)/.dev  ## the same, and what the tests need
 
 $(VENV)/.python:
 	@echo "== creating $(VENV) with $$($(PYTHON) --version)"
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "Python 3.11 or newer is needed; name it: make PYTHON=python3.12 ..." && false)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || (echo "Python 3.10 or newer is needed; name it: make PYTHON=python3.12 ..." && false)
 	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 

@@ -20,6 +20,7 @@ from athena_vla.sim.experts import Expert
 from athena_vla.sim.grounding import render_grounding
 from athena_vla.sim.record import RecordConfig, record
 from athena_vla.sim.robot import SimRobot
+from athena_vla.sim.task_language import OBJECT_FAMILIES
 from athena_vla.sim.tasks import sample_scene
 
 SIZES = (64, 96, 128, 224)

@@ -8,6 +8,7 @@ from athena_vla.sim.task_language import BASE_FAMILIES, DEMO_FAMILIES
 from athena_vla.sim.experts import SHARE_OF_LIMITS, Expert, Move, Trajectory
 from athena_vla.sim.kinematics import Kinematics
 from athena_vla.sim.robot import SimRobot
+from athena_vla.sim.task_language import BASE_FAMILIES, DEMO_FAMILIES
 from athena_vla.sim.tasks import sample_scene, sample_task
 
 

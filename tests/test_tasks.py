@@ -7,6 +7,11 @@ from math import hypot
 
 import numpy as np
 import pytest
+
+from athena_vla.errors import SimulationError, UnknownName
+from athena_vla.sim.robot import SimRobot
+from athena_vla.sim.scene import COLOURS, SHAPES, Goal
+from athena_vla.sim.success import GRACE, HOLD_TIME, Judge, families, measure
 from athena_vla.sim.task_language import (
     BASE_FAMILIES,
     BASE_PHRASES,
@@ -16,11 +21,6 @@ from athena_vla.sim.task_language import (
     held_out_objects,
     phrases_of,
 )
-
-from athena_vla.errors import SimulationError, UnknownName
-from athena_vla.sim.robot import SimRobot
-from athena_vla.sim.scene import COLOURS, SHAPES, Goal
-from athena_vla.sim.success import GRACE, HOLD_TIME, Judge, families, measure
 from athena_vla.sim.tasks import SPACING, other_instruction, sample_scene, sample_task
 
 TRAIN = [sample_scene(i, "train") for i in range(350)]

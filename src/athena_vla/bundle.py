@@ -23,7 +23,6 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from athena_vla import __version__
 from athena_vla.dataset.normalize import Normalizer
 from athena_vla.embodiment import Embodiment, Observation
 from athena_vla.errors import BundleError
@@ -34,6 +33,7 @@ from athena_vla.models.released.pretrained import Release, ReleasedWeights
 from athena_vla.models.sizes import without_weights
 from athena_vla.models.weights.packed_linear import packed_model
 from athena_vla.models.weights.store import TensorStore, misfits, save
+from athena_vla.version import __version__
 
 FORMAT = 1
 Stage = Literal["base", "finetuned", "merged", "quantized", "exported"]

@@ -19,9 +19,9 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from athena_vla import __version__
 from athena_vla.errors import AthenaError, MissingDependency, UnknownName
 from athena_vla.extras import EXTRA_OF
+from athena_vla.version import __version__
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,9 @@ COMMANDS: dict[str, Command] = {
         "dataset.build", "build", "BuildConfig", "recordings become a training set", ("input", "out")
     ),
     "data convert": Command("recordings.convert", "convert", "ConvertConfig", "to another format", ("input", "out")),
-    "train": Command("finetune", "finetune", "FinetuneConfig", "fine-tune with LoRA, QLoRA or DoRA", (), "PRESETS"),
+    "train": Command(
+        "plan.advised_finetune", "finetune", "FinetuneConfig", "fine-tune with LoRA, QLoRA or DoRA", (), "PRESETS"
+    ),
     "sweep": Command("sweep", "sweep", "SweepConfig", "several presets or ranks on the same data and seeds"),
     "evaluate": Command("evaluate", "evaluate", "EvaluateConfig", "open and closed loop, with intervals", ("bundle",)),
     "compare": Command("evaluate", "compare", "CompareConfig", "two policies and the baselines, paired", ("a", "b")),

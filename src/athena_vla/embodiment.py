@@ -6,7 +6,7 @@ Knows nothing of models, datasets or simulators. Joints are found by name, never
 import hashlib
 import json
 import math
-import tomllib
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -18,6 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from athena_vla.errors import InvalidEmbodiment, InvalidObservation, UnknownName
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 Array = NDArray[np.float64]
 Owner = Literal["policy", "balance", "locked"]

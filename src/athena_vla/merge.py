@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from athena_vla import bundle as bundles
+import athena_vla.bundle as bundles
 from athena_vla.bundle import ADAPTER_FILE, Bundle, Golden
 from athena_vla.errors import BundleError, ModelError
 from athena_vla.models import lora

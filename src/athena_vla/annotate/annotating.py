@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from athena_vla import embodiment
+import athena_vla.embodiment as embodiment
 from athena_vla.annotate.paraphrase import ParaphraseConfig
 from athena_vla.annotate.segments import episode_segments
 from athena_vla.errors import RecordingError

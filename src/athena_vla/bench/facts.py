@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from athena_vla import bundle as bundles
+import athena_vla.bundle as bundles
 from athena_vla.machine import board, is_jetson
 
 SYSTEM = Path("/sys")

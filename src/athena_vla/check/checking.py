@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from athena_vla import embodiment
+import athena_vla.embodiment as embodiment
 from athena_vla.check.action_state import check_idle, check_relations
 from athena_vla.check.cameras import check_missing, scan_camera
 from athena_vla.check.clocks import check_clock

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from athena_vla import embodiment
+import athena_vla.embodiment as embodiment
 from athena_vla.dataset.build_config import BuildConfig, BuildResult
 from athena_vla.dataset.build_workers import run_jobs
 from athena_vla.dataset.normalize import Normalizer, NormalizerFit

@@ -17,8 +17,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from athena_vla import __version__
 from athena_vla.errors import AthenaError
+from athena_vla.version import __version__
 
 Update = Callable[[int, int, str], None]  # done, total, what
 

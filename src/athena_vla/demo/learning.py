@@ -11,9 +11,9 @@ from athena_vla.demo.run import Run, hash_of
 from athena_vla.evaluate.actors import ActorSpec
 from athena_vla.evaluate.commands import bind_untuned
 from athena_vla.evaluate.comparison import compare_all
-from athena_vla.finetune import FinetuneConfig, finetune
 from athena_vla.finetune.finetune_config import PRESETS
 from athena_vla.finetune.log import read
+from athena_vla.plan.advised_finetune import FinetuneConfig, finetune
 
 OWN_DATA_STEPS = 200  # a first look at what can be learned, in a minute or two
 HOSTILE_SCENES = 21

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from athena_vla import embodiment
+import athena_vla.embodiment as embodiment
 from athena_vla.annotate.annotating import AnnotateConfig, annotate
 from athena_vla.annotate.motion import motion_segments
 from athena_vla.check import CheckConfig, Finding, check

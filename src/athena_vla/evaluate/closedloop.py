@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from athena_vla import __version__
 from athena_vla.errors import EvaluationError
 from athena_vla.evaluate.actors import ActorSpec
 from athena_vla.evaluate.pool import run_jobs
@@ -21,6 +20,7 @@ from athena_vla.evaluate.rollout import Job, make_runner, object_task
 from athena_vla.evaluate.summary import ActorSummary, summarise
 from athena_vla.progress import Progress, quiet
 from athena_vla.sim.tasks import sample_scene
+from athena_vla.version import __version__
 
 SCENES_PER_SEED = 1_000_000  # evaluation seeds never share a scene
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from athena_vla import embodiment
+import athena_vla.embodiment as embodiment
 from athena_vla.control.action_prefix import prefix_of
 from athena_vla.control.runtime import RuntimeConfig, run_episode
 from athena_vla.control.safety import SafetyFilter

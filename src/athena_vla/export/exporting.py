@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from athena_vla import bundle as bundles
+import athena_vla.bundle as bundles
 from athena_vla.bundle import Bundle
 from athena_vla.errors import BundleError, ExportError, MissingDependency, UnknownName
 from athena_vla.export import parity

@@ -10,7 +10,7 @@ from torch import fx
 
 from athena_vla.export import linear as linear_forms
 from athena_vla.export import tensors
-from athena_vla.export.translate import Any_, Translator, Value, Weight
+from athena_vla.export.translator import Any_, Translator, Value, Weight
 from athena_vla.export.writer import ELEMENT
 from athena_vla.models.weights.packed import Packed
 

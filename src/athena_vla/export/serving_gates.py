@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from athena_vla import bundle as bundles
+import athena_vla.bundle as bundles
 from athena_vla.bundle import Bundle
 from athena_vla.dataset.dataset import Dataset
 from athena_vla.embodiment import Observation

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from athena_vla.export.graph_trace import Affine
-from athena_vla.export.translate import Any_, Size, Translator, Value, Weight
+from athena_vla.export.translator import Any_, Size, Translator, Value, Weight
 from athena_vla.export.writer import ELEMENT
 
 LAST = 9223372036854775807  # torch's "to the end" in slices; ONNX means the same by it

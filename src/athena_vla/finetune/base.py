@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from athena_vla import bundle as bundles
+import athena_vla.bundle as bundles
 from athena_vla.bundle import Bundle
 from athena_vla.dataset.dataset import Dataset
 from athena_vla.errors import TrainingError

@@ -5,8 +5,10 @@ Knows bundles, datasets and the loop; how processes are started is in `launch`.
 
 import contextlib
 import dataclasses
+import functools
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from athena_vla import bundle as bundles
+import athena_vla.bundle as bundles
 from athena_vla.bundle import Bundle, Golden, Manifest
 from athena_vla.dataset.dataset import Dataset
 from athena_vla.errors import TrainingError
@@ -36,19 +38,29 @@ GOLDEN_EXAMPLES = 4
 _LARGE = 1_000_000_000  # parameters; larger models answer where and as they were trained
 
 
-def finetune(config: FinetuneConfig) -> FinetuneResult:
+Advice = Callable[[Architecture, FinetuneConfig, LoraSettings], str]
+
+
+def plain_advice(model: Architecture, config: FinetuneConfig, settings: LoraSettings) -> str:
+    """What to say after running out of memory where no planner is at hand."""
+    return f"The memory ran out with --batch {config.batch}. `athena plan --gpu` shows what fits."
+
+
+def finetune(config: FinetuneConfig, out_of_memory: Advice = plain_advice) -> FinetuneResult:
     """Fine-tune as configured; started under torchrun, one process of many.
+
+    `out_of_memory` words the advice for a device that was too small; the planner has a better one.
 
     Raises `TrainingError`, `DatasetError`, `BundleError`, `ModelError`.
     """
     if config.processes > 1 and not launch.is_distributed():
-        launch.run(config)
+        launch.run(config, functools.partial(finetune, out_of_memory=out_of_memory))
         return result_of(config)
     with launch.one_accelerator(config) as accelerator, launch.threads(config.threads):
-        return _finetune(config, accelerator)
+        return _finetune(config, accelerator, out_of_memory)
 
 
-def _finetune(config: FinetuneConfig, accelerator: Accelerator) -> FinetuneResult:
+def _finetune(config: FinetuneConfig, accelerator: Accelerator, out_of_memory: Advice) -> FinetuneResult:
     with accelerator.main_process_first():  # a recording trained on in place is prepared by one process
         dataset = Dataset.open(config.data, config.robot)
     require_usable(dataset, config)
@@ -130,32 +142,6 @@ def _finetune(config: FinetuneConfig, accelerator: Accelerator) -> FinetuneResul
     log.close()
     accelerator.wait_for_everyone()
     return result
-
-
-def out_of_memory(model: Architecture, config: FinetuneConfig, settings: LoraSettings) -> str:
-    """What to change, from the planner and the memory of the card that was too small."""
-    from athena_vla.models.sizes import weightless
-    from athena_vla.plan import DEVICES, training_plan
-
-    card = DEVICES["rtx4090"]
-    if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-        # Less than before: what just ran did not fit, whatever was predicted.
-        card = dataclasses.replace(card, label=properties.name, memory_gb=0.9 * properties.total_memory / 1e9)
-    plan = training_plan(
-        weightless(model.family, model.spec),
-        settings,
-        card,
-        batch=config.batch,
-        accumulation=config.accumulation,
-        checkpointing=config.gradient_checkpointing,
-        optimizer=config.optimizer,
-    )
-    remedy = plan.remedy or "--quantization nf4, or a card with more memory"
-    return (
-        f"{card.label} ran out of memory with --batch {config.batch}. Try {remedy}. Finished checkpoints are kept and "
-        "the same command goes on from them; `athena plan --gpu` shows every choice."
-    )
 
 
 def _start_again(config: FinetuneConfig, accelerator: Accelerator, log: RunLog) -> None:

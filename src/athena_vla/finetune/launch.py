@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import platform
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ def is_distributed() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def run(config: FinetuneConfig) -> None:
-    """Fine-tune in `config.processes` new processes over gloo; returns when all are done.
+def run(config: FinetuneConfig, train: Callable[[FinetuneConfig], object]) -> None:
+    """Run `train`, a function of a module, in `config.processes` new processes over gloo; returns when all are done.
 
     Raises `TrainingError` with the first process's own sentence when one fails; the others are ended.
     """
@@ -34,7 +34,7 @@ def run(config: FinetuneConfig) -> None:
     failures = context.SimpleQueue()
     port = _free_port()
     children = [
-        context.Process(target=_child, args=(config, rank, port, failures), daemon=True)
+        context.Process(target=_child, args=(config, train, rank, port, failures), daemon=True)
         for rank in range(config.processes)
     ]
     for child in children:
@@ -56,7 +56,9 @@ def run(config: FinetuneConfig) -> None:
                 child.terminate()
 
 
-def _child(config: FinetuneConfig, rank: int, port: int, failures: Any) -> None:
+def _child(
+    config: FinetuneConfig, train: Callable[[FinetuneConfig], object], rank: int, port: int, failures: Any
+) -> None:
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -67,10 +69,8 @@ def _child(config: FinetuneConfig, rank: int, port: int, failures: Any) -> None:
         OMP_NUM_THREADS=str(config.threads),
         ACCELERATE_USE_CPU="true",
     )
-    from athena_vla.finetune.finetuning import finetune
-
     try:
-        finetune(dataclasses.replace(config, device="cpu"))
+        train(dataclasses.replace(config, device="cpu"))
     except AthenaError as error:
         failures.put(str(error))
         raise SystemExit(2) from error

@@ -6,11 +6,12 @@ Knows nothing of how a family reads actions out.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from athena_vla.errors import InvalidObservation, ModelError
 from athena_vla.models.architecture import Architecture, Graph, ModelInput, Run, Spec, Tensors

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 
-from athena_vla import embodiment
+import athena_vla.embodiment as embodiment
 from athena_vla.bundle import Bundle, open_base
 from athena_vla.errors import ModelError, UnknownName
 from athena_vla.finetune.finetune_config import PRESETS, FinetuneConfig, parse_changes

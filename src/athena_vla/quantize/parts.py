@@ -8,11 +8,11 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from typing_extensions import Self
 
 from athena_vla.errors import BundleError, ModelError
 from athena_vla.models.weights import packed

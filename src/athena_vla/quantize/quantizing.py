@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from athena_vla import __version__
-from athena_vla import bundle as bundles
+import athena_vla.bundle as bundles
 from athena_vla.bundle import Bundle
 from athena_vla.dataset.dataset import Dataset
 from athena_vla.embodiment import Observation
@@ -27,6 +26,7 @@ from athena_vla.quantize import choose
 from athena_vla.quantize.layers import Ledger, choose_codes, lift, plan_layers
 from athena_vla.quantize.parts import Parts
 from athena_vla.quantize.quantize_config import QuantizeConfig, QuantizeResult
+from athena_vla.version import __version__
 
 FEW = 2  # held-out frames for such a model: each answer of the float weights reads all of them from disk
 LARGEST_HALF = 65504.0

@@ -6,13 +6,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from athena_vla import __version__
 from athena_vla.errors import EvaluationError
 from athena_vla.report import deployment_section as deployment
 from athena_vla.report import embedded_media as media
 from athena_vla.report import evidence, making
 from athena_vla.report.markup import text
 from athena_vla.report.source import Source
+from athena_vla.version import __version__
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from athena_vla import embodiment
+import athena_vla.embodiment as embodiment
 from athena_vla.control.runtime import Runtime, RuntimeConfig
 from athena_vla.control.safety import SafetyFilter
 from athena_vla.embodiment import Array, Embodiment, Observation

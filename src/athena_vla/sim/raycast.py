@@ -91,7 +91,7 @@ def cast_camera(
             geom, turn = int(geoms[i]), turns[i]
             window = (slice(top, bottom), slice(left, right))
             start = -centres[i] @ turn
-            directions = turn.T @ rays[:, *window].reshape(3, -1)
+            directions = turn.T @ rays[(slice(None), *window)].reshape(3, -1)
             kind, size = int(model.geom_type[geom]), model.geom_size[geom]
             reach = meet(kind, size, start, directions)
             nearer = np.flatnonzero(reach < distance[window].ravel())
