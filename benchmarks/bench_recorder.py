@@ -13,7 +13,6 @@ from typing import Any
 
 import mujoco
 import numpy as np
-from athena_vla.sim.task_language import OBJECT_FAMILIES
 
 from athena_vla.bench.facts import device_facts
 from athena_vla.sim.experts import Expert

@@ -3,7 +3,6 @@
 import mujoco
 import numpy as np
 import pytest
-from athena_vla.sim.task_language import BASE_FAMILIES, DEMO_FAMILIES
 
 from athena_vla.sim.experts import SHARE_OF_LIMITS, Expert, Move, Trajectory
 from athena_vla.sim.kinematics import Kinematics
