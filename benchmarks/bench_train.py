@@ -32,6 +32,7 @@ from athena_vla.finetune import FinetuneConfig, finetune
 from athena_vla.models import lora, openvla, openvla_chunk
 from athena_vla.models.body.attention import attend
 from athena_vla.models.lora import LoraSettings
+from athena_vla.models.precision import native_bf16
 from athena_vla.policy import Policy, encode, record_golden
 from athena_vla.recordings.episode import Episode
 from athena_vla.recordings.formats.isaac_folder import write_episode
@@ -158,7 +159,7 @@ def time_recipe(base: Path, dataset: Dataset, config: TrainBenchConfig) -> float
             np.stack([s.chunk for s in samples]), np.stack([s.observation.state for s in samples])
         )
         tokens = torch.from_numpy(model.action_tokens.encode(unit)).reshape(config.batch, -1)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=native_bf16()):  # as the stage decides
             loss = recipe(inputs["pixel_values"], torch.cat([inputs["input_ids"], tokens], dim=1))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(recipe.parameters(), 1.0)

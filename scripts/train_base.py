@@ -29,6 +29,7 @@ from athena_vla.dataset.normalize import Normalizer
 from athena_vla.finetune import FinetuneConfig, features
 from athena_vla.finetune.batches import Loader, Order
 from athena_vla.models.openvla_chunk import OpenVLAChunk, tiny_spec
+from athena_vla.models.precision import native_bf16
 from athena_vla.policy import Policy, record_golden
 from athena_vla.sim.grounding import render_grounding
 from athena_vla.sim.record import RecordConfig, record
@@ -187,7 +188,7 @@ def ground(questions: Questions, pictures: Pictures, test: Pictures, config: Bas
     optimizer = optimizer_for(questions, config.learning_rate)
     for step in range(config.grounding_steps):
         batch = pictures.batch(rng.integers(0, pictures.count, 24), augmented=True)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=native_bf16()):
             loss = questions(batch, rng)
         descend(questions, optimizer, loss, config.learning_rate * cosine(step, config.grounding_steps))
         if (step + 1) % 100 == 0:
@@ -205,13 +206,15 @@ def act(questions: Questions, pictures: Pictures, dataset: Dataset, normalizer: 
     drawn = FinetuneConfig(
         batch=config.motion_batch, accumulation=1, augment_crop=1.0, state_noise=0.02, seed=config.seed
     )
-    cached = features.prepare(model, dataset, drawn, Accelerator(cpu=True, mixed_precision="bf16"))
+    cached = features.prepare(
+        model, dataset, drawn, Accelerator(cpu=True, mixed_precision="bf16" if native_bf16() else "no")
+    )
     loader, order = Loader(dataset, model, drawn, cached), Order(dataset, dataset.train, drawn, 1)
     optimizer = optimizer_for(questions, rate)
     for step in range(config.motion_steps):
         samples = loader.training(order.micro_batch(step, 0, 0), step)
         batch = pictures.batch(rng.integers(0, pictures.count, 8), augmented=True)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=native_bf16()):
             motion = model.loss(samples.inputs, samples.target, samples.valid)
             loss = 4.0 * motion + questions(batch, rng)
         descend(questions, optimizer, loss, rate * cosine(step, config.motion_steps))
@@ -237,7 +240,7 @@ def grounding_scores(questions: Questions, test: Pictures) -> dict[str, float]:
         for row, question in zip(ids, asked, strict=True):
             row[: len(question)] = torch.tensor(question)
         mask = torch.arange(longest) < torch.tensor([len(q) for q in asked])[:, None]
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=native_bf16()):
             hidden = model.hidden(model.body.vision(batch["pixels"]), ids, mask, batch["state"])
         answer = questions.place(hidden[:, -1].float())
         metres = (answer - batch["place"][rows, which])[:, 2:4] * torch.tensor([0.10, 0.25])

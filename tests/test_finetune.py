@@ -75,7 +75,7 @@ def test_a_bundle_comes_out_that_answers_as_it_was_recorded(world, trained):
     assert bundle.manifest.stage == "finetuned"
     assert bundle.manifest.parent_hash == Bundle.open(world / "base").hash
     assert bundle.manifest.dataset_hash == Dataset.open(world / "set").hash
-    assert bundle.manifest.config == cfg.to_dict()
+    assert bundle.manifest.config == launch.with_precision(cfg).to_dict()
     assert bundle.normalizer.to_dict() == Dataset.open(world / "set").normalizer.to_dict()
     assert require_replay(Policy.of(bundle), bundle)["max_rad"] == 0.0
     assert {"vision_calls", "sensitivity_black_white", "sensitivity_language"} <= set(bundle.manifest.gates)

@@ -108,9 +108,10 @@ def doctor(config: DoctorConfig) -> DoctorReport:
     checks = [*machine(config.out), gpu()]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # the work is in subprocesses
         compiled = pool.submit(row_kernel, config.timeout)
+        numbers = pool.submit(precision, config.timeout)
         checks += pool.map(lambda item: package(*item, config.timeout), PROBES.items())
     checks.append(renderer(config.timeout))
-    checks += [compiled.result(), browser()]
+    checks += [numbers.result(), compiled.result(), browser()]
     return DoctorReport(tuple(checks))
 
 
@@ -193,6 +194,19 @@ def renderer(timeout: float) -> Check:
     return Check("renderer", "ok", f"ray caster{also}")
 
 
+def precision(timeout: float) -> Check:
+    """Whether bfloat16 is native here: where it is emulated, training in it takes hours instead of minutes."""
+    probe = (
+        "from athena_vla.models.precision import fastest, sentence, training_device; "
+        "place = training_device(); print(f'trains in {fastest(place)}: {sentence(place)}')"
+    )
+    try:
+        done = interpreted(probe, timeout)
+    except TimeoutError as error:
+        return Check("precision", "slow", f"torch's import {error}", "ask again, or with a longer --timeout")
+    return Check("precision", "info", done.stdout.strip() if done.returncode == 0 else "unknown without torch")
+
+
 def row_kernel(timeout: float) -> Check:
     """Of large packed models on a CPU; a C compiler builds it at its first use."""
     without = "none: a 4-bit model decodes slowly on a CPU unless it is exported (apt-get install gcc)"
@@ -216,13 +230,18 @@ def works(code: str, timeout: float) -> bool:
 
 def attempt(code: str, timeout: float) -> str:
     """Run code in a fresh interpreter; the last line of what went wrong, '' when it worked. Raises `TimeoutError`."""
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise TimeoutError(f"did not finish within {timeout:.0f} s") from error
+    done = interpreted(code, timeout)
     if done.returncode == 0:
         return ""
     lines = done.stderr.strip().splitlines()
     return lines[-1][:200] if lines else f"the interpreter ended with status {done.returncode}"
+
+
+def interpreted(code: str, timeout: float) -> subprocess.CompletedProcess[str]:
+    """Code in a fresh interpreter. Raises `TimeoutError`."""
+    try:
+        return subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise TimeoutError(f"did not finish within {timeout:.0f} s") from error

@@ -49,9 +49,11 @@ def demo(config: DemoConfig, console: Console | None = None) -> DemoResult:
     run = Run(config, Journal(config.out, console, steps))
     try:
         from athena_vla.demo import deploying, learning, outcome, recording
+        from athena_vla.models import precision
         from athena_vla.report import ReportConfig, report
     except ModuleNotFoundError as error:
         raise MissingDependency(error.name or "?", "train,sim,export,serve", "for the demo") from error
+    run.journal.say(precision.sentence(precision.training_device()))
     if config.data is None:
         recording.record(run)
     recording.prepare(run)

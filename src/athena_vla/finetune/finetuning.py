@@ -28,7 +28,7 @@ from athena_vla.finetune.finetune_config import FinetuneConfig
 from athena_vla.finetune.log import RunLog
 from athena_vla.finetune.loop import Trainer
 from athena_vla.finetune.result import FinetuneResult, result_of
-from athena_vla.models import lora
+from athena_vla.models import lora, precision
 from athena_vla.models.architecture import Architecture
 from athena_vla.models.lora import LoraSettings
 from athena_vla.models.released.pretrained import Release
@@ -56,6 +56,7 @@ def finetune(config: FinetuneConfig, out_of_memory: Advice = plain_advice) -> Fi
     if config.processes > 1 and not launch.is_distributed():
         launch.run(config, functools.partial(finetune, out_of_memory=out_of_memory))
         return result_of(config)
+    config = launch.with_precision(config)
     with launch.one_accelerator(config) as accelerator, launch.threads(config.threads):
         return _finetune(config, accelerator, out_of_memory)
 
@@ -84,6 +85,7 @@ def _finetune(config: FinetuneConfig, accelerator: Accelerator, out_of_memory: A
             f"'{dataset.robot.name}': statistics are the dataset's, and heads that depend on the joints start fresh."
         )
     log.note(str(trainables))
+    log.note(f"Precision: {config.precision}. {precision.sentence(accelerator.device)}")
     missing = lora.left_out(model, settings)
     notes = (f"No adapter on {', '.join(missing)}: the family {model.family} has no such layer.",) if missing else ()
     for note in notes:

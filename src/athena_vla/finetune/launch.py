@@ -18,6 +18,7 @@ from accelerate.state import AcceleratorState
 from athena_vla.errors import AthenaError, TrainingError
 from athena_vla.finetune.finetune_config import FinetuneConfig
 from athena_vla.machine import peak_resident_gb
+from athena_vla.models import precision as precisions
 
 
 def is_distributed() -> bool:
@@ -100,21 +101,30 @@ def peak_memory_gb() -> float:
     return peak_resident_gb()
 
 
-@contextlib.contextmanager
-def one_accelerator(config: FinetuneConfig) -> Iterator[Accelerator]:
-    """accelerate keeps its state per process: it is cleared, so that runs in one process do not see each other."""
-    cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
+def uses_cpu(config: FinetuneConfig) -> bool:
+    """Raises `TrainingError` where a GPU is asked for and there is none."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise TrainingError(
             "--device cuda was asked for, but torch sees no GPU. Use --device cpu, or ask athena doctor."
         )
-    precision = config.precision
-    if precision == "auto":
-        precision = "bf16" if cpu or torch.cuda.is_bf16_supported() else "fp16"
-    if precision == "fp16" and cpu:
+    return (precisions.training_device() if config.device == "auto" else config.device) == "cpu"
+
+
+def with_precision(config: FinetuneConfig) -> FinetuneConfig:
+    """The configuration with a precision that this machine has, in the place of auto. Raises `TrainingError`."""
+    cpu = uses_cpu(config)
+    if config.precision == "fp16" and cpu:
         raise TrainingError("fp16 cannot be trained on a CPU; use --precision bf16 or fp32.")
+    return dataclasses.replace(config, precision=precisions.resolved(config.precision, "cpu" if cpu else "cuda"))
+
+
+@contextlib.contextmanager
+def one_accelerator(config: FinetuneConfig) -> Iterator[Accelerator]:
+    """accelerate keeps its state per process: it is cleared, so that runs in one process do not see each other."""
     AcceleratorState._reset_state(True)
-    accelerator = Accelerator(cpu=cpu, mixed_precision="no" if precision == "fp32" else precision)
+    accelerator = Accelerator(
+        cpu=uses_cpu(config), mixed_precision="no" if config.precision == "fp32" else config.precision
+    )
     try:
         yield accelerator
     finally:

@@ -47,7 +47,7 @@ class StepCost:
         # 4-bit weights are frozen: what is kept for the backward pass is the same as above 16-bit ones.
         self.settings = dataclasses.replace(settings, quantization="none")
         self.model, self.on_cpu, self.precision, self.prompt = model, on_cpu, precision, prompt
-        self.wide = precision == "fp32" or (on_cpu if wide is None else wide)
+        self.wide = (on_cpu or precision == "fp32") if wide is None else wide
         self._mode = FakeTensorMode()
         self._models = {n: self._prepared(n) for n in (_FEW, _MORE)}
         self._traces: dict[tuple[int, int, bool], _Live] = {}

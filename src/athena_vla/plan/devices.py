@@ -138,7 +138,7 @@ DEVICES: dict[str, Device] = {
 
 
 def measured_cpu(bandwidth_gbs: float, tflops: float, memory_gb: float) -> Device:
-    """A processor from two probes of it: the best read bandwidth, and the best bfloat16 matrix product.
+    """A processor from two probes of it: the best read bandwidth, and the best matrix product in the native type.
 
     The shares are those of int4 decoders on two kinds of server core, two each, so they are fitted and no prediction of
     these. The lowest: virtual cores shared with others, in whole steps with all that is not weights, and kernels

@@ -14,6 +14,7 @@ from athena_vla.finetune.finetune_config import PRESETS, FinetuneConfig, parse_c
 from athena_vla.models import sizes
 from athena_vla.models.architecture import DEFAULT_FAMILY
 from athena_vla.models.lora import LoraSettings
+from athena_vla.models.precision import resolved
 from athena_vla.models.released.pretrained import Release, bind
 from athena_vla.models.vla import VisionLanguageModel
 from athena_vla.plan import cost
@@ -107,6 +108,8 @@ def _training(config: PlanConfig, tuning: FinetuneConfig, model: VisionLanguageM
     settings = LoraSettings(**tuning.lora())
     device, place = here() if config.gpu == HERE else (DEVICES[config.gpu], torch.device("cuda"))
     on_cpu = place.type == "cpu"
+    if config.gpu == HERE or is_here(config.gpu):
+        tuning = dataclasses.replace(tuning, precision=resolved(tuning.precision, place))
     wide = on_cpu and sum(p.numel() for p in model.parameters()) < _WIDE
     # As training decides, where the disk has room for them.
     vision_trains = (tuning.vision or tuning.projector) and tuning.method != "heads"

@@ -21,6 +21,7 @@ from athena_vla.finetune.finetune_config import FinetuneConfig
 from athena_vla.finetune.loop import make_optimizer
 from athena_vla.models import lora
 from athena_vla.models.lora import LoraSettings
+from athena_vla.models.precision import multiply_natively, product_type, resolved
 from athena_vla.models.sizes import without_weights
 from athena_vla.models.vla import VisionLanguageModel
 from athena_vla.plan.activations import PROMPT, cut
@@ -166,8 +167,10 @@ class _Shallow:
                 parameter.normal_(std=0.02) if parameter.ndim >= 2 else parameter.fill_(1.0)
         lora.attach(model, LoraSettings(**config.lora()))
         model.train()
-        self.model, self.config, self.device = model, config, device
-        self.narrow = config.precision != "fp32"
+        multiply_natively(model, device)
+        self.model, self.device = model, device
+        self.config = dataclasses.replace(config, precision=resolved(config.precision, device))
+        self.narrow = self.config.precision != "fp32"
         lora.trust_autocast(model, on=self.narrow)
         lora.fuse_forward(model, on=device.type == "cpu")
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -194,10 +197,7 @@ class _Shallow:
         return StepTime(between - started, self._clock() - between)
 
     def _kind(self) -> torch.dtype:
-        wanted = self.config.precision
-        if wanted == "auto" and self.device.type == "cuda" and not torch.cuda.is_bf16_supported():
-            wanted = "fp16"
-        return torch.float16 if wanted == "fp16" else torch.bfloat16
+        return torch.float16 if self.config.precision == "fp16" else torch.bfloat16
 
     def _clock(self) -> float:
         """[s] a CPU's own time, as training reports it there: others' work does not count."""
@@ -250,8 +250,8 @@ def is_here(name: str) -> bool:
 
 
 def _dense_tflops(place: torch.device) -> float:
-    """[TFLOP/s] the best of a few bfloat16 products: what a roofline may divide by."""
-    a = torch.randn(1024, 1024, device=place, dtype=torch.bfloat16)
+    """[TFLOP/s] the best of a few products in the type that is native: what a roofline may divide by."""
+    a = torch.randn(1024, 1024, device=place, dtype=product_type(place))
     seconds = []
     for _ in range(4):
         started = time.perf_counter()

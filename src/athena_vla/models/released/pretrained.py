@@ -17,6 +17,7 @@ from athena_vla.errors import ModelError
 from athena_vla.models import input_gates as gates
 from athena_vla.models.architecture import DEFAULT_FAMILY, Architecture, Spec, family
 from athena_vla.models.openvla_oft import OpenVLAOFT
+from athena_vla.models.precision import multiply_natively
 from athena_vla.models.released import oft_files
 from athena_vla.models.released import released_weights as checkpoint
 from athena_vla.models.vla import VisionLanguageModel, VlaSpec
@@ -158,6 +159,7 @@ def from_release(
     weight = loaded.body.language_model.model.norm.weight
     for head in model.head_modules():
         model.get_submodule(head).to(device=weight.device, dtype=weight.dtype)
+    multiply_natively(model, device)
     if check:
         gates.require_vision_runs_once(model, f"The model loaded from '{source}'")
         gates.check_model(model).require(f"The model loaded from '{source}'")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from athena_vla.errors import ModelError, UnknownName
 from athena_vla.models.body.prismatic import LANGUAGE_TARGETS, Prismatic, PrismaticSpec, without_unused
+from athena_vla.models.precision import product_type
 from athena_vla.models.released.release import release_config, release_processor, spec_from_release
 from athena_vla.models.weights import nf4 as four_bit
 from athena_vla.models.weights.store import StoreWriter, TensorStore
@@ -94,7 +95,7 @@ def load(
 
     `unused` keeps the vision layers that nothing reads (needed to save the checkpoint again), `output` the token
     output. With "nf4" the decoder's linear layers are quantised as they are read (`double`: their
-    scales too); everything else is bfloat16.
+    scales too) and multiply in the type that is native on `device`; everything else is bfloat16.
     """
     if precision not in get_args(Precision):
         raise UnknownName("precision", precision, get_args(Precision))
@@ -224,9 +225,8 @@ def _place(body: nn.Module, name: str, weight: Tensor, precision: Precision, dou
     target = path.rpartition(".")[2]
     if precision == "nf4" and target in LANGUAGE_TARGETS and path.startswith("language_model.model.layers."):
         parent, _, child = path.rpartition(".")
-        small = four_bit.linear(
-            weight.to(torch.bfloat16, copy=True), double=double, compute=torch.bfloat16, device=device
-        )
+        compute = product_type(device)
+        small = four_bit.linear(weight.to(torch.bfloat16, copy=True), double=double, compute=compute, device=device)
         setattr(body.get_submodule(parent), child, small)
         return
     dtype = torch.bfloat16 if precision == "nf4" else getattr(torch, precision)

@@ -1,4 +1,6 @@
-"""Quantised weights multiplied as they lie on disk: codes memory-mapped, unpacked just before use, bfloat16 products.
+"""Quantised weights multiplied as they lie on disk: codes memory-mapped, unpacked just before use.
+
+Products are in the native type of the machine.
 
 Nothing is repacked when a model is opened, so the first pass of a 7B model starts at once and its memory is that of the
 file. Unpacking a weight pays for many rows; a few, as in decoding, go through a compiled kernel. Knows no families.
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from athena_vla.errors import ModelError
 from athena_vla.models.architecture import Architecture
+from athena_vla.models.precision import multiply_natively, product_type
 from athena_vla.models.weights import row_kernel
 from athena_vla.models.weights.packed import CODES, SCALES
 from athena_vla.models.weights.store import TensorStore, misfits
@@ -28,17 +31,22 @@ OFFSET = 128.0 + SIGN
 
 
 class Scratch:
-    """Memory that all layers of a model unpack into, one after the other: not for two passes at the same time."""
+    """Memory that all layers of a model unpack into, one after the other: not for two passes at the same time.
 
-    def __init__(self) -> None:
-        self.weights = self.numbers = torch.empty(0, dtype=torch.bfloat16)
+    `kind` is the type that weights are unpacked into and multiplied in: bfloat16 where it is native, else float32.
+    """
+
+    def __init__(self, kind: torch.dtype | None = None) -> None:
+        self.kind = kind or product_type("cpu")
+        self.weights = torch.empty(0, dtype=self.kind)
+        self.numbers = torch.empty(0, dtype=torch.bfloat16)
         self.offset = self.one = self.zero = self.nothing = torch.empty(0)
 
     def reserve(self, weights: int, numbers: int, groups: int) -> None:
         """Room for a whole weight, and for a block of numbers with their scales."""
         with torch.inference_mode(False):  # what is made in inference mode could not be written outside of it
             if self.weights.numel() < weights:
-                self.weights = torch.empty(weights, dtype=torch.bfloat16)
+                self.weights = torch.empty(weights, dtype=self.kind)
             if self.numbers.numel() < numbers:
                 self.numbers = torch.empty(numbers, dtype=torch.bfloat16)
             if self.offset.numel() < groups:
@@ -79,10 +87,10 @@ class PackedLinear(nn.Module):
         if self.bits == 4:
             # The words give codes k, k + 4, .. of a group before k + 1, k + 5, ..: the inputs are put in that order.
             rows = rows.view(len(rows), -1, self.group // PLANES, PLANES).transpose(2, 3).reshape(rows.shape)
-        y = F.linear(rows, self.unpack())
+        y = F.linear(rows.to(self.scratch.kind), self.unpack())
         if self.bits == 8 and self.group == self.in_features:  # one scale per output is cheaper on the outputs
-            y *= self.scales.to(torch.bfloat16).view(1, -1)
-        return y
+            y *= self.scales.to(y.dtype).view(1, -1)
+        return y.to(torch.bfloat16)
 
     def unpack(self) -> Tensor:
         """The weight in scratch memory, its inputs in the order of `forward`; 8-bit ones without a scale per output."""
@@ -96,12 +104,12 @@ class PackedLinear(nn.Module):
             return weights
         weights.copy_(self.codes)  # exact: bfloat16 holds integers to 256
         if self.group != self.in_features:
-            weights.view(self.out_features, -1, self.group).mul_(self.scales[:, :, None].to(torch.bfloat16))
+            weights.view(self.out_features, -1, self.group).mul_(self.scales[:, :, None].to(weights.dtype))
         return weights
 
     def _four(self, first: int, last: int, weights: Tensor) -> None:
         """Masks and shifts make numbers of 128 + code + 8; what is left is an offset and a scale per group, which is
-        what a batch norm of fixed statistics computes: in float32, rounded once.
+        what a batch norm of fixed statistics computes: in float32, rounded once where the type is narrower.
         """
         scratch, run = self.scratch, self.group // PLANES
         groups = (last - first) * (self.in_features // self.group)
@@ -110,6 +118,11 @@ class PackedLinear(nn.Module):
         for i in range(PLANES):
             torch.bitwise_right_shift(words, 4 * i, out=planes[:, i])
         planes.bitwise_and_(15).bitwise_xor_(ONE_TWENTY_EIGHT | SIGN)
+        if scratch.kind == torch.float32:  # the batch norm takes and gives one type
+            wide = weights[first:last].view(groups, self.group)
+            wide.copy_(numbers.view(groups, self.group)).sub_(OFFSET)
+            wide.mul_(self.scales[first:last].float().view(-1, 1))
+            return
         torch.native_batch_norm(
             numbers.view(1, groups, self.group),
             self.scales[first:last].float().view(-1),
@@ -126,8 +139,8 @@ class PackedLinear(nn.Module):
 def packed_model(skeleton: Architecture, store: TensorStore) -> Architecture:
     """The model with the weights of a quantised folder, codes and 16-bit tensors memory-mapped.
 
-    Everything computes in bfloat16 but the robot's own heads: they are small, and nothing comes after them to hide a
-    rounding. Raises `ModelError` where weights and model do not fit.
+    Everything is handed on in bfloat16 but in the robot's own heads: they are small, and nothing comes after them to
+    hide a rounding. Raises `ModelError` where weights and model do not fit.
     """
     problems = misfits(skeleton.state_dict(), {n: torch.empty(store.shape(n), device="meta") for n in store.names})
     if problems:
@@ -147,6 +160,7 @@ def packed_model(skeleton: Architecture, store: TensorStore) -> Architecture:
             raise ModelError(f"'{path}' is quantised but is no linear layer; de-quantise it, or quantise again.")
         parts = _parts(store, f"{path}.weight")
         setattr(skeleton.get_submodule(parent), name, PackedLinear(**parts, bias=module.bias, scratch=scratch))
+    multiply_natively(skeleton, "cpu")
     return skeleton.eval()
 
 
