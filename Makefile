@@ -9,7 +9,9 @@ export OMP_NUM_THREADS ?= 1
 TEST_WORKERS ?= 2
 PYTEST := $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile
 
-.PHONY: setup setup-dev demo test test-all check format bench docs browser interop clean help
+CAPPED_TESTS := $(addprefix tests/test_,precision.py finetune.py lora.py packed_linear.py native.py)
+
+.PHONY: setup setup-dev demo test test-capped test-all check format bench docs browser interop clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -45,6 +47,12 @@ test: setup-dev browser  ## what CI runs: lint, types, unit tests, a short demo 
 	$(PYTEST)
 	rm -rf runs/ci && $(BIN)/athena demo --quick --out runs/ci
 	ATHENA_DEMO=runs/ci $(BIN)/pytest -m demo
+	$(MAKE) test-capped
+
+test-capped: setup-dev  ## the training tests and a short demo, as on a processor without AVX-512 and bfloat16
+	scripts/capped.sh $(PYTEST) $(CAPPED_TESTS)
+	rm -rf runs/ci-capped && scripts/capped.sh $(BIN)/athena demo --quick --out runs/ci-capped
+	ATHENA_DEMO=runs/ci-capped scripts/capped.sh $(BIN)/pytest -m demo tests/test_precision.py
 
 test-all: setup-dev browser  ## also the slow tests
 	$(PYTEST) -m 'slow or not slow'
@@ -71,4 +79,4 @@ interop:  ## our files against the real lerobot, openpi-client and TensorRT Edge
 	$(PYTHON) interop/edge_llm.py
 
 clean:  ## remove what the targets made, not your recordings
-	rm -rf .venv build dist .pytest_cache .ruff_cache runs/ci
+	rm -rf .venv build dist .pytest_cache .ruff_cache runs/ci runs/ci-capped

@@ -16,12 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from athena_vla.models.weights.row_kernel import march
+
 BYTES = 1 << 31
 REPEATS = 8
 SOURCE = """
 #include <stddef.h>
 #include <stdint.h>
-typedef uint64_t wide __attribute__((vector_size(64)));
+typedef uint64_t wide __attribute__((vector_size(64), aligned(1), may_alias)); /* arrays begin where they like */
 uint64_t touch(const wide *p, size_t n) {
   wide a = {0}, b = {0}, c = {0}, d = {0};
   for (size_t i = 0; i + 4 <= n; i += 4) {
@@ -49,21 +51,24 @@ def measure(threads: int) -> dict[str, Any]:
     return {"best_gbs": results[best]["best_gbs"], "median_gbs": results[best]["median_gbs"], "kernel": best} | {
         "kernels": results,
         "block_bytes": BYTES,
-        "bf16_tflops": arithmetic(threads),
+        **arithmetic(threads),
     }
 
 
-def arithmetic(threads: int) -> float:
-    """[TFLOP/s] best product of bfloat16 matrices, of a chunk's rows and of ten times as many."""
+def arithmetic(threads: int) -> dict[str, float]:
+    """[TFLOP/s] best product of matrices in the native type, of a chunk's rows and of ten times as many."""
     import torch
 
+    from athena_vla.models import precision
+
     torch.set_num_threads(threads)
-    weight, best = torch.randn(4096, 4096).bfloat16(), 0.0
+    name, kind = precision.fastest(), precision.product_type()
+    weight, best = torch.randn(4096, 4096).to(kind), 0.0
     for rows in (306, 3060):
-        x = torch.randn(rows, 4096).bfloat16()
+        x = torch.randn(rows, 4096).to(kind)
         for _ in range(REPEATS):
             best = max(best, 2 * rows * weight.numel() / seconds(lambda x=x: torch.nn.functional.linear(x, weight)))
-    return best / 1e12
+    return {f"{name}_tflops": best / 1e12}
 
 
 def kernels(block: np.ndarray, threads: int) -> dict[str, Callable[[], Any]]:
@@ -95,7 +100,7 @@ def compiled() -> Any:
         return None
     folder = Path(tempfile.mkdtemp())
     (folder / "touch.c").write_text(SOURCE)
-    command = [compiler, "-O3", "-march=native", "-shared", "-fPIC", "-o", str(folder / "touch.so")]
+    command = [compiler, "-O3", f"-march={march()}", "-shared", "-fPIC", "-o", str(folder / "touch.so")]
     if subprocess.run([*command, str(folder / "touch.c")], capture_output=True, check=False).returncode:
         return None
     touch = ctypes.CDLL(str(folder / "touch.so")).touch

@@ -66,20 +66,6 @@ def test_the_gpu_script_runs_through_on_a_small_model() -> None:
     assert (file.read_bytes() if file.is_file() else None) == before
 
 
-def test_bandwidth_is_that_of_memory_and_the_best_kernel_wins(monkeypatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import read_bandwidth
-
-    monkeypatch.setattr(read_bandwidth, "BYTES", 1 << 26)
-    monkeypatch.setattr(read_bandwidth, "REPEATS", 2)
-    result = read_bandwidth.measure(1)
-    rates = [k["best_gbs"] for k in result["kernels"].values()]
-    assert result["best_gbs"] == max(rates) > 0.1
-    assert result["bf16_tflops"] > 0
-    assert result["kernel"] in result["kernels"]
-    assert len(rates) >= 2
-
-
 def test_bytes_of_a_token_at_full_size(monkeypatch) -> None:
     """Int4 weights of the decoder in groups of 128: 3.34 GB; the cache in 16 bits: half a megabyte a row."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))

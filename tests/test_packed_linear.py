@@ -12,147 +12,47 @@ from hypothesis import strategies as st
 from athena_vla.bundle import Bundle
 from athena_vla.engines.backends import open_backend
 from athena_vla.errors import BundleError, ModelError
-from athena_vla.models.weights import packed, packed_linear, row_kernel
-from athena_vla.models.weights.packed import Packed
+from athena_vla.models.weights import packed, packed_linear
 from athena_vla.models.weights.packed_linear import PackedLinear, Scratch, packed_model
 from athena_vla.policy import Policy
 from athena_vla.quantize import QuantizeConfig, quantize
+from packed_layers import layer, random_weight
 from small_bundles import observations, write_base
 
-
-def layer(weight: Packed, bias: torch.Tensor | None = None) -> PackedLinear:
-    stored = packed.store("w", weight)
-    return PackedLinear(stored["w" + packed.CODES[weight.bits]], stored["w.scales"], weight.bits, bias, Scratch())
-
-
-def random_weight(rows: int, columns: int, group: int, bits: int, seed: int = 0) -> Packed:
-    generator = torch.Generator().manual_seed(seed)
-    low, high = (-8, 8) if bits == 4 else (-127, 128)
-    codes = torch.randint(low, high, (rows, columns), generator=generator, dtype=torch.int8)
-    scales = (torch.rand(rows, columns // group, generator=generator) * 0.02 + 1e-4).half()
-    return Packed(codes, scales, bits)  # pyright: ignore[reportArgumentType]
+KINDS = st.sampled_from([torch.bfloat16, torch.float32])  # native, and where bfloat16 is emulated
 
 
 @settings(max_examples=30, deadline=None)
 @given(
-    rows=st.integers(1, 9), groups=st.integers(1, 4), group=st.sampled_from([8, 32, 64, 128]), seed=st.integers(0, 99)
+    rows=st.integers(1, 9),
+    groups=st.integers(1, 4),
+    group=st.sampled_from([8, 32, 64, 128]),
+    seed=st.integers(0, 99),
+    kind=KINDS,
 )
-def test_unpacked_codes_are_the_weight_rounded_once(rows: int, groups: int, group: int, seed: int) -> None:
+def test_unpacked_codes_are_the_weight_rounded_once(
+    rows: int, groups: int, group: int, seed: int, kind: torch.dtype
+) -> None:
     weight = random_weight(rows, groups * group, group, 4, seed)
-    mine = layer(weight).unpack().clone()
+    mine = layer(weight, kind=kind).unpack().clone()
     # Undo the order of a group: codes 0, 4, 8, .. come first, then 1, 5, 9, ..
     natural = mine.view(rows, -1, 4, group // 4).transpose(2, 3).reshape(rows, -1)
-    assert torch.equal(natural, weight.dequantize().to(torch.bfloat16))
+    assert torch.equal(natural, weight.dequantize().to(kind))
 
 
 @pytest.mark.parametrize(("bits", "group"), [(4, 128), (4, 32), (8, 128), (8, 384)])
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("block", [1 << 20, 1000])  # all rows at once; two rows at a time, the last block cut short
-def test_product_is_that_of_the_dequantised_weight(bits: int, group: int, block: int, monkeypatch) -> None:
+def test_product_is_that_of_the_dequantised_weight(bits: int, group: int, block: int, kind, monkeypatch) -> None:
     monkeypatch.setattr(packed_linear, "BLOCK", block)
     weight, bias = random_weight(37, 384, group, bits), torch.randn(37).bfloat16()
     x = torch.randn(2, 5, 384, generator=torch.Generator().manual_seed(1)).bfloat16()
-    y = layer(weight, bias)(x)
+    y = layer(weight, bias, kind)(x)
     assert y.shape == (2, 5, 37)
+    assert y.dtype == torch.bfloat16
     expected = F.linear(x.double(), weight.dequantize().double(), bias.double())
     error = (y.double() - expected).norm() / expected.norm()
     assert error < 5e-3, error
-
-
-needs_compiler = pytest.mark.skipif(row_kernel.kernel() is None, reason="no C compiler that takes row_kernel.c")
-
-
-@needs_compiler
-@pytest.mark.parametrize("flags", [("-fopenmp",), ("-fopenmp", "-DPORTABLE"), ()], ids=["wide", "portable", "alone"])
-@pytest.mark.parametrize(
-    ("bits", "columns", "group"),
-    [(4, 512, 128), (4, 384, 128), (4, 2304, 128), (4, 512, 256), (8, 640, 640), (8, 384, 128)],
-)
-def test_the_row_kernel_multiplies_what_the_file_holds(tmp_path, flags, bits, columns, group) -> None:
-    """16-bit activations: two orders nearer to the stored numbers than bfloat16, on every machine's path."""
-    library = row_kernel.build(tmp_path, row_kernel.compilers()[0], flags)
-    assert library is not None
-    kernel = row_kernel.bind(library)
-    assert kernel is not None
-    weight = random_weight(137, columns, group, bits)
-    codes = packed.store("w", weight)["w" + packed.CODES[bits]]
-    x = torch.randn(3, columns, generator=torch.Generator().manual_seed(1)).bfloat16()
-    x[1] *= 1e-6
-    x[2, :128] = 0
-    y, expected = kernel(x, codes, weight.scales, bits), x.double() @ weight.dequantize().double().T
-    assert float(((y - expected).norm(dim=1) / expected.norm(dim=1)).max()) < 1e-4
-    extreme = torch.zeros(5, columns).bfloat16()
-    extreme[0, 0], extreme[1, 5], extreme[2, columns - 1] = torch.nan, torch.inf, 1e-38
-    extreme[3, 7] = 1e37
-    answers, largest = (
-        kernel(extreme, codes, weight.scales, bits),
-        weight.dequantize()[:, 7].double() * float(extreme[3, 7]),
-    )
-    assert bool(answers[:2].isnan().all()), "a number that is none is not hidden"
-    assert float(answers[2].abs().max()) < 1e-36
-    assert torch.allclose(answers[3].double(), largest, rtol=1e-4)
-    assert float(answers[4].abs().max()) == 0
-
-
-@needs_compiler
-def test_a_row_alone_is_the_row_among_many() -> None:
-    weight, bias = random_weight(40, 512, 128, 4), torch.randn(40).bfloat16()
-    mine = layer(weight, bias)
-    x = torch.randn(packed_linear.FEW + 4, 512, generator=torch.Generator().manual_seed(2)).bfloat16()
-    many, few = mine(x), torch.cat([mine(row[None]) for row in x])
-    assert few.dtype == torch.bfloat16
-    assert float((many - few).float().norm() / many.float().norm()) < 6e-3
-    expected = F.linear(x.double(), weight.dequantize().double(), bias.double())
-    assert float((few.double() - expected).norm()) < float((many.double() - expected).norm())
-
-
-def test_without_a_compiler_weights_are_unpacked(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert row_kernel.compilers() == []
-    broken = tmp_path / "cc"
-    broken.write_text("#!/bin/sh\nexit 1\n")
-    broken.chmod(0o755)
-    monkeypatch.setenv("CC", str(broken))
-    (tmp_path / "cache").mkdir()
-    assert row_kernel.build(tmp_path / "cache", str(broken)) is None
-    assert not list((tmp_path / "cache").glob("*")), "nothing half-written is left"
-    row_kernel.kernel.cache_clear()
-    try:
-        assert row_kernel.kernel() is None
-        weight, x = random_weight(9, 256, 128, 4), torch.randn(1, 256)
-        expected = F.linear(x.double(), weight.dequantize().double())
-        assert float((layer(weight)(x) - expected).norm() / expected.norm()) < 5e-3
-    finally:
-        row_kernel.kernel.cache_clear()
-
-
-@needs_compiler
-def test_a_spoiled_cache_costs_a_compilation(tmp_path, monkeypatch) -> None:
-    """A library that was cut off is made anew; without a cache of one's own it is built in a private place."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    try:
-        row_kernel.kernel.cache_clear()
-        assert row_kernel.kernel() is not None
-        (library,) = (tmp_path / "athena_vla").glob("*.so")
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second"))
-        spoiled = tmp_path / "second" / "athena_vla" / library.name
-        spoiled.parent.mkdir(parents=True)
-        spoiled.write_bytes(b"")
-        row_kernel.kernel.cache_clear()
-        assert row_kernel.kernel() is not None
-        assert spoiled.stat().st_size == library.stat().st_size
-        spoiled.parent.chmod(0o777)
-        assert row_kernel.cache_folder() is None, "others could put a library there"
-        row_kernel.kernel.cache_clear()
-        assert row_kernel.kernel() is not None
-        monkeypatch.delenv("XDG_CACHE_HOME")
-
-        def homeless() -> Path:
-            raise RuntimeError("Could not determine home directory.")
-
-        monkeypatch.setattr(Path, "home", homeless)
-        assert row_kernel.cache_folder() is None
-    finally:
-        row_kernel.kernel.cache_clear()
 
 
 def test_codes_at_an_odd_place_of_a_file_are_still_read() -> None:

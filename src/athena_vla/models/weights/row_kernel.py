@@ -22,7 +22,7 @@ from torch import Tensor
 from athena_vla.errors import ModelError
 
 SOURCE = Path(__file__).with_suffix(".c")
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 THREADS = (("-fopenmp",), ())  # all of them, or one where OpenMP is not to be had
 BLOCK = 128  # inputs that share a step of the activations
 SECONDS = 60.0  # a compiler may take
@@ -58,6 +58,11 @@ def compilers() -> list[str]:
     return list(dict.fromkeys(filter(None, found)))
 
 
+def march() -> str:
+    """The instruction set that code is compiled for: this machine's, or what ATHENA_MARCH names (haswell: AVX2)."""
+    return os.environ.get("ATHENA_MARCH") or "native"
+
+
 def cache_folder() -> Path | None:
     """The folder for compiled code in the user's cache; None where there is none that only the user can write to."""
     try:
@@ -72,7 +77,7 @@ def cache_folder() -> Path | None:
 
 def build(folder: Path, compiler: str, extra: Sequence[str] = ()) -> Path | None:
     """The shared library in `folder`, compiled unless it is there; None where that fails."""
-    flags = (*FLAGS, *extra)
+    flags = (*FLAGS, f"-march={march()}", *extra)
     try:
         # `native` means another thing on another processor, and homes are shared between machines.
         key = hashlib.sha256(SOURCE.read_bytes() + repr((compiler, flags, _processor())).encode()).hexdigest()[:16]
