@@ -1,12 +1,14 @@
 """Robots as data: valid once constructed, found by name, hashed, refused with a sentence."""
 
 import dataclasses
+from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from athena_vla import embodiment
-from athena_vla.embodiment import ActionChunk, Embodiment, Observation
+from athena_vla.embodiment import ActionChunk, Channel, Embodiment, Observation
 from athena_vla.errors import AthenaError, InvalidEmbodiment, InvalidObservation, UnknownName
 
 
@@ -68,6 +70,77 @@ def test_contradictory_joints_are_refused(toy: Embodiment, change: dict, message
     joints = (dataclasses.replace(toy.joints[0], **change), *toy.joints[1:])
     with pytest.raises(InvalidEmbodiment, match=message):
         dataclasses.replace(toy, joints=joints)
+
+
+HASHES = {  # of the descriptions as they were before robots could have channels
+    "athena": "9108bac8c2ef6ed9",
+    "toy": "6b150496e4fcc400",
+    "unitree_g1_23dof": "c94cb9fd293b2c39",
+}
+
+
+@pytest.mark.parametrize("name", HASHES)
+def test_a_robot_without_channels_keeps_its_hash(name: str) -> None:
+    robot = embodiment.load(name)
+    assert robot.hash == HASHES[name]
+    assert "channels" not in robot.to_dict()
+
+
+HEIGHT = Channel("base_height", "m", 0.4, 0.8, 0.2, 1.0, default=0.74, observed=True)
+
+
+def test_channels_are_read_from_toml_and_change_the_hash(toy: Embodiment, tmp_path: Path) -> None:
+    source = resources.files("athena_vla") / "robots" / "toy.toml"
+    text = """
+[[channel]]
+name = "base_height"
+unit = "m"
+lower = 0.4
+upper = 0.8
+max_rate = 0.2
+max_rate_derivative = 1.0
+default = 0.74
+observed = true
+"""
+    (tmp_path / "tall.toml").write_text(source.read_text() + text)
+    robot = embodiment.load(tmp_path / "tall.toml")
+    assert robot.channels == (HEIGHT,)
+    assert robot.channel("base_height") == HEIGHT
+    assert Embodiment.from_dict(robot.to_dict()) == robot
+    assert robot.hash != toy.hash
+    assert dataclasses.replace(robot, channels=()).hash == toy.hash
+    with pytest.raises(UnknownName, match="no channel of robot 'toy' 'vx'. Known: base_height"):
+        robot.channel("vx")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lower": 0.9}, "not below"),
+        ({"max_rate": 0.0}, "positive max_rate"),
+        ({"upper": float("nan")}, "upper = nan, which is not a finite number"),
+        ({"lower": "low"}, "lower = 'low', which is not a finite number"),
+        ({"default": 2.0}, "default 2.0, outside"),
+        ({"when_nothing": "zero"}, "0 is outside its limits"),
+        ({"when_nothing": "explode"}, "known are hold, zero, default"),
+        ({"unit": "furlong"}, "known are m, m/s, rad, rad/s, 1"),
+        ({"resample": "cubic"}, "known are interpolate, hold, mean"),
+        ({"owner": "nobody"}, "known are policy, balance, locked"),
+        ({"observed": "yes"}, "not true or false"),
+        ({"name": "base"}, "name of a joint or camera"),
+    ],
+)
+def test_contradictory_channels_are_refused(toy: Embodiment, change: dict, message: str) -> None:
+    with pytest.raises(InvalidEmbodiment, match=message):
+        dataclasses.replace(toy, channels=(dataclasses.replace(HEIGHT, **change),))
+
+
+def test_an_unknown_key_of_a_channel_is_refused(toy: Embodiment) -> None:
+    raw = {**toy.to_dict(), "channels": [{**dataclasses.asdict(HEIGHT), "colour": "red"}]}
+    with pytest.raises(InvalidEmbodiment, match="colour"):
+        Embodiment.from_dict(raw)
+    with pytest.raises(InvalidEmbodiment, match="channel names appear twice: base_height"):
+        dataclasses.replace(toy, channels=(HEIGHT, HEIGHT))
 
 
 def test_locked_joints_are_state_but_not_action(toy: Embodiment) -> None:

@@ -27,6 +27,9 @@ else:
 Array = NDArray[np.float64]
 Owner = Literal["policy", "balance", "locked"]
 Mode = Literal["absolute", "delta"]
+ChannelUnit = Literal["m", "m/s", "rad", "rad/s", "1"]
+WhenNothing = Literal["hold", "zero", "default"]
+Resample = Literal["interpolate", "hold", "mean"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,26 @@ class Joint:
     owner: Owner = "policy"
     mode: Mode = "absolute"
     unit: Literal["rad", "m"] = "rad"
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One commanded quantity that is no joint: base height, planar velocity, gripper opening, a latent token.
+
+    Values are in `unit`; rates are in `unit` per second and its derivative in `unit` per second squared.
+    """
+
+    name: str
+    unit: ChannelUnit
+    lower: float  # [unit]
+    upper: float  # [unit]
+    max_rate: float  # [unit/s]
+    max_rate_derivative: float  # [unit/s^2]
+    default: float = 0.0  # [unit]
+    when_nothing: WhenNothing = "hold"  # what it does while there is no command to trust
+    owner: Owner = "policy"
+    observed: bool = False  # True where its present value is part of the state
+    resample: Resample = "interpolate"  # how it is brought from the recorded rate to the control rate
 
 
 @dataclass(frozen=True)
@@ -72,29 +95,31 @@ class Embodiment:
     command_hz: float
     source: str = ""
     mjcf: str = ""  # file name beside the TOML, "" where the robot has no model
+    channels: tuple[Channel, ...] = ()  # commands beside the joints
 
     def __post_init__(self) -> None:
         def refuse(problem: str) -> None:
             raise InvalidEmbodiment(self.name, problem)
 
+        def refuse_where(problem: str) -> None:
+            if problem:
+                refuse(problem)
+
         if not self.joints:
             refuse("it has no joints.")
-        for kind, names in (("joint", [j.name for j in self.joints]), ("camera", [c.name for c in self.cameras])):
+        for kind, named in (("joint", self.joints), ("camera", self.cameras), ("channel", self.channels)):
+            names = [x.name for x in named]
             twice = sorted({n for n in names if names.count(n) > 1})
             if twice:
                 refuse(f"{kind} names appear twice: {', '.join(twice)}.")
-        for j in self.joints:
-            numbers = (j.lower, j.upper, j.max_velocity, j.max_acceleration, j.max_jerk, j.default)
-            if not all(math.isfinite(x) for x in numbers):
-                refuse(f"joint '{j.name}' has a limit that is not a finite number.")
-            if j.lower >= j.upper:
-                refuse(f"joint '{j.name}' has lower {j.lower} not below upper {j.upper}.")
-            if min(j.max_velocity, j.max_acceleration, j.max_jerk) <= 0:
-                refuse(f"joint '{j.name}' needs positive max_velocity, max_acceleration and max_jerk.")
-            if not j.lower <= j.default <= j.upper:
-                refuse(f"joint '{j.name}' rests at {j.default}, outside [{j.lower}, {j.upper}].")
-            if j.owner not in get_args(Owner) or j.mode not in get_args(Mode):
-                refuse(f"joint '{j.name}' has owner '{j.owner}' / mode '{j.mode}'; owners are {get_args(Owner)}.")
+        for joint in self.joints:
+            refuse_where(_problem_of_joint(joint))
+        for channel in self.channels:
+            refuse_where(_problem_of_channel(channel))
+        names = {*(j.name for j in self.joints), *(c.name for c in self.cameras)}
+        shared = sorted(names & {c.name for c in self.channels})
+        if shared:
+            refuse(f"channels {', '.join(shared)} have the name of a joint or camera.")
         for camera in self.cameras:
             if min(camera.width, camera.height) <= 0 or not 0 < camera.fov_deg < 180 or camera.fps <= 0:
                 refuse(
@@ -182,8 +207,23 @@ class Embodiment:
     def joint(self, name: str) -> Joint:
         return self.joints[int(self.index([name])[0])]
 
+    @cached_property
+    def channel_names(self) -> tuple[str, ...]:
+        return tuple(c.name for c in self.channels)
+
+    def channel(self, name: str) -> Channel:
+        """The channel of that name. Raises `UnknownName`."""
+        for channel in self.channels:
+            if channel.name == name:
+                return channel
+        raise UnknownName(f"channel of robot '{self.name}'", name, self.channel_names)
+
     def to_dict(self) -> dict[str, Any]:
-        return cast(dict[str, Any], json.loads(json.dumps(asdict(self))))
+        """JSON values; a robot without channels has no such key, so that its hash is what it always was."""
+        fields = cast(dict[str, Any], json.loads(json.dumps(asdict(self))))
+        if not self.channels:
+            del fields["channels"]
+        return fields
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> "Embodiment":
@@ -192,8 +232,14 @@ class Embodiment:
         name = str(fields.get("name", "?"))
         joints = fields.pop("joints", [])
         cameras = fields.pop("cameras", [])
+        channels = fields.pop("channels", [])
         try:
-            return cls(joints=tuple(Joint(**j) for j in joints), cameras=tuple(Camera(**c) for c in cameras), **fields)
+            return cls(
+                joints=tuple(Joint(**j) for j in joints),
+                cameras=tuple(Camera(**c) for c in cameras),
+                channels=tuple(Channel(**c) for c in channels),
+                **fields,
+            )
         except TypeError as error:
             raise InvalidEmbodiment(name, f"its description does not fit: {error}.") from error
 
@@ -201,6 +247,44 @@ class Embodiment:
         column = np.array([getattr(j, attribute) for j in self.joints], dtype=np.float64)
         column.setflags(write=False)
         return column
+
+
+def _problem_of_joint(j: Joint) -> str:
+    """What contradicts itself in a joint's description; "" where nothing does."""
+    numbers = (j.lower, j.upper, j.max_velocity, j.max_acceleration, j.max_jerk, j.default)
+    if not all(math.isfinite(x) for x in numbers):
+        return f"joint '{j.name}' has a limit that is not a finite number."
+    if j.lower >= j.upper:
+        return f"joint '{j.name}' has lower {j.lower} not below upper {j.upper}."
+    if min(j.max_velocity, j.max_acceleration, j.max_jerk) <= 0:
+        return f"joint '{j.name}' needs positive max_velocity, max_acceleration and max_jerk."
+    if not j.lower <= j.default <= j.upper:
+        return f"joint '{j.name}' rests at {j.default}, outside [{j.lower}, {j.upper}]."
+    if j.owner not in get_args(Owner) or j.mode not in get_args(Mode):
+        return f"joint '{j.name}' has owner '{j.owner}' / mode '{j.mode}'; owners are {get_args(Owner)}."
+    return ""
+
+
+def _problem_of_channel(c: Channel) -> str:
+    """What contradicts itself in a channel's description; "" where nothing does."""
+    numbers = {k: getattr(c, k) for k in ("lower", "upper", "max_rate", "max_rate_derivative", "default")}
+    for key, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return f"channel '{c.name}' has {key} = {value!r}, which is not a finite number."
+    if c.lower >= c.upper:
+        return f"channel '{c.name}' has lower {c.lower} not below upper {c.upper}."
+    if min(c.max_rate, c.max_rate_derivative) <= 0:
+        return f"channel '{c.name}' needs a positive max_rate and max_rate_derivative."
+    if not c.lower <= c.default <= c.upper:
+        return f"channel '{c.name}' has the default {c.default}, outside [{c.lower}, {c.upper}]."
+    if c.when_nothing == "zero" and not c.lower <= 0.0 <= c.upper:
+        return f"channel '{c.name}' goes to zero when there is nothing to trust, but 0 is outside its limits."
+    for key, known in (("unit", ChannelUnit), ("when_nothing", WhenNothing), ("owner", Owner), ("resample", Resample)):
+        if getattr(c, key) not in get_args(known):
+            return f"channel '{c.name}' has {key} '{getattr(c, key)}'; known are {', '.join(get_args(known))}."
+    return (
+        "" if isinstance(c.observed, bool) else f"channel '{c.name}' has observed = {c.observed!r}, not true or false."
+    )
 
 
 @dataclass(frozen=True)
@@ -283,7 +367,8 @@ def load(robot: str | Path) -> Embodiment:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InvalidEmbodiment(str(robot), f"the file is not valid TOML: {error}.") from error
-    # TOML reads better in the singular: [[joint]], [[camera]].
+    # TOML reads better in the singular: [[joint]], [[camera]], [[channel]].
     raw["joints"] = raw.pop("joint", [])
     raw["cameras"] = raw.pop("camera", [])
+    raw["channels"] = raw.pop("channel", [])
     return Embodiment.from_dict(raw)
