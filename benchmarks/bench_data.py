@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -31,7 +32,10 @@ from athena_vla.recordings.formats import open_recording
 from athena_vla.recordings.formats.isaac_folder import write_episode
 from athena_vla.recordings.formats.lerobot_rows import episode_rows, features_of
 from athena_vla.recordings.formats.lerobot_write import LeRobotV3Writer
+from athena_vla.recordings.marks import Marks
 from athena_vla.recordings.media.video import VideoFrames
+from athena_vla.recordings.streams import Clock
+from athena_vla.recordings.texts import said
 
 HERE = Path(__file__).resolve().parent
 REAL = HERE.parents[1] / "shared/data/g1_inspire_v21"
@@ -86,9 +90,9 @@ def episodes(images: list[np.ndarray]) -> list[Episode]:
         q = (robot.default + 0.1 * np.sin(t + np.arange(robot.state_dim) + k)).astype(np.float32)
         made.append(
             Episode(
-                id=f"episode_{k:05d}", fps=10.0, joint_names=robot.action_joints, actions=q[:, robot.action_index],
-                state_names=robot.joint_names, states=q, timestamps=np.arange(len(each)) / 10.0,
-                cameras={"head": Held(each)}, instructions=("touch the red box",), success=True,
+                id=f"episode_{k:05d}", clock=Clock.at_rate(len(each), 10.0, "recorded"), marks=Marks(True),
+                joint_names=robot.action_joints, actions=q[:, robot.action_index], state_names=robot.joint_names,
+                states=q, cameras={"head": Held(each)}, texts=said(("touch the red box",), len(each)),
             )
         )  # fmt: skip
     return made
@@ -177,7 +181,7 @@ def peak_memory(count: int, folder: Path) -> float:
     small = [np.stack([resize(i, (64, 64)) for i in pictures(1, 20)[0][0]])]
     for episode in episodes(small):
         for k in range(count):
-            write_episode(root, Episode(**{**vars(episode), "id": f"e{k:05d}", "actions": episode.actions + 1e-4 * k}))
+            write_episode(root, replace(episode, id=f"e{k:05d}", actions=episode.actions + 1e-4 * k))
     code = (
         "import sys;from pathlib import Path;from athena_vla.dataset.dataset import BuildConfig,build;"
         "build(BuildConfig(input=Path(sys.argv[1]),out=Path(sys.argv[2]),robot='athena',workers=1));"

@@ -36,6 +36,9 @@ from athena_vla.models.precision import native_bf16
 from athena_vla.policy import Policy, encode, record_golden
 from athena_vla.recordings.episode import Episode
 from athena_vla.recordings.formats.isaac_folder import write_episode
+from athena_vla.recordings.marks import Marks
+from athena_vla.recordings.streams import Clock
+from athena_vla.recordings.texts import said
 
 SIZES = {"image_size": 96, "patch": 8, "tower_width": 96, "tower_blocks": 3, "width": 128, "layers": 4, "heads": 4}
 
@@ -75,15 +78,14 @@ def make_data(folder: Path, robot: Embodiment, horizon: int) -> Path:
             folder / f"rec{horizon}",
             Episode(
                 id=f"episode_{i:03d}",
-                fps=robot.control_hz,
+                clock=Clock.at_rate(30, robot.control_hz, "recorded"),
                 joint_names=robot.action_joints,
                 actions=path[:, robot.action_index],
                 state_names=robot.joint_names,
                 states=path,
-                timestamps=np.arange(30) / robot.control_hz,
                 cameras={"head": Noise(30, i)},
-                instructions=("touch the red cube on the left side of the table",),
-                success=True,
+                texts=said(("touch the red cube on the left side of the table",), 30),
+                marks=Marks(True),
             ),
         )
     out = folder / f"set{horizon}"

@@ -123,9 +123,7 @@ def replicator(root: Path) -> Path:
 
 def isaac_folder(root: Path) -> Path:
     spans = (Segment(0, 10, "prepare", "reach", "human", 1.0), Segment(10, LENGTH, "manipulate", "lift", "human", 1.0))
-    return write(
-        root, replace(clean(0, length=LENGTH), segments=spans), replace(clean(1, length=LENGTH), success=False)
-    )
+    return write(root, replace(clean(0, length=LENGTH), segments=spans), clean(1, length=LENGTH, success=False))
 
 
 def second_variant(root: Path) -> Path:

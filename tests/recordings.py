@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from athena_vla.recordings.episode import Episode
+from athena_vla.recordings.episode import Episode, Origin
 from athena_vla.recordings.formats.isaac_folder import write_episode
+from athena_vla.recordings.marks import Marks
+from athena_vla.recordings.streams import Clock
+from athena_vla.recordings.texts import said
 
 JOINTS = ("base", "shoulder", "finger")
 
@@ -35,18 +38,33 @@ def clean(index: int = 0, length: int = 60, fps: float = 10.0, camera: str = "fr
     states = np.concatenate([actions[:1], actions[:-1]]) + rng.normal(0, 1e-3, actions.shape)
     episode = Episode(
         id=f"episode_{index:04d}",
-        fps=fps,
+        clock=Clock(t, fps),
         joint_names=JOINTS,
         actions=actions.astype(np.float32),
         state_names=JOINTS,
         states=states.astype(np.float32),
-        timestamps=t,
         cameras={camera: Pixels(pictures(states, index))},
-        instructions=(f"touch the {('red', 'blue', 'green')[index % 3]} box",),
-        success=True,
-        extras={"clock": "recorded", "kind": "touch"},
+        texts=said((f"touch the {('red', 'blue', 'green')[index % 3]} box",), length),
+        marks=Marks(True),
+        origin=Origin(kind="touch"),
     )
-    return replace(episode, **changes)
+    return edited(episode, **changes)
+
+
+def edited(episode: Episode, **changes: Any) -> Episode:
+    """The episode with other fields; `timestamps`, `fps`, `instructions`, `success` and `kind` reach into its nouns."""
+    clock = changes.pop("clock", episode.clock)
+    clock = replace(clock, stamps=changes.pop("timestamps", clock.stamps), fps=changes.pop("fps", clock.fps))
+    made: dict[str, Any] = {"clock": clock}
+    if len(clock) != len(episode):
+        made["texts"] = said(episode.instructions, len(clock))
+    if "instructions" in changes:
+        made["texts"] = said(changes.pop("instructions"), len(clock))
+    if "success" in changes:
+        made["marks"] = replace(episode.marks, success=changes.pop("success"))
+    if "kind" in changes:
+        made["origin"] = replace(episode.origin, kind=changes.pop("kind"))
+    return replace(episode, **made, **changes)
 
 
 def pictures(states: NDArray[np.float64], seed: int, height: int = 48, width: int = 64) -> NDArray[np.uint8]:

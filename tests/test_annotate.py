@@ -21,6 +21,9 @@ from athena_vla.recordings.annotations import read_annotations
 from athena_vla.recordings.episode import Episode, Segment
 from athena_vla.recordings.formats import open_recording
 from athena_vla.recordings.limbs import limbs
+from athena_vla.recordings.marks import Marks
+from athena_vla.recordings.streams import Clock
+from athena_vla.recordings.texts import said
 from recordings import clean, write
 
 LABELS = json.loads((Path(__file__).parent / "labels/spans.json").read_text())
@@ -144,9 +147,8 @@ def motion(*parts: tuple[str, float], fps: float = 20.0, scale: float = 1.0) -> 
             q.append(pose)
     values = (np.array(q) * scale).astype(np.float32)
     return Episode(
-        id="built", fps=fps, joint_names=NAMES, actions=values, state_names=NAMES, states=values,
-        timestamps=np.arange(len(values)) / fps, cameras={}, instructions=("put the cup away.",), success=True,
-        extras={"clock": "recorded"},
+        id="built", clock=Clock(np.arange(len(values)) / fps, fps), joint_names=NAMES, actions=values,
+        state_names=NAMES, states=values, texts=said(("put the cup away.",), len(values)), marks=Marks(True),
     )  # fmt: skip
 
 

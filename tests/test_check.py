@@ -11,7 +11,7 @@ import pytest
 from athena_vla.check import RULES, CheckConfig, CheckReport, check
 from athena_vla.check.language import is_useless
 from athena_vla.recordings.episode import Episode
-from recordings import Pixels, clean, pictures, write
+from recordings import Pixels, clean, edited, pictures, write
 
 ALWAYS = {"token.coarse"}  # a fact about every recording, not a defect
 
@@ -62,7 +62,7 @@ def repeated(images: np.ndarray) -> None:
 
 
 def stamps(e: Episode, times: np.ndarray) -> Episode:
-    return replace(e, timestamps=times)
+    return edited(e, timestamps=times)
 
 
 def gap(e: Episode) -> Episode:
@@ -146,10 +146,10 @@ PLANTED: dict[str, tuple[Callable[[Episode], Episode], tuple[int, int] | None]] 
     "action.lag": (lagging, None),
     "replay.mismatch": (shuffled, None),
     "motion.idle": (idle, None),
-    "language.missing": (lambda e: replace(e, instructions=()), None),
-    "language.useless": (lambda e: replace(e, instructions=("perform a task",)), None),
-    "success.missing": (lambda e: replace(e, success=None), None),
-    "success.false": (lambda e: replace(e, success=False), None),
+    "language.missing": (lambda e: edited(e, instructions=()), None),
+    "language.useless": (lambda e: edited(e, instructions=("perform a task",)), None),
+    "success.missing": (lambda e: edited(e, success=None), None),
+    "success.false": (lambda e: edited(e, success=False), None),
     "action.unrelated": (unrelated, None),
     "joint.width": (lambda e: replace(e, states=e.states[:, :2], state_names=e.state_names[:2]), None),
     "token.coarse": (lambda e: e, None),
@@ -259,7 +259,7 @@ def test_exit_status_two_when_nothing_can_be_read(tmp_path, name):
 
 
 def test_json_has_the_promised_keys(tmp_path):
-    raw = json.loads(json.dumps(run(write(tmp_path / "in", replace(clean(0), instructions=()))).to_dict()))
+    raw = json.loads(json.dumps(run(write(tmp_path / "in", clean(0, instructions=()))).to_dict()))
     assert set(raw["findings"][0]) == {"code", "severity", "message", "episode", "frames", "why", "fix"}
 
 

@@ -9,14 +9,14 @@ import pytest
 from athena_vla.check import CheckConfig, check
 from athena_vla.check.lags import AlignConfig, align
 from athena_vla.dataset.build import BuildConfig, build
-from recordings import Pixels, clean, pictures, write
+from recordings import Pixels, clean, edited, pictures, write
 
 
 def test_the_page_is_self_contained_and_every_link_has_its_target(tmp_path):
     bad = clean(1)
     actions = bad.actions.copy()
     actions[10:12] = np.nan
-    root = write(tmp_path / "in", clean(0), replace(bad, actions=actions, instructions=("<script>alert(1)</script>",)))
+    root = write(tmp_path / "in", clean(0), edited(bad, actions=actions, instructions=("<script>alert(1)</script>",)))
     report = check(CheckConfig(input=root, robot="toy", page=tmp_path / "page.html"))
     page = (tmp_path / "page.html").read_text()
     assert report.page == tmp_path / "page.html"

@@ -17,14 +17,14 @@ from athena_vla.dataset.dataset import BuildConfig, Dataset, build
 from athena_vla.dataset.prepare import prepare
 from athena_vla.errors import AthenaError, DatasetError
 from athena_vla.recordings.formats import open_recording
-from recordings import clean, write
+from recordings import clean, edited, write
 
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("recordings")
     episodes = [clean(i, length=20 + i) for i in range(9)]
-    episodes.append(replace(clean(9), success=False))
+    episodes.append(clean(9, success=False))
     write(root, *episodes)
     (root / "episode_0010").mkdir()
     (root / "episode_0010" / "metadata.json").write_text("{}")
@@ -144,13 +144,11 @@ def test_the_set_is_readable_as_a_recording_with_success_and_ids(built):
     info = recording.info()
     assert (info.format, info.version, info.episodes, info.successes) == ("lerobot", "v3.0", 9, 9)
     assert info.joint_names == ("base", "shoulder", "finger")
-    assert recording.read("3").extras["recorded_id"] == "episode_0003"
+    assert recording.read("3").origin.recorded_id == "episode_0003"
 
 
 def test_every_instruction_of_an_episode_is_a_sample(tmp_path):
-    write(
-        tmp_path / "in", replace(clean(0), instructions=("touch the red box", "put your hand on the red box")), clean(1)
-    )
+    write(tmp_path / "in", clean(0, instructions=("touch the red box", "put your hand on the red box")), clean(1))
     result = build(config(tmp_path / "in", tmp_path / "set"))
     assert result.samples == 180
     dataset = Dataset.open(tmp_path / "set")
@@ -184,7 +182,7 @@ def test_unnamed_columns_take_the_asserted_robots_order_and_the_notes_say_so(tmp
         del metadata["joint_names"], metadata["state_names"]
         (folder / "metadata.json").write_text(json.dumps(metadata))
     result = build(config(tmp_path / "in", tmp_path / "set"))
-    assert any("unnamed" in n and "'toy'" in n for n in result.notes)
+    assert any("unnamed" in n.text and "'toy'" in n.text for n in result.notes)
     with pytest.raises(DatasetError, match="23 joints"):
         build(config(tmp_path / "in", tmp_path / "other", robot="athena"))
 
@@ -264,14 +262,14 @@ def test_real_pictures_build_at_two_cores(shared, tmp_path):
         )
     )
     assert (result.episodes, result.frames) == (2, 208 + 164)
-    assert any("unnamed" in n for n in result.notes)
+    assert any("unnamed" in n.text for n in result.notes)
     assert Dataset.open(tmp_path / "set")[10].observation.images["head"].shape == (56, 56, 3)
 
 
 def test_fixes_of_a_build_are_asked_for_and_written_on_the_card(tmp_path):
     rows = np.concatenate([np.zeros(25, int), np.arange(60), np.full(25, 59)])
     still = clean(0)
-    long = replace(
+    long = edited(
         still, actions=still.actions[rows], states=still.states[rows], timestamps=np.arange(110) / 10,
         cameras={"front": type(still.cameras["front"])(still.cameras["front"].images[rows])})  # fmt: skip
     root = write(tmp_path / "in", long, replace(long, id="twin"), clean(2))

@@ -33,7 +33,7 @@ def world(tmp_path_factory, toy) -> Path:
     """A folder with a base bundle and a dataset of six short episodes of three kinds."""
     root = tmp_path_factory.mktemp("world")
     kinds = ("touch", "touch", "touch", "wave", "touch", "wave")
-    write(root / "rec", *(clean(i, length=14, extras={"clock": "recorded", "kind": k}) for i, k in enumerate(kinds)))
+    write(root / "rec", *(clean(i, length=14, kind=k) for i, k in enumerate(kinds)))
     build(BuildConfig(input=root / "rec", out=root / "set", robot="toy", horizon=4, workers=1, validation=0.2))
     write_base(root / "base", toy)
     return root

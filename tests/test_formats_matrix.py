@@ -26,9 +26,9 @@ def assert_same(a: Episode, b: Episode, streams: bool) -> None:
     for camera, stream in a.cameras.items():
         for frame in {0, len(a) // 2, len(a) - 1}:
             assert np.array_equal(stream[frame], b.cameras[camera][frame])
-    for name, values in a.extras.get("streams", {}).items() if streams else ():
-        other = b.extras["streams"][name]
-        assert np.asarray(values).tolist() == np.asarray(other).reshape(np.shape(values)).tolist(), name
+    for name, stream in a.streams.items() if streams else ():
+        other = b.streams[name].values
+        assert stream.values.tolist() == other.reshape(stream.values.shape).tolist(), name
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -75,7 +75,7 @@ def test_masks_of_robomimic_are_splits(tmp_path):
 
     recording = open_recording(build("robomimic", tmp_path))
     assert declared_splits(recording) == {"train": ["demo_0"], "valid": ["demo_1"]}
-    assert [n for n in recording.info().notes if "mask" in n] == [
+    assert [n for n in (n.text for n in recording.info().notes) if "mask" in n] == [
         "mask 'train' names 1 demos", "mask 'valid' names 1 demos"]  # fmt: skip
 
 

@@ -76,21 +76,21 @@ def test_gr00t_oddities_are_followed_and_named(shared):
     episode = recording.read("1")
     assert episode.joint_names[0] == "left_arm_0"
     assert episode.instructions == ("pick the sweet potato from the counter and place it in the plate",)
-    assert list(episode.extras["missing"]) == ["observation.images.egoview"]
-    assert any("egoview" in n for n in recording.info().notes)
+    assert [(n.code, n.items) for n in episode.notes] == [("camera.missing", ("observation.images.egoview",))]
+    assert any("egoview" in n.text for n in recording.info().notes)
 
 
 def test_isaac_positions_are_recognised_as_relative_or_absolute_and_the_default_pose_recovered(shared):
     path = shared / "data/isaaclab_hdf5/franka_stack_mimic_annotated.hdf5"
     episode = open_recording(path).read("demo_3")
-    assert episode.extras["positions_relative"] is True
+    assert episode.origin.positions_relative is True
     with h5py.File(path) as file:
         demo = file["data/demo_3"]
-        recovered = demo["obs/joint_pos"][:] + np.array(episode.extras["default_pose"])
+        recovered = demo["obs/joint_pos"][:] + np.array(episode.origin.default_pose)
         assert np.allclose(recovered, episode.states, atol=1e-5)
     arena = open_recording(shared / "data/isaaclab_arena_layout_camera/derived_gr1_camera.hdf5").read("demo_0")
-    assert arena.extras["positions_relative"] is False
-    assert arena.extras["quaternion_order"] == "wxyz"
+    assert arena.origin.positions_relative is False
+    assert arena.origin.quaternion_order == "wxyz"
 
 
 def isaac_file(path, demos=("demo_0", "demo_2", "demo_10"), version=None, **options):
@@ -121,11 +121,11 @@ def test_isaac_files_with_gaps_wrong_total_failures_cameras_and_version_1(tmp_pa
     assert recording.ids() == ("demo_0", "demo_2", "demo_10")
     assert (info.version, info.episodes, info.frames, info.fps, info.successes) == ("1", 3, 60, 20.0, 2)
     assert set(info.cameras) == {"table_cam", "wrist_cam"}
-    assert any("999" in n for n in info.notes)
-    assert any("gaps" in n for n in info.notes)
+    assert any("999" in n.text for n in info.notes)
+    assert any("gaps" in n.text for n in info.notes)
     episode = recording.read("demo_2")
     assert episode.success is False
-    assert episode.extras["quaternion_order"] == "xyzw"
+    assert episode.origin.quaternion_order == "xyzw"
     assert episode.cameras["wrist_cam"][0].dtype == np.uint8
 
 
@@ -146,7 +146,7 @@ def test_robomimic_states_masks_and_joint_positions(tmp_path):
     recording = open_recording(tmp_path / "r.hdf5")
     info = recording.info()
     assert (info.format, info.episodes, info.frames, len(info.state_names)) == ("robomimic_hdf5", 1, 9, 7)
-    assert any("'demo_7'" in n for n in info.notes)
+    assert any("'demo_7'" in n.text for n in info.notes)
     for number, mask in enumerate((h5py.Empty("S8"), np.zeros((2, 2)), 3)):
         copy = tmp_path / f"{number}.hdf5"
         copy.write_bytes((tmp_path / "r.hdf5").read_bytes())
@@ -197,7 +197,7 @@ def test_xr_teleoperate_episodes_steps_and_lost_pictures(tmp_path):
     recording = open_recording(tmp_path / "task")
     info = recording.info()
     assert (info.format, info.fps, info.frames, info.tasks) == ("xr_teleoperate", 30.0, 10, ("stack the cups",))
-    assert any("lacks 1 of 10" in n for n in info.notes)
+    assert any("lacks 1 of 10" in n.text for n in info.notes)
     episode = recording.read("episode_0001")
     assert episode.joint_names == ("kLeftA", "kLeftWristyaw", "right_arm_0", "right_arm_1")
     assert [s.text for s in episode.segments] == ["reach", "grasp"]
@@ -227,7 +227,7 @@ def test_wrong_counts_lost_files_and_extra_files_in_a_lerobot_set(shared, tmp_pa
     (tmp_path / "set/data/chunk-000/episode_000002.parquet").unlink()
     found = open_recording(tmp_path / "set").info()
     assert (found.episodes, found.frames) == (5, 1617 - 221)
-    assert sum("declares" in n or "no data file" in n for n in found.notes) >= 3
+    assert sum("declares" in n.text or "no data file" in n.text for n in found.notes) >= 3
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_the_users_folder_round_trips_with_names_rate_and_pictures(tmp_path):
     for name in ("actions", "states", "timestamps"):
         assert getattr(again, name).tobytes() == getattr(episode, name).tobytes()
     assert (again.fps, again.joint_names, again.success) == (episode.fps, episode.joint_names, episode.success)
-    assert again.extras["kind"] == "touch"
+    assert again.origin.kind == "touch"
     assert all(np.array_equal(again.cameras["front"][i], episode.cameras["front"][i]) for i in (0, 31, 59))
     with pytest.raises(RecordingError, match="never overwritten"):
         write(tmp_path / "in", episode)
@@ -297,11 +297,11 @@ def test_unnamed_joints_are_asked_for_and_the_known_robots_offered(tmp_path, ath
         for demo in file["data"].values():
             del demo["actions"]
             demo["actions"] = np.zeros((20, 23), np.float32)
-    notes = " ".join(open_recording(tmp_path / "a.hdf5").info().notes)
+    notes = " ".join(n.text for n in open_recording(tmp_path / "a.hdf5").info().notes)
     assert "--joints FILE, or a known robot with 23 joints: --joints athena, --joints unitree_g1_23dof" in notes
     found = info(InfoConfig(input=tmp_path / "a.hdf5", joints=Path("athena"))).info
     assert found.joint_names == athena.joint_names
-    assert "no names" not in " ".join(found.notes)
+    assert "no names" not in " ".join(n.text for n in found.notes)
     with pytest.raises(RecordingError, match="There is no joint list 'atena'.*athena, toy"):
         info(InfoConfig(input=tmp_path / "a.hdf5", joints=Path("atena")))
     with pytest.raises(RecordingError, match="23 action columns, but --joints names 3"):

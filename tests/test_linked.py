@@ -13,7 +13,7 @@ from athena_vla.dataset.dataset import BuildConfig, Dataset, build
 from athena_vla.errors import AthenaError, DatasetError
 from athena_vla.recordings.convert import ConvertConfig, convert
 from athena_vla.recordings.formats import open_recording
-from recordings import Pixels, clean, write
+from recordings import Pixels, clean, edited, write
 
 TWO_CAMERAS = """
 name = "two_eyes"
@@ -103,7 +103,7 @@ def test_without_room_for_a_cache_pictures_are_decoded_once_when_asked_for(forei
 def test_the_same_frame_in_other_words_is_not_decoded_again(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset_module, "DISK_SHARE", -1.0)
     words = ("touch the red box", "put your hand on the red box")
-    write(tmp_path / "in", replace(clean(0), instructions=words), clean(1))
+    write(tmp_path / "in", clean(0, instructions=words), clean(1))
     dataset = Dataset.open(tmp_path / "in", robot="toy")
     step = [int(i) for i in np.flatnonzero(dataset.frame_of_sample == 3)]
     assert len(step) == 2
@@ -126,10 +126,10 @@ def test_several_cameras_by_name(tmp_path):
 def test_fixes_and_resampling_still_find_their_pictures(tmp_path):
     rows = np.concatenate([np.zeros(25, int), np.arange(60)])
     still = clean(0)
-    late = replace(
+    late = edited(
         still, actions=still.actions[rows], states=still.states[rows], timestamps=np.arange(85) / 20, fps=20.0,
         cameras={"front": Pixels(still.cameras["front"].images[rows])})  # fmt: skip
-    root = write(tmp_path / "in", late, replace(clean(1), timestamps=np.arange(60) / 20, fps=20.0))
+    root = write(tmp_path / "in", late, clean(1, timestamps=np.arange(60) / 20, fps=20.0))
     options = {"input": root, "robot": "toy", "workers": 1, "fix": ("trim-idle", "drop-first-frame")}
     build(BuildConfig(out=tmp_path / "linked", link=True, **options))
     build(BuildConfig(out=tmp_path / "built", **options))

@@ -159,11 +159,13 @@ def test_failures_on_purpose_are_recorded_as_failures():
     robot = SimRobot(sample_scene(0, "train"), image_size=(8, 8))
     episode = demonstrate(robot, sample_task("touch", 2, "train"), failures=1.0)
     assert episode.success is False
-    assert episode.extras["failed_on_purpose"] in ("stop early", "another object")
+    assert episode.truth.failed_on_purpose in ("stop early", "another object")
     good = demonstrate(robot, sample_task("touch", 2, "train"))
     assert good.success is True
-    assert good.extras["simulator"]["success_time"] > 1.0
-    assert any(good.extras["simulator"]["hand_contact"]) or good.extras["simulator"]["judged"] == "success"
+    assert good.truth is not None
+    assert good.truth.success_time is not None
+    assert good.truth.success_time > 1.0
+    assert good.truth.contacts["hand_contact"].any() or good.truth.judged == "success"
 
 
 def test_disturbances_are_bounded_and_slow(athena):

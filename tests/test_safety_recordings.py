@@ -51,7 +51,7 @@ def demonstrations(tmp_path_factory):
 
 
 def test_demonstrations_of_the_simulator_pass_untouched(demonstrations, athena: Embodiment) -> None:
-    assert len({e.extras["task"]["family"] for e in demonstrations}) > 3
+    assert len({e.truth.task["family"] for e in demonstrations}) > 3
     for episode in demonstrations:
         rows = episode.actions.astype(np.float64)
         assert not any(kind.any() for kind in outside(rows, athena, episode.fps).values())

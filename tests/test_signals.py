@@ -7,7 +7,9 @@ import pytest
 
 from athena_vla.annotate.segments import episode_segments
 from athena_vla.annotate.signals import signal_segments
+from athena_vla.errors import RecordingError
 from athena_vla.recordings.formats import open_recording
+from athena_vla.recordings.streams import Clock, Stream
 from recordings import clean
 from test_annotate import UNSEEN, per_frame, robot_of, spans
 
@@ -35,7 +37,7 @@ def test_our_simulators_touches_are_handling_from_the_contact_on(tmp_path, athen
     record(RecordConfig(out=tmp_path / "in", episodes=4, workers=1, seed=3))
     handled = 0
     for episode in open_recording(tmp_path / "in").episodes():
-        contact = np.array(episode.extras["simulator"]["hand_contact"])
+        contact = episode.truth.contacts["hand_contact"]
         segments = signal_segments(episode, athena)
         assert bool(segments) == bool(contact.sum() >= 3 or segments)
         if contact.sum() < 3:
@@ -48,7 +50,7 @@ def test_our_simulators_touches_are_handling_from_the_contact_on(tmp_path, athen
 
 
 def carried(**streams):
-    return clean(0, length=100, extras={"clock": "recorded", "streams": streams})
+    return clean(0, length=100, streams={k: Stream(v) for k, v in streams.items()})
 
 
 def path(start: int, stop: int, length: int = 100) -> np.ndarray:
@@ -106,21 +108,29 @@ def test_signals_outrank_motion_rules_but_neither_people_nor_mimic(shared):
 
 
 @pytest.mark.parametrize(
-    "values", [["a"] * 100, None, [[1], [1, 2]], np.full((100, 7), np.nan), np.zeros((3, 7)), np.zeros((100, 2))]
+    "values", [np.array(["a"] * 100), np.full((100, 7), np.nan), np.zeros((100, 2)), np.zeros((100, 0))]
 )
 def test_streams_that_are_no_signals_say_nothing(values):
     streams = {"states/rigid_object/cup/root_pose": values, "contact": values, "success": values}
-    assert signal_segments(carried(**{k: v for k, v in streams.items() if v is not None})) == ()
+    assert signal_segments(carried(**streams)) == ()
+
+
+def test_a_stream_with_a_clock_of_its_own_is_not_taken_for_rows():
+    own = Stream(path(30, 60, 200), Clock.at_rate(200, 20.0))
+    episode = clean(0, length=100, streams={"states/rigid_object/cup/root_pose": own})
+    assert signal_segments(episode) == ()
+    with pytest.raises(RecordingError, match="has 3 rows, its clock has 100"):
+        clean(0, length=100, streams={"x": Stream(np.zeros((3, 7)))})
 
 
 def test_handling_while_legs_step_is_coordinating(shared):
     episode = open_recording(shared / "data/g1_locomanip_arena_v21_novideo").read("0")
     pose = path(300, 600, len(episode))
     pose[:, 0] = np.interp(np.arange(len(episode)), [300, 600], [0.0, 3.0])
-    extras = {**episode.extras, "streams": {"states/rigid_object/box/root_pose": pose}}
+    streams = {"states/rigid_object/box/root_pose": Stream(pose)}
     from dataclasses import replace
 
-    segments = signal_segments(replace(episode, extras=extras))
+    segments = signal_segments(replace(episode, streams=streams))
     assert {s.kind for s in segments} >= {"coordinate", "walk"}
     assert all(a.stop == b.start for a, b in itertools.pairwise(segments))
     assert (segments[0].start, segments[-1].stop) == (0, len(episode))

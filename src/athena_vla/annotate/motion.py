@@ -35,7 +35,7 @@ def motion_segments(episode: Episode, robot: Embodiment | None = None) -> tuple[
     body = limbs(names, {j.name: j.group for j in robot.joints} if robot is not None else None)
     if len(values) < 4 or not any(body.of(p) for p in ("arm", "leg", "hand")):
         return ()
-    fps = episode.fps if episode.extras.get("clock") != "frame index" else (robot.control_hz if robot else 10.0)
+    fps = episode.clock.rate(robot.control_hz if robot else 10.0)
     reach = np.full(len(names), RANGE)
     if robot is not None:
         known = {j.name: j.upper - j.lower for j in robot.joints}

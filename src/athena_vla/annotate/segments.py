@@ -10,6 +10,7 @@ from athena_vla.annotate.phrases import phrase
 from athena_vla.annotate.signals import signal_segments
 from athena_vla.embodiment import Embodiment
 from athena_vla.recordings.episode import Episode, Segment
+from athena_vla.recordings.texts import alternatives_at
 
 TRUST = ("human", "simulator", "model", "motion-rule")
 LEAST_CONFIDENCE = 0.5  # a human's steps without boundaries (0.3) do not outrank measured ones
@@ -24,8 +25,7 @@ def episode_segments(
     chosen = tuple(s for s in trusted if best is not None and s.source == TRUST[best])
     if not chosen:
         chosen = signal_segments(episode, robot) or motion_segments(episode, robot) or episode.segments
-    task = episode.instructions[0] if episode.instructions else ""
-    worded = tuple(replace(s, text=phrase(s, task, episode.id, seed)) for s in chosen)
+    worded = tuple(replace(s, text=phrase(s, _task_at(episode, s.start), episode.id, seed)) for s in chosen)
     if model is None or not episode.cameras:
         return worded
     stream = next(iter(episode.cameras.values()))
@@ -33,7 +33,12 @@ def episode_segments(
     for s in worded:
         places = np.linspace(s.start, s.stop - 1, model.pictures).round().astype(int)
         images = [stream[int(i)] for i in places]
-        asked.append(
-            replace(s, text=paraphrase(model, s.kind, s.text, task, images), confidence=min(s.confidence, 0.8))
-        )
+        text = paraphrase(model, s.kind, s.text, _task_at(episode, s.start), images)
+        asked.append(replace(s, text=text, confidence=min(s.confidence, 0.8)))
     return tuple(asked)
+
+
+def _task_at(episode: Episode, frame: int) -> str:
+    """The most trusted text at a frame; the episode's first where nothing is said there."""
+    said = alternatives_at(episode.texts, frame) or episode.instructions
+    return said[0] if said else ""

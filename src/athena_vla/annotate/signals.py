@@ -34,7 +34,7 @@ SUCCESS = re.compile(r"(?:^|[./])success$", re.IGNORECASE)
 def signal_segments(episode: Episode, robot: Embodiment | None = None) -> tuple[Segment, ...]:
     """Segments that cover the whole episode; empty where no object moves, nothing is touched, or nothing is said."""
     length = len(episode)
-    fps = episode.fps if episode.extras.get("clock") != "frame index" else (robot.control_hz if robot else 10.0)
+    fps = episode.clock.rate(robot.control_hz if robot else 10.0)
     handled = _handled(episode, fps)
     if not handled:
         return ()
@@ -86,9 +86,9 @@ def _handled(episode: Episode, fps: float) -> list[tuple[int, int, str]]:
 def _objects(episode: Episode) -> Iterator[tuple[str, NDArray[np.float64]]]:
     """(name, [T, 3] place [m]) of every object whose pose was recorded; one of two records of the same object."""
     seen: set[str] = set()
-    for stream, values in sorted(episode.extras.get("streams", {}).items(), reverse=True):  # states before obs
+    for stream, recorded in sorted(_row_streams(episode).items(), reverse=True):  # states before obs
         match = POSE.search(stream)
-        array = _numeric(values) if match is not None else None
+        array = _numeric(recorded) if match is not None else None
         if match is None or array is None or len(array) != len(episode):
             continue
         name = match["a"] or match["b"]
@@ -97,23 +97,20 @@ def _objects(episode: Episode) -> Iterator[tuple[str, NDArray[np.float64]]]:
         if name not in seen and array.ndim == 2 and array.shape[1] >= 3 and np.isfinite(array).all():
             seen.add(name)
             yield f"the {name.replace('_', ' ')}", array[:, :3]
-    simulator = episode.extras.get("simulator")
-    recorded = simulator.get("object_positions") if isinstance(simulator, Mapping) else None
-    array = _numeric(recorded)
-    described = [o for o in episode.extras.get("objects") or () if isinstance(o, Mapping)]
+    truth = episode.truth
+    array = None if truth is None or truth.object_positions is None else _numeric(truth.object_positions)
+    described = truth.objects if truth is not None else ()
     if array is not None and array.ndim == 3 and array.shape[0] == len(episode) and array.shape[2] == 3:
         for index in range(array.shape[1]):
-            about = described[index] if len(described) == array.shape[1] else {}
+            about: Mapping[str, Any] = described[index] if len(described) == array.shape[1] else {}
             words = [about[k] for k in ("colour", "color", "shape", "name") if isinstance(about.get(k), str)]
             yield f"the {' '.join(words) or 'object'}", array[:, index]
 
 
 def _contacts(episode: Episode) -> Iterator[NDArray[np.bool_]]:
     """[T] per recorded contact of something other than the feet."""
-    named = dict(episode.extras.get("streams", {}))
-    simulator = episode.extras.get("simulator")
-    if isinstance(simulator, Mapping):
-        named |= {k: v for k, v in simulator.items() if isinstance(v, list)}
+    named = _row_streams(episode)
+    named |= dict(episode.truth.contacts) if episode.truth is not None else {}
     for name, values in named.items():
         array = _numeric(values) if CONTACT.search(name) and not GROUND.search(name) else None
         if array is None or len(array) != len(episode) or not np.isfinite(array).all():
@@ -125,13 +122,17 @@ def _contacts(episode: Episode) -> Iterator[NDArray[np.bool_]]:
 
 def _success(episode: Episode, fps: float) -> int | None:
     """The frame from which the task is done, where the recording says so."""
-    for name, values in episode.extras.get("streams", {}).items():
+    for name, values in _row_streams(episode).items():
         array = _numeric(values) if SUCCESS.search(name) else None
         if array is not None and len(array) == len(episode) and array.any():
             return int(np.argmax(array.reshape(len(array), -1).any(axis=1)))
-    simulator = episode.extras.get("simulator")
-    time = simulator.get("success_time") if isinstance(simulator, Mapping) else None
-    return round(time * fps) if isinstance(time, int | float) and np.isfinite(time) else None
+    time = episode.truth.success_time if episode.truth is not None else None
+    return round(time * fps) if time is not None and np.isfinite(time) else None
+
+
+def _row_streams(episode: Episode) -> dict[str, NDArray[Any]]:
+    """Streams with one row for each row of the episode; those with clocks of their own are not looked at."""
+    return {k: s.values for k, s in episode.streams.items() if s.clock is None}
 
 
 def _waits(episode: Episode, start: int) -> bool:
@@ -190,4 +191,4 @@ def _numeric(values: Any) -> NDArray[np.float64] | None:
         array = np.asarray(values, np.float64)
     except (TypeError, ValueError):
         return None
-    return array if array.ndim else None
+    return array if array.ndim and array.size else None

@@ -88,8 +88,7 @@ def check_relations(episode: Episode) -> Iterator[Finding]:
         yield finding("action.unrelated", message, episode.id)
         return
     if found.lag > REPORTED_LAG and found.contrast < 0.8:
-        has_rate = episode.extras.get("clock") != "frame index"
-        time = f" ({found.lag / episode.fps * 1e3:.0f} ms at {episode.fps:g} Hz)" if has_rate else ""
+        time = f" ({found.lag / episode.fps * 1e3:.0f} ms at {episode.fps:g} Hz)" if episode.clock.has_rate else ""
         yield finding("action.lag", f"The states follow the actions by {found.lag} frames{time}.", episode.id)
     errors = replay_error(a, s)
     bad = np.flatnonzero(errors > REPLAY_SHARE)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from athena_vla.check.findings import Finding, finding, some
-from athena_vla.errors import RecordingError
+from athena_vla.errors import LfsPointer, RecordingError
 from athena_vla.recordings.episode import Episode, Frames
 from athena_vla.recordings.intervals import stretches
 from athena_vla.recordings.media.luma import luma_grids
@@ -39,10 +39,10 @@ class CameraScan:
 
 def check_missing(episode: Episode) -> Iterator[Finding]:
     """Cameras that the metadata promises and no file keeps, and recordings without any."""
-    for reason in episode.extras.get("missing", {}).values():
-        code = "file.lfs_pointer" if "git-LFS" in reason else "camera.missing"
-        yield finding(code, reason, episode.id)
-    if not episode.cameras and not episode.extras.get("missing"):
+    missing = [n for n in episode.notes if n.code in ("camera.missing", "column.missing", "file.lfs_pointer")]
+    for note in missing:
+        yield finding("camera.missing" if note.code == "column.missing" else note.code, note.text, episode.id)
+    if not episode.cameras and not missing:
         yield finding("camera.none", "The episode has no pictures.", episode.id)
 
 
@@ -59,11 +59,11 @@ def scan_camera(
     sums: list[int] = []
     keys: list[bool] = []
     places: list[int] = []
-    bad: list[tuple[int, str]] = []
+    bad: list[tuple[int, RecordingError]] = []
     sizes: set[tuple[int, ...]] = set()
     for index, look in luma_grids(stream, sampled):
         if isinstance(look, RecordingError):
-            bad.append((index, str(look)))
+            bad.append((index, look))
             continue
         sizes.add(look.grid.shape)
         if len(sizes) == 1:
@@ -72,7 +72,7 @@ def scan_camera(
             keys.append(look.is_key)
             places.append(index)
     if bad:
-        kind = "file.lfs_pointer" if "git-LFS" in bad[0][1] else "camera.unreadable"
+        kind = "file.lfs_pointer" if isinstance(bad[0][1], LfsPointer) else "camera.unreadable"
         message = f"Camera '{name}': {len(bad)} of {len(stream)} pictures cannot be read: {bad[0][1]}"
         found.append(finding(kind, message, episode.id, (bad[0][0], bad[-1][0] + 1)))
     if len(sizes) > 1:
@@ -114,7 +114,7 @@ def _still(
     same = sums[1:] == sums[:-1]
     dark = pixels.reshape(len(pixels), -1).max(axis=1) < BLACK
     same &= ~dark[1:]
-    least = max(4, round(FROZEN_SECONDS * episode.fps)) if episode.extras.get("clock") != "frame index" else 6
+    least = max(4, round(FROZEN_SECONDS * episode.fps)) if episode.clock.has_rate else 6
     frozen = np.zeros(len(same), bool)
     for start, stop in stretches(same):
         first, last = int(where[start]), int(where[stop])

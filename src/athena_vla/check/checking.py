@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from athena_vla.check.joints import (
 from athena_vla.check.language import check_language, check_success
 from athena_vla.check.splits import check_leakage
 from athena_vla.embodiment import Embodiment
-from athena_vla.errors import AthenaError, RecordingError
+from athena_vla.errors import AthenaError, LfsPointer, NotFinite, RecordingError
 from athena_vla.recordings.alignment import Alignment, align
 from athena_vla.recordings.episode import Episode, Recording, RecordingInfo
 from athena_vla.recordings.formats import open_recording
@@ -38,6 +38,7 @@ COLLECTIVE = {
     "action.delta", "action.unrelated", "action.lag", "language.missing", "language.useless", "joint.limits",
     "replay.mismatch",
 }  # fmt: skip
+COUNTS = ("count.declared", "count.gaps", "count.mask")  # notes that say that metadata and files disagree
 COMMANDS_SHARE = 0.3  # of the episodes, from which on actions count as commands other than joint targets
 
 
@@ -78,7 +79,6 @@ class CheckReport:
     frames: int
     strict: bool = False
     page: Path | None = None
-    extras: dict[str, Any] = field(default_factory=dict)
 
     @property
     def exit_status(self) -> int:
@@ -118,13 +118,13 @@ def check(config: CheckConfig, progress: Callable[[int, int, str], None] | None 
         recording = open_recording(config.input, format=config.format, joints=joints, fps=config.fps)
         ids = recording.ids()
     except RecordingError as error:
-        return CheckReport(config.input, (unreadable(str(error), None),), None, 0, 0, config.strict)
+        return CheckReport(config.input, (unreadable(error, None),), None, 0, 0, config.strict)
     state = _State(config, robot)
     for number, episode_id in enumerate(ids):
         try:
             episode = recording.read(episode_id)
         except AthenaError as error:
-            state.found.append(unreadable(str(error), episode_id))
+            state.found.append(unreadable(error, episode_id))
             continue
         state.add(episode)
         if progress:
@@ -144,9 +144,9 @@ def check(config: CheckConfig, progress: Callable[[int, int, str], None] | None 
     return report
 
 
-def unreadable(reason: str, episode: str | None) -> Finding:
-    code = "file.lfs_pointer" if "git-LFS" in reason else "episode.unreadable"
-    return finding(code, reason, episode)
+def unreadable(error: AthenaError, episode: str | None) -> Finding:
+    code = "file.lfs_pointer" if isinstance(error, LfsPointer) else "episode.unreadable"
+    return finding(code, str(error), episode)
 
 
 class _State:
@@ -183,11 +183,11 @@ class _State:
         try:
             self.found += check_leakage(recording, self.digests)
         except RecordingError as error:  # what names the splits is damaged; the episodes were checked all the same
-            self.found.append(unreadable(str(error), None))
+            self.found.append(unreadable(error, None))
 
     def _one(self, episode: Episode) -> Iterator[Finding]:
-        declared = episode.extras.get("declared_length")
-        if isinstance(declared, int) and declared != len(episode):
+        declared = episode.origin.declared_length
+        if declared is not None and declared != len(episode):
             message = f"The metadata declares {declared} frames, the file holds {len(episode)}."
             yield finding("metadata.length", message, episode.id)
         if len(episode) < self.config.horizon:
@@ -213,14 +213,15 @@ class _State:
             yield from scan.findings
 
     def _limits(self, episode: Episode, robot: Embodiment) -> Iterator[Finding]:
-        fps = episode.fps if episode.extras.get("clock") != "frame index" else robot.control_hz
+        fps = episode.clock.rate(robot.control_hz)
         # Joints only, at the recorded rate: pictures have their own checks.
         as_recorded = replace(robot, cameras=(), control_hz=fps, command_hz=fps)
         try:
             aligned = align(episode, as_recorded, Alignment(fps=fps))
+        except NotFinite:
+            return  # said by the check of numbers
         except AthenaError as error:
-            if "not finite" not in str(error):
-                yield finding("joint.mismatch", str(error), episode.id)
+            yield finding("joint.mismatch", str(error), episode.id)
             return
         yield from check_limits(episode, robot, aligned.actions.astype(np.float64))
 
@@ -257,12 +258,11 @@ def _info(recording: Recording, found: list[Finding]) -> RecordingInfo | None:
         info = recording.info()
     except RecordingError as error:
         if not found:
-            found.append(unreadable(str(error), None))
+            found.append(unreadable(error, None))
         return None
-    for note in info.notes:
-        is_count = any(w in note for w in ("declare", "the demos hold", "numbering has gaps", "which is not there"))
-        if is_count and not any(note in f.message for f in found):
-            found.append(finding("metadata.count", note[0].upper() + note[1:] + "."))
+    lengths = {f.episode for f in found if f.code == "metadata.length"}
+    counts = [n for n in info.notes if n.code in COUNTS and not (n.episode and n.episode in lengths)]
+    found += [finding("metadata.count", n.text[0].upper() + n.text[1:] + ".") for n in counts]
     return info
 
 

@@ -14,10 +14,9 @@ DRIFT = 0.025  # relative change of the interval from the first to the last quar
 
 def check_clock(episode: Episode) -> Iterator[Finding]:
     """Findings about the episode's time stamps; a clock made from the rate cannot be wrong and says nothing."""
-    clock = episode.extras.get("clock")
-    if clock == "frame index":
+    if not episode.clock.has_rate:
         yield finding("clock.missing", "No time stamps and no rate are recorded.", episode.id)
-    if clock in ("frame index", "rate", "published environment") or len(episode) < 3:
+    if episode.clock.source != "recorded" or len(episode) < 3:
         return
     stamps = episode.timestamps
     if not np.isfinite(stamps).all():

@@ -95,7 +95,7 @@ def check_limits(episode: Episode, robot: Embodiment, actions: NDArray[np.float6
             )
         message = f"Targets leave the limits in {len(rows)} frames: {some(joints, 3)}."
         yield finding("joint.limits", message, episode.id, (int(rows[0]), int(rows[-1]) + 1))
-    if len(actions) > 1 and episode.extras.get("clock") != "frame index":
+    if len(actions) > 1 and episode.clock.has_rate:
         speed = np.abs(np.diff(actions, axis=0)) * episode.fps
         fast = (speed > robot.max_velocity[index]) & is_absolute
         if fast.any():
@@ -129,7 +129,7 @@ def check_motion(episode: Episode) -> Iterator[Finding]:
         number = "1 jump" if len(rows) == 1 else f"{len(rows)} jumps"
         message = f"{number} of up to {steps[jumps].max():.2f} rad in one frame ({some(names)})."
         yield finding("joint.jump", message, episode.id, (int(rows[0]) + 1, int(rows[-1]) + 2))
-    least = max(5, round(SATURATED_SECONDS * episode.fps)) if episode.extras.get("clock") != "frame index" else 15
+    least = max(5, round(SATURATED_SECONDS * episode.fps)) if episode.clock.has_rate else 15
     saturated: list[str] = []
     for c, name in enumerate(episode.joint_names):
         column = actions[:, c]

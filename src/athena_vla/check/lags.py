@@ -1,6 +1,6 @@
 """`athena data align`: what the recording's clocks and streams say about rate and delays, and what it would set."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ from athena_vla.check.cameras import joint_travel
 from athena_vla.errors import RecordingError
 from athena_vla.recordings.episode import BrokenEpisode, Episode, Frames
 from athena_vla.recordings.formats import open_recording
-from athena_vla.recordings.formats.common import read_names
+from athena_vla.recordings.formats.common import broken_note, read_names
 from athena_vla.recordings.limbs import limbs
 from athena_vla.recordings.media.luma import luma_grids
+from athena_vla.recordings.notes import Note
 
 MOST_SHIFT = 8  # [frames] camera offsets that are searched
 SEEN = 0.5  # correlation of picture change and joint speed from which an offset may be believed
@@ -47,7 +48,7 @@ class AlignReport:
     action_lag_per_joint: dict[str, int]
     camera_lag: dict[str, int | None]  # [frames] pictures follow joints by
     settings: dict[str, Any]
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[Note, ...] = ()
 
     def __str__(self) -> str:
         real = "no time stamps" if self.real_fps is None else f"{self.real_fps:.2f} Hz by its time stamps"
@@ -57,7 +58,7 @@ class AlignReport:
         for name, lag in self.camera_lag.items():
             seen = "the pictures do not say" if lag is None else f"{lag} frames"
             lines.append(f"camera {name} against the joints: {seen}")
-        lines += [f"note: {n}" for n in self.notes]
+        lines += [f"note: {n.text}" for n in self.notes]
         lines.append("would set: " + ", ".join(f"{k} {v}" for k, v in self.settings.items()))
         return "\n".join(lines)
 
@@ -70,14 +71,14 @@ def align(config: AlignConfig) -> AlignReport:
     lags: dict[str, list[int]] = {}
     joint_lags: list[int] = []
     shifts: dict[str, list[tuple[int, float, float]]] = {}
-    notes: list[str] = []
+    notes: list[Note] = []
     measured = 0
     for item in recording.episodes():
         if isinstance(item, BrokenEpisode):
-            notes.append(f"{item.id} cannot be read: {item.reason}")
+            notes.append(broken_note(item))
             continue
         declared = item.fps
-        if item.extras.get("clock") == "recorded" and len(item) > 2:
+        if item.clock.source == "recorded" and len(item) > 2:
             steps = np.diff(item.timestamps)
             rates.append(float(1.0 / np.median(steps[steps > 0])) if (steps > 0).any() else 0.0)
         for name, lag in joint_delays(item).items():

@@ -20,13 +20,14 @@ from athena_vla.dataset.build_config import BuildConfig, BuildResult
 from athena_vla.dataset.build_workers import run_jobs
 from athena_vla.dataset.normalize import Normalizer, NormalizerFit
 from athena_vla.dataset.prepare import ACTION, STATE, Job, shard_path
-from athena_vla.dataset.sidecar import SIDECAR_VERSION, sidecar_content, write_set
-from athena_vla.dataset.windows import chunks, starts
+from athena_vla.dataset.sidecar import SIDECAR_VERSION, episode_texts, sidecar_content, write_set
+from athena_vla.dataset.windows import chunks, samples_of, starts
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import DatasetError
 from athena_vla.progress import Progress, quiet
 from athena_vla.recordings.formats import open_recording
 from athena_vla.recordings.formats.common import read_names
+from athena_vla.recordings.notes import Note
 
 __all__ = ["BuildConfig", "BuildResult", "build", "linked_set", "split"]
 
@@ -91,7 +92,7 @@ def build(config: BuildConfig, progress: Progress = quiet) -> BuildResult:
     write_set(made, robot, good, work, content)
     made.rename(config.out)
     shutil.rmtree(partial)
-    samples = sum(len(starts(f["length"], config.stride)) * len(f["instructions"]) for f in good)
+    samples = sum(len(s) for f in good for _, s in samples_of(episode_texts(f), f["length"], config.stride))
     return BuildResult(
         path=config.out,
         hash=content["hash"],
@@ -102,7 +103,7 @@ def build(config: BuildConfig, progress: Progress = quiet) -> BuildResult:
         validation_episodes=tuple(f["id"] for f in good if f["id"] in held_out),
         broken=broken,
         failed=failed,
-        notes=tuple(content["notes"]),
+        notes=tuple(Note.from_json(n) for n in content["notes"]),
         reused=reused,
         fixed=fixed,
     )

@@ -10,6 +10,7 @@ from athena_vla.errors import DatasetError, UnknownName
 from athena_vla.recordings.alignment import Alignment
 from athena_vla.recordings.fixes import FIXES
 from athena_vla.recordings.formats.common import read_json
+from athena_vla.recordings.notes import Note
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +118,7 @@ class BuildResult:
     validation_episodes: tuple[str, ...]
     broken: Mapping[str, str]
     failed: Mapping[str, str]
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     reused: int = 0  # episodes taken from an interrupted build
     fixed: Mapping[str, Sequence[str]] = field(default_factory=dict)  # episode -> repairs that were asked for
 
@@ -131,4 +132,4 @@ class BuildResult:
         lines += [f"fixed {i}: {'; '.join(said)}" for i, said in list(self.fixed.items())[:10]]
         lines += [f"failed {i}: {reason}" for i, reason in list(self.failed.items())[:10]]
         lines += [f"broken {i}: {reason}" for i, reason in self.broken.items()]
-        return "\n".join([*lines, *(f"note: {n}" for n in self.notes)])
+        return "\n".join([*lines, *(f"note: {n.text}" for n in self.notes)])

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from athena_vla.embodiment import Embodiment
+from athena_vla.recordings.notes import Note, texts_of
 
 
 def dataset_card(content: Mapping[str, Any], robot: Embodiment) -> str:
@@ -63,7 +64,7 @@ def dataset_card(content: Mapping[str, Any], robot: Embodiment) -> str:
         *_repairs(content),
         "## Notes",
         "",
-        *(f"- {note}" for note in content["notes"] or ["none"]),
+        *(f"- {text}" for text in texts_of([Note.from_json(n) for n in content["notes"]]) or ["none"]),
         "",
     ]
     return "\n".join(lines)

@@ -21,13 +21,15 @@ from athena_vla.dataset.build import BuildConfig, BuildResult, build, linked_set
 from athena_vla.dataset.image_store import PictureStore
 from athena_vla.dataset.normalize import Normalizer
 from athena_vla.dataset.prepare import ACTION, PICTURE, STATE, resize
-from athena_vla.dataset.sidecar import SIDECAR, SIDECAR_VERSION, content_hash
-from athena_vla.dataset.windows import chunk_rows, starts
+from athena_vla.dataset.sidecar import SIDECAR, SIDECAR_VERSION, content_hash, episode_texts
+from athena_vla.dataset.windows import chunk_rows, samples_of
 from athena_vla.embodiment import Embodiment, Observation
 from athena_vla.errors import DatasetError
 from athena_vla.recordings.episode import Image, Sample
 from athena_vla.recordings.formats import open_recording
 from athena_vla.recordings.formats.common import guarded, read_json_object
+from athena_vla.recordings.marks import Marks
+from athena_vla.recordings.texts import alternatives_at, first_of_frames
 
 __all__ = ["BuildConfig", "BuildResult", "Dataset", "build"]
 
@@ -38,7 +40,8 @@ DISK_SHARE = 0.5  # of the free disk that decoded pictures may take; beyond it t
 class Dataset:
     """Samples of a built set; index it with any integer below `len()`.
 
-    `train` and `validation` hold sample indices, `kinds` the kind of task of each sample, for balanced drawing.
+    `train` and `validation` hold sample indices, `kinds` the kind of task of each sample, for balanced drawing, and
+    `marks` those of each episode.
     """
 
     def __init__(self, path: Path, sidecar: Mapping[str, Any]) -> None:
@@ -55,6 +58,8 @@ class Dataset:
         self._files = sorted((path / "data").glob("chunk-*/file-*.parquet"))
         self._linked: Mapping[str, Any] | None = sidecar.get("linked")
         self._sizes: dict[str, tuple[int, int]] = {c: (int(h), int(w)) for c, (h, w) in sidecar["sizes"].items()}
+        self._texts = tuple(episode_texts(e) for e in self.episodes)
+        self.marks = tuple(Marks.from_dict({"success": e["success"], **(e.get("marks") or {})}) for e in self.episodes)
         self._states, self._actions, self._picture = self._numbers()
         self._frames: dict[str, NDArray[np.uint8]] = {}
         self._store: PictureStore | None = None
@@ -97,7 +102,7 @@ class Dataset:
         observation = Observation(
             images={camera: self._image(camera, frame) for camera in self.cameras},
             state=self._states[frame].copy(),
-            instruction=episode["instructions"][int(self._sample_text[index])],
+            instruction=alternatives_at(self._texts[number], within)[int(self._sample_text[index])],
             time=within / self.robot.control_hz,
         )
         return Sample(
@@ -232,8 +237,7 @@ class Dataset:
     def _index_samples(self) -> None:
         frames, episodes, texts = [], [], []
         for number, episode in enumerate(self.episodes):
-            for text in range(len(episode["instructions"])):
-                first = starts(int(episode["length"]), self.stride)
+            for text, first in samples_of(self._texts[number], int(episode["length"]), self.stride):
                 frames.append(first + self._first[number])
                 episodes.append(np.full(len(first), number, np.intp))
                 texts.append(np.full(len(first), text, np.intp))
@@ -244,6 +248,10 @@ class Dataset:
         is_validation = held_out[self._sample_episode]
         self.train: NDArray[np.intp] = np.flatnonzero(~is_validation)
         self.validation: NDArray[np.intp] = np.flatnonzero(is_validation)
-        # The kind the recorder named, else the instruction itself: what balanced drawing balances.
-        names = [e["kind"] or e["instructions"][0] for e in self.episodes]
-        self.kinds: tuple[str, ...] = tuple(names[i] for i in self._sample_episode)
+        # The kind the recorder named, else the first instruction of the frame: what balanced drawing balances.
+        kinds: list[list[str]] = []  # of each frame of each episode
+        for episode, spans in zip(self.episodes, self._texts, strict=True):
+            length = int(episode["length"])
+            kinds.append([episode["kind"]] * length if episode["kind"] else first_of_frames(spans, length))
+        within = self._sample_frame - self._first[self._sample_episode]
+        self.kinds: tuple[str, ...] = tuple(kinds[i][k] for i, k in zip(self._sample_episode, within, strict=True))

@@ -31,6 +31,7 @@ from athena_vla.recordings.formats.lerobot_schema import image_column, numbers_c
 from athena_vla.recordings.formats.lerobot_statistics import Stats, column_stats, image_stats, sampled_indices
 from athena_vla.recordings.media.png import encode_png
 from athena_vla.recordings.media.video import VideoFrames
+from athena_vla.recordings.texts import all_texts, filled, is_whole, texts_json
 
 STATE, ACTION, IMAGES = "observation.state", "action", "observation.images."
 PICTURE = "athena.picture"  # in a linked set, the recorded frame that a step shows
@@ -95,12 +96,10 @@ def _prepare(job: Job, episode_id: str, stem: Path) -> dict[str, Any]:
     episode = recording.read(episode_id)
     if episode.success is False and not job.keep_failed:
         return {"id": episode_id, "status": "failed", "reason": "recorded with success = false"}
-    if not episode.instructions:
-        if not job.fallback_instruction:
-            raise DatasetError(
-                f"Episode {episode_id} ({episode.source}) has no instruction. Give one with --instruction."
-            )
-        episode = replace(episode, instructions=(job.fallback_instruction,))
+    if not episode.instructions and not job.fallback_instruction:
+        raise DatasetError(f"Episode {episode_id} ({episode.source}) has no instruction. Give one with --instruction.")
+    if job.fallback_instruction:
+        episode = replace(episode, texts=filled(episode.texts, len(episode), job.fallback_instruction))
     robot = _robot(json.dumps(job.robot))
     if job.annotations:
         episode = replace(episode, segments=_annotations(job.annotations).get(episode_id, ()))
@@ -145,15 +144,22 @@ def _prepare(job: Job, episode_id: str, stem: Path) -> dict[str, Any]:
         "source": episode.source,
         "length": length,
         "success": episode.success,
-        "instructions": list(episode.instructions),
-        "kind": str(episode.extras.get("kind") or episode.extras.get("task_kind") or ""),
+        "instructions": list(all_texts(aligned.texts)),
+        "kind": episode.origin.kind,
         "segments": [asdict(s) for s in aligned.segments],
         "fixes": fixes,
         "alignment": aligned.record,
         "sizes": sizes,
         "motion": motion,
+        "notes": [n.to_dict() for n in aligned.notes],
     }
+    # What does not hold for the whole episode is added where there is such a thing, so that other sets keep their hash.
+    if not is_whole(aligned.texts, length):
+        facts["texts"] = texts_json(aligned.texts)
+    if aligned.marks.spans or aligned.marks.sources:
+        facts["marks"] = aligned.marks.to_dict()
     said = {k: facts[k] for k in ("length", "success", "instructions", "kind", "segments", "alignment", "sizes")}
+    said |= {k: facts[k] for k in ("texts", "marks") if k in facts}
     digest.update(json.dumps(said, sort_keys=True).encode())
     facts["digest"] = digest.hexdigest()
     facts["stats"] = stats

@@ -16,6 +16,8 @@ from athena_vla.embodiment import Embodiment
 from athena_vla.recordings.formats.common import read_names
 from athena_vla.recordings.formats.lerobot_schema import image_feature, numbers_feature
 from athena_vla.recordings.formats.lerobot_write import LeRobotV3Writer
+from athena_vla.recordings.notes import Note
+from athena_vla.recordings.texts import NO_TEXT, Texts, first_of_frames, said, texts_from_json
 
 SIDECAR = "athena.json"
 SIDECAR_VERSION = 1
@@ -47,17 +49,12 @@ def sidecar_content(
     fixed: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
     """Everything but the frames themselves; `good` are the facts of the episodes in it."""
-    notes: dict[str, None] = {}
-    for f in good:
-        notes |= dict.fromkeys(f["alignment"]["notes"])
-        if f["success"] is None:
-            notes["some episodes do not say whether they succeeded; they are used"] = None
-        if f["length"] < config.horizon:
-            notes[f"episode {f['id']} has {f['length']} steps, fewer than one chunk of {config.horizon}"] = None
-    if normalizer.still:
-        notes[f"joints that hardly move: {', '.join(normalizer.still)}; their range was widened"] = None
-    kept = ("id", "source", "length", "success", "instructions", "kind", "segments", "alignment", "digest", "motion")
-    episodes = [{k: f[k] for k in kept} | {"split": "validation" if f["id"] in held_out else "train"} for f in good]
+    notes = _notes(config, normalizer, good)
+    kept = ("id", "source", "length", "success", "instructions", "texts", "marks", "kind", "segments", "alignment")
+    kept = (*kept, "digest", "motion")
+    episodes = [
+        {k: f[k] for k in kept if k in f} | {"split": "validation" if f["id"] in held_out else "train"} for f in good
+    ]
     content: dict[str, Any] = {
         "version": SIDECAR_VERSION,
         "robot": robot.to_dict(),
@@ -75,10 +72,33 @@ def sidecar_content(
         "broken": dict(broken),
         "failed": dict(failed),
         "fixes": {i: list(said) for i, said in fixed.items()},
-        "notes": list(notes),
+        "notes": [n.to_dict() for n in notes],
     }
     content["hash"] = content_hash(content)
     return content
+
+
+def _notes(config: BuildConfig, normalizer: Normalizer, good: Sequence[Mapping[str, Any]]) -> list[Note]:
+    """What there is to know about the set, each once: choices that were made, and what is not as it might be."""
+    notes: dict[Note, None] = {}
+    for f in good:
+        notes |= dict.fromkeys(Note.from_json(n) for n in f["notes"])
+        if f["success"] is None:
+            notes[Note("success.missing", "some episodes do not say whether they succeeded; they are used")] = None
+        if f["length"] < config.horizon:
+            short = f"episode {f['id']} has {f['length']} steps, fewer than one chunk of {config.horizon}"
+            notes[Note("episode.short", short, episode=f["id"])] = None
+    if normalizer.still:
+        still = f"joints that hardly move: {', '.join(normalizer.still)}; their range was widened"
+        notes[Note("joint.still", still, normalizer.still)] = None
+    return list(notes)
+
+
+def task_of_frames(facts: Mapping[str, Any]) -> list[str] | None:
+    """The first text of each frame, where they differ within the episode."""
+    if not facts.get("texts"):
+        return None
+    return [t or NO_TEXT for t in first_of_frames(texts_from_json(facts["texts"]), facts["length"])]
 
 
 def write_set(folder: Path, robot: Embodiment, good: Sequence[Mapping[str, Any]], work: Path, content: Any) -> None:
@@ -95,7 +115,9 @@ def write_set(folder: Path, robot: Embodiment, good: Sequence[Mapping[str, Any]]
     writer = LeRobotV3Writer(folder, features, robot.control_hz, robot.name)
     for f in good:
         table = pq.read_table(shard_path(work, f["id"]))
-        writer.add({n: table[n] for n in table.column_names}, f["length"], f["instructions"], read_stats(work, f["id"]))
+        columns = {n: table[n] for n in table.column_names}
+        per_frame = task_of_frames(f)
+        writer.add(columns, f["length"], f["instructions"], read_stats(work, f["id"]), task_of_frame=per_frame)
     writer.finish()
     with open(folder / "meta" / SIDECAR, "w") as file:
         json.dump(content, file, indent=1)  # piece by piece: the whole text would be the largest thing in memory
@@ -114,3 +136,8 @@ def _licences(path: Path) -> list[str]:
     found = sorted(f for f in folder.iterdir() if f.is_file() and f.name.upper().startswith(("LICENSE", "LICENCE")))
     heads = [next((x.strip() for x in f.read_text(errors="replace").splitlines() if x.strip()), "") for f in found]
     return [f"{f.name}: {head[:120]}" for f, head in zip(found, heads, strict=True)]
+
+
+def episode_texts(entry: Mapping[str, Any]) -> Texts:
+    """What may be said at each step of an episode of a set: its own spans, or one that covers it."""
+    return texts_from_json(entry["texts"]) if entry.get("texts") else said(entry["instructions"], int(entry["length"]))

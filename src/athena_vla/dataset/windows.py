@@ -5,10 +5,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from athena_vla.recordings.texts import Texts
+
 
 def starts(length: int, stride: int) -> NDArray[np.intp]:
     """Frames at which a sample starts; the last frames count too, with chunks that are valid only in part."""
     return np.arange(0, length, stride, dtype=np.intp)
+
+
+def samples_of(texts: Texts, length: int, stride: int) -> list[tuple[int, NDArray[np.intp]]]:
+    """(number of an alternative, frames at which a sample with it starts) for all samples of an episode.
+
+    A frame has a sample for each of its alternatives, and none where nothing is said.
+    """
+    count = np.zeros(length, np.intp)
+    for span in texts:
+        count[span.start : span.stop] = len(span.alternatives)
+    first = starts(length, stride)
+    most = int(count.max()) if length else 0
+    return [(text, first[count[first] > text]) for text in range(most)]
 
 
 def chunk_rows(

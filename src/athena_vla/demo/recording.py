@@ -48,7 +48,7 @@ def record(run: Run) -> dict[str, Any]:
 def sheets(run: Run) -> list[dict[str, Any]]:
     """Strips of frames, one recording of each kind of task."""
     recording = open_recording(run.recordings)
-    return contact_sheets(recording, run.media, SHEETS, lambda e: str(e.extras.get("task", {}).get("family", e.id)))
+    return contact_sheets(recording, run.media, SHEETS, lambda e: str(e.truth.task["family"]) if e.truth else e.id)
 
 
 def prepare(run: Run) -> dict[str, Any]:

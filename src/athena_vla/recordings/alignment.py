@@ -12,9 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from athena_vla.embodiment import Embodiment
-from athena_vla.errors import DatasetError
+from athena_vla.errors import DatasetError, JointMismatch, NotFinite
 from athena_vla.recordings.episode import Episode, Frames, Segment
 from athena_vla.recordings.formats.common import are_placeholders, ask_for_names
+from athena_vla.recordings.marks import Marks
+from athena_vla.recordings.notes import Note, texts_of
+from athena_vla.recordings.texts import Texts, at_frames
 
 POSITION_LIKENESS = 0.15  # [rad] median distance between next state and target below which columns are joint positions
 
@@ -40,27 +43,32 @@ class AlignedEpisode:
     states: NDArray[np.float32]  # [K, S] [rad]
     picture: NDArray[np.intp]  # [K]
     cameras: Mapping[str, Frames]  # robot camera -> recorded stream
+    texts: Texts  # what may be said at each step
+    marks: Marks
     segments: tuple[Segment, ...]
     record: dict[str, Any]
+    notes: tuple[Note, ...] = ()
 
 
 def align(episode: Episode, robot: Embodiment, choice: Alignment) -> AlignedEpisode:
     """Raises `DatasetError` where joints or cameras of the robot cannot be found in the recording."""
-    notes: list[str] = []
+    notes: list[Note] = []
     actions = _actions(episode, robot, choice, notes)
     states = _states(episode, robot, choice, actions, notes)
     cameras = _cameras(episode, robot, choice, notes)
     fps = choice.fps or episode.fps
-    if episode.extras.get("clock") == "frame index" and choice.fps is None:
+    if not episode.clock.has_rate and choice.fps is None:
         fps = robot.control_hz
-        notes.append(f"no clock recorded: one frame is taken as one control step of {robot.control_hz:g} Hz")
+        taken = f"no clock recorded: one frame is taken as one control step of {robot.control_hz:g} Hz"
+        notes.append(Note("clock.missing", taken))
     length = len(episode)
     first, last = choice.drop_head, length - choice.drop_tail
     for name, stream in cameras.items():
         # A picture must exist for every kept step; a stream shorter by its tail shortens the episode, with a note.
         available = len(stream) - choice.camera_offset
         if available < last:
-            notes.append(f"camera {name} has {len(stream)} pictures for {length} steps: the tail is dropped")
+            short = f"camera {name} has {len(stream)} pictures for {length} steps: the tail is dropped"
+            notes.append(Note("camera.short", short, (name,)))
             last = available
         first = max(first, -choice.camera_offset)
     if last - first < 1:
@@ -75,7 +83,7 @@ def align(episode: Episode, robot: Embodiment, choice: Alignment) -> AlignedEpis
     segments = _segments(episode.segments, held + first)
     bad = [name for name, a in (("actions", actions), ("states", states)) if not np.isfinite(a).all()]
     if bad:
-        raise DatasetError(f"Episode {episode.id}: {' and '.join(bad)} hold values that are not finite.")
+        raise NotFinite(f"Episode {episode.id}: {' and '.join(bad)} hold values that are not finite.")
     record = {
         "leads": "state",
         "camera_offset": choice.camera_offset,
@@ -85,8 +93,8 @@ def align(episode: Episode, robot: Embodiment, choice: Alignment) -> AlignedEpis
         "control_hz": robot.control_hz,
         "resampling": rule,
         "cameras": {name: next(k for k, v in episode.cameras.items() if v is s) for name, s in cameras.items()},
-        "clock": str(episode.extras.get("clock", "recorded")),
-        "notes": notes,
+        "clock": episode.clock.source,
+        "notes": texts_of(notes),
     }
     return AlignedEpisode(
         episode,
@@ -94,8 +102,11 @@ def align(episode: Episode, robot: Embodiment, choice: Alignment) -> AlignedEpis
         states.astype(np.float32),
         held + first + choice.camera_offset,
         cameras,
+        at_frames(episode.texts, held + first),
+        episode.marks.at_frames(held + first),
         segments,
         record,
+        tuple(notes),
     )
 
 
@@ -148,32 +159,34 @@ def _find(names: tuple[str, ...], wanted: tuple[str, ...], mapping: Mapping[str,
     return [exact.get(mapping.get(w, w), loose.get(plain_name(mapping.get(w, w)))) for w in wanted]
 
 
-def _actions(episode: Episode, robot: Embodiment, choice: Alignment, notes: list[str]) -> NDArray[Any]:
+def _actions(episode: Episode, robot: Embodiment, choice: Alignment, notes: list[Note]) -> NDArray[Any]:
     width = episode.actions.shape[1]
     found = _find(episode.joint_names, robot.action_joints, choice.joint_map)
     if None not in found:
         return episode.actions[:, [i for i in found if i is not None]]
     if are_placeholders(episode.joint_names):
         if width == len(robot.joints):
-            notes.append(f"action columns are unnamed: taken as the {width} joints of '{robot.name}' in its order")
+            taken = f"action columns are unnamed: taken as the {width} joints of '{robot.name}' in its order"
+            notes.append(Note("column.unnamed", taken))
             return episode.actions[:, robot.action_index]
         if width == robot.action_dim:
-            notes.append(f"action columns are unnamed: taken as the {width} action joints of '{robot.name}'")
+            taken = f"action columns are unnamed: taken as the {width} action joints of '{robot.name}'"
+            notes.append(Note("column.unnamed", taken))
             return episode.actions
-        raise DatasetError(
+        raise JointMismatch(
             f"Episode {episode.id} ({episode.source}) has {width} unnamed action columns, robot '{robot.name}' has "
             f"{len(robot.joints)} joints ({robot.action_dim} with actions). Choose the robot that was recorded, or "
             f"{ask_for_names(width)}."
         )
     missing = [w for w, i in zip(robot.action_joints, found, strict=True) if i is None]
-    raise DatasetError(
+    raise JointMismatch(
         f"Episode {episode.id} ({episode.source}) has no action column for joints {missing} of '{robot.name}'. "
         f"Its columns are {list(episode.joint_names)}. Say which is which with --joint-map FILE."
     )
 
 
 def _states(
-    episode: Episode, robot: Embodiment, choice: Alignment, actions: NDArray[Any], notes: list[str]
+    episode: Episode, robot: Embodiment, choice: Alignment, actions: NDArray[Any], notes: list[Note]
 ) -> NDArray[Any]:
     width = episode.states.shape[1]
     found = _find(episode.state_names, robot.joint_names, choice.joint_map)
@@ -186,12 +199,13 @@ def _states(
             float(np.median(np.abs(positions[1:, robot.action_index] - actions[:-1]))) if len(actions) > 1 else 0.0
         )
         if width == len(robot.joints) or distance < POSITION_LIKENESS:
-            notes.append(
+            taken = (
                 f"state columns are unnamed: the first {len(robot.joints)} of {width} are taken as joint positions "
                 f"(median distance to the previous target {distance:.4f} rad)"
             )
+            notes.append(Note("column.unnamed", taken))
             return positions
-        raise DatasetError(
+        raise JointMismatch(
             f"Episode {episode.id} ({episode.source}) has {width} unnamed state columns, and the first "
             f"{len(robot.joints)} do not follow the targets (median distance {distance:.3f} rad). Name them with "
             "state_names in metadata.json."
@@ -199,37 +213,37 @@ def _states(
     if width and episode.states.any() and not is_unnamed:
         missing = [w for w, i in zip(robot.joint_names, found, strict=True) if i is None]
         if set(missing) & set(robot.action_joints):
-            raise DatasetError(
+            raise JointMismatch(
                 f"Episode {episode.id} ({episode.source}) has no state column for joints {missing} of '{robot.name}'. "
                 f"Its columns are {list(episode.state_names)}. Say which is which with --joint-map FILE."
             )
-        notes.append(f"no state recorded for the locked joints {missing}: they stand at their default")
+        locked = f"no state recorded for the locked joints {missing}: they stand at their default"
+        notes.append(Note("state.locked", locked, tuple(missing)))
         states = np.tile(robot.default, (len(actions), 1))
         for column, place in enumerate(found):
             if place is not None:
                 states[:, column] = episode.states[:, place]
         return states
     if width and episode.states.any() and is_unnamed:
-        raise DatasetError(
+        raise JointMismatch(
             f"Episode {episode.id} ({episode.source}) has {width} unnamed state columns, robot '{robot.name}' has "
             f"{len(robot.joints)} joints. Name them with state_names in metadata.json."
         )
-    notes.append(
-        "no joint positions recorded: the previous target stands for the state, resting pose where there is none"
-    )
+    stands = "no joint positions recorded: the previous target stands for the state, resting pose where there is none"
+    notes.append(Note("state.missing", stands))
     states = np.tile(robot.default, (len(actions), 1))
     states[:, robot.action_index] = np.concatenate([actions[:1], actions[:-1]])
     return states
 
 
-def _cameras(episode: Episode, robot: Embodiment, choice: Alignment, notes: list[str]) -> dict[str, Frames]:
+def _cameras(episode: Episode, robot: Embodiment, choice: Alignment, notes: list[Note]) -> dict[str, Frames]:
     recorded = dict(episode.cameras)
     chosen: dict[str, Frames] = {}
     for name in robot.camera_names:
         wanted = choice.camera_map.get(name, name)
         if wanted not in recorded and len(recorded) == 1 and len(robot.cameras) == 1 and name not in choice.camera_map:
             only = next(iter(recorded))
-            notes.append(f"the only recorded camera '{only}' is taken as '{name}'")
+            notes.append(Note("camera.only", f"the only recorded camera '{only}' is taken as '{name}'", (only,)))
             wanted = only
         if wanted not in recorded:
             raise DatasetError(

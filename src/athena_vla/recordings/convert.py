@@ -23,9 +23,9 @@ from athena_vla.recordings.formats.lerobot_rows import episode_rows, features_of
 from athena_vla.recordings.formats.lerobot_v2_write import LeRobotV21Writer
 from athena_vla.recordings.formats.lerobot_write import LeRobotV3Writer
 from athena_vla.recordings.formats.rlds_write import RLDSWriter
+from athena_vla.recordings.texts import NO_TEXT, first_of_frames
 
 Target = Literal["lerobot_v3", "lerobot_v21", "rlds", "isaac_folder"]
-NO_TEXT = "no instruction recorded"  # LeRobot wants a task for every frame; the sidecar keeps that there was none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,14 +145,14 @@ class _LeRobotSink:
         if self.writer is None:
             self.features = features_of(episode, video=self.config.video, language=self.config.language_columns)
             kind = LeRobotV3Writer if self.config.to == "lerobot_v3" else LeRobotV21Writer
-            robot = str(episode.extras.get("robot", ""))
-            self.writer = kind(self.folder, self.features, episode.fps, robot)
+            self.writer = kind(self.folder, self.features, episode.fps, episode.origin.robot)
             self.features = self.writer.features
             # Columns of task indices (GR00T) stay true only if every task keeps its number.
             self.writer.tasks.update({text: index for index, text in sorted(tasks.items())})
         columns, stats, videos = episode_rows(episode, self.features, self.folder / ".videos")
         texts = list(episode.instructions) or [NO_TEXT]
-        per_frame = episode.extras.get("task_of_frame")
+        per_frame = [t or NO_TEXT for t in first_of_frames(episode.texts, len(episode))]
+        per_frame = None if len(set(per_frame)) == 1 else per_frame
         if isinstance(self.writer, LeRobotV21Writer):
             spans = [(s.start, s.stop, s.text) for s in episode.segments if s.text]
             self.writer.add(columns, len(episode), texts, stats, videos, per_frame, spans)
@@ -205,7 +205,7 @@ class _FolderSink:
     def add(self, episode: Episode, tasks: Mapping[int, str]) -> None:
         if not episode.joint_names:
             raise RecordingError(f"Episode {episode.id} has no actions, which the folder layout needs.")
-        name = str(episode.extras.get("recorded_id", episode.id))
+        name = episode.origin.recorded_id or episode.id
         name = name if not name.isdigit() and Path(name).name == name else f"episode_{int(name):06d}"
         write_episode(self.folder, replace(episode, id=name))
         self.count += 1

@@ -13,6 +13,11 @@ from numpy.typing import NDArray
 
 from athena_vla.embodiment import Observation
 from athena_vla.errors import RecordingError
+from athena_vla.recordings.marks import Marks
+from athena_vla.recordings.notes import Note
+from athena_vla.recordings.simulator_truth import SimulatorTruth
+from athena_vla.recordings.streams import Clock, Stream
+from athena_vla.recordings.texts import Texts, all_texts, problem_of
 
 MOST_FPS = 1e5  # [Hz] no robot is recorded faster; windows in seconds must not become terabytes
 Image = NDArray[np.uint8]  # [height, width, 3] RGB
@@ -41,45 +46,88 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What a recorder says of an episode as a whole, beside its data."""
+
+    robot: str = ""
+    kind: str = ""  # kind of task, for balanced drawing
+    recorded_id: str = ""  # its id before a conversion
+    version: str = ""  # of the recorder
+    declared_length: int | None = None  # [frames]
+    positions_relative: bool | None = None  # joint observations were relative to the default pose; None: not known
+    default_pose: tuple[float, ...] | None = None  # [rad] found from the relative observations
+    quaternion_order: str = ""  # wxyz | xyzw
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # JSON that nothing here reads; written back as it came
+
+
+@dataclass(frozen=True)
 class Episode:
     """One recorded episode: named columns on one clock, images beside them, and where it came from.
 
-    All arrays have the same first dimension `T`. Angles in [rad] as far as the recorder wrote radians: units are
-    checked by `data.check`, never silently changed.
+    All arrays have the same first dimension `T`, that of `clock`; a camera has one picture for each row. Angles in
+    [rad] as far as the recorder wrote radians: units are checked by `check`, never silently changed.
     """
 
     id: str
-    fps: float  # [Hz], the declared rate; the true one is in `timestamps`
+    clock: Clock
     joint_names: tuple[str, ...]  # D names of the action columns
     actions: NDArray[np.floating[Any]]  # [T, D] joint position targets, the recorder's own dtype
     state_names: tuple[str, ...]  # S names of the state columns; () where no state was recorded
     states: NDArray[np.floating[Any]]  # [T, S]
-    timestamps: NDArray[np.float64]  # [T] [s]
-    cameras: Mapping[str, Frames]
-    instructions: tuple[str, ...]  # as recorded, in order of trust
-    success: bool | None  # None: the recording does not say
+    cameras: Mapping[str, Frames] = field(default_factory=dict)
+    texts: Texts = ()  # as recorded; alternatives and successive ones apart
+    marks: Marks = Marks()  # noqa: RUF009 frozen, and empty
     segments: tuple[Segment, ...] = ()
     source: str = ""  # "format:path#episode", for messages
-    extras: Mapping[str, Any] = field(default_factory=dict)  # streams and metadata the toolkit carries but does not use
+    streams: Mapping[str, Stream] = field(default_factory=dict)  # carried along, not trained on
+    truth: SimulatorTruth | None = None
+    origin: Origin = Origin()
+    notes: tuple[Note, ...] = ()  # what its reader has to say of it
 
     def __post_init__(self) -> None:
-        length = len(self.timestamps)
+        length = len(self.clock)
+        where = f"Episode {self.id} ({self.source})"
         for name, array, width in (
             ("actions", self.actions, len(self.joint_names)),
             ("states", self.states, len(self.state_names)),
         ):
             if array.shape != (length, width):
                 raise RecordingError(
-                    f"Episode {self.id} ({self.source}): {name} have shape {list(array.shape)}, "
+                    f"{where}: {name} have shape {list(array.shape)}, "
                     f"expected [{length}, {width}] from its clock and column names."
                 )
         if not 0 < self.fps < MOST_FPS:
-            raise RecordingError(
-                f"Episode {self.id} ({self.source}): the rate {self.fps:g} Hz is none; say the true one with --fps HZ."
-            )
+            raise RecordingError(f"{where}: the rate {self.fps:g} Hz is none; say the true one with --fps HZ.")
+        problem = problem_of(self.texts, length) or self.marks.problem(length)
+        if problem:
+            raise RecordingError(f"{where}: {problem}.")
+        for name, stream in self.streams.items():
+            rows = length if stream.clock is None else len(stream.clock)
+            if len(stream.values) != rows:
+                raise RecordingError(f"{where}: stream '{name}' has {len(stream.values)} rows, its clock has {rows}.")
+
+    @property
+    def fps(self) -> float:
+        """[Hz], the declared rate; the true one is in `timestamps`."""
+        return self.clock.fps
+
+    @property
+    def timestamps(self) -> NDArray[np.float64]:
+        """[T] [s]"""
+        return self.clock.stamps
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """Every text that holds somewhere, in order; which holds where is in `texts`."""
+        return all_texts(self.texts)
+
+    @property
+    def success(self) -> bool | None:
+        """None: the recording does not say."""
+        return self.marks.success
 
     def __len__(self) -> int:
-        return len(self.timestamps)
+        return len(self.clock)
 
 
 @dataclass(frozen=True)
@@ -89,6 +137,7 @@ class BrokenEpisode:
     id: str
     source: str
     reason: str
+    code: str = "episode.unreadable"  # of the error that says it; see `errors`
 
 
 @dataclass(frozen=True)
@@ -107,7 +156,7 @@ class RecordingInfo:
     tasks: tuple[str, ...]
     duration: float  # [s]
     successes: int | None  # None: the recording does not say
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
 class Recording(Protocol):

@@ -1,15 +1,15 @@
 """Explicit repairs of an episode, each reported in words; the recording itself is never edited."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from athena_vla.recordings.episode import Episode, Frames, Image, Segment
 from athena_vla.recordings.formats.common import StillFrames
 from athena_vla.recordings.intervals import idle_spans
+from athena_vla.recordings.texts import cut as cut_texts
 
 FIXES = ("trim-idle", "drop-failed", "drop-duplicates", "drop-first-frame")
 KEPT_SECONDS = 0.3  # of stillness that stays at each end: a policy must also learn to start and stop
@@ -78,11 +78,6 @@ def apply_fixes(episode: Episode, fixes: Sequence[str], seen: set[str]) -> tuple
 
 def cut(episode: Episode, start: int, stop: int) -> Episode:
     """Frames `start` to `stop` of an episode, with everything that belongs to them."""
-    extras: dict[str, Any] = dict(episode.extras)
-    streams: Mapping[str, Any] = extras.get("streams", {})
-    extras["streams"] = {k: v[start:stop] for k, v in streams.items()}
-    if "task_of_frame" in extras:
-        extras["task_of_frame"] = extras["task_of_frame"][start:stop]
     segments = [
         Segment(max(s.start, start) - start, min(s.stop, stop) - start, s.kind, s.text, s.source, s.confidence)
         for s in episode.segments
@@ -90,12 +85,15 @@ def cut(episode: Episode, start: int, stop: int) -> Episode:
     ]
     return replace(
         episode,
+        clock=episode.clock.cut(start, stop),
         actions=episode.actions[start:stop],
         states=episode.states[start:stop],
-        timestamps=episode.timestamps[start:stop],
         cameras={k: _cut_stream(v, start, stop) for k, v in episode.cameras.items()},
+        texts=cut_texts(episode.texts, start, stop),
+        marks=episode.marks.cut(start, stop),
         segments=tuple(segments),
-        extras=extras,
+        streams={k: v.cut(start, stop, episode.clock) for k, v in episode.streams.items()},
+        truth=None if episode.truth is None else episode.truth.cut(start, stop),
     )
 
 

@@ -23,7 +23,7 @@ def idle_spans(episode: Episode) -> list[tuple[int, int]]:
         return []
     width = len(episode.joint_names) or values.shape[1]
     values = values[:, :width]
-    fps = episode.fps if episode.extras.get("clock") != "frame index" else 10.0
+    fps = episode.clock.rate(10.0)
     reach = np.maximum(np.ptp(values, axis=0), 0.1)
     speed = np.abs(np.diff(values, axis=0)) / reach * fps
     window = min(max(1, round(0.2 * fps)), len(speed))

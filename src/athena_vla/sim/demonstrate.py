@@ -10,7 +10,11 @@ from dataclasses import asdict
 import numpy as np
 from numpy.typing import NDArray
 
-from athena_vla.recordings.episode import Episode, Image
+from athena_vla.recordings.episode import Episode, Image, Origin
+from athena_vla.recordings.marks import Marks
+from athena_vla.recordings.simulator_truth import Phase, SimulatorTruth
+from athena_vla.recordings.streams import Clock
+from athena_vla.recordings.texts import said
 from athena_vla.sim.experts import Expert, Trajectory
 from athena_vla.sim.robot import SimRobot
 from athena_vla.sim.scene import Scene
@@ -51,38 +55,32 @@ def play(
         for _ in range(inner):
             when = robot.time + 1.0 / body.command_hz
             robot.command(np.clip(trajectory.at(when) + disturb(when), body.lower, body.upper))
-    phases = [
-        {"name": name, "start": start, "stop": min(stop, steps / body.control_hz)}
-        for name, start, stop in trajectory.phases
-    ]
+    phases = [Phase(name, start, min(stop, steps / body.control_hz)) for name, start, stop in trajectory.phases]
     return Episode(
         id="episode",
-        fps=body.control_hz,
+        clock=Clock(np.array(times), body.control_hz),
         joint_names=body.joint_names,
         actions=np.array(actions, dtype=np.float32),
         state_names=(*body.joint_names, *(f"{name}_velocity" for name in body.joint_names)),
         states=np.array(states, dtype=np.float32),
-        timestamps=np.array(times),
         cameras={"head": _Pictures(pictures)},
-        instructions=(scene.instruction, *scene.phrasings),
-        success=robot.success(),
+        texts=said((scene.instruction, *scene.phrasings), steps),
+        marks=Marks(robot.success()),
         source=f"simulator:{scene.split}#{scene.seed}",
-        extras={
-            "robot": body.name,
-            "camera": {"name": "head", "fov_deg": 60.0, "mount": "torso"},
-            "seed": scene.seed,
-            "split": scene.split,
-            "task": {"family": scene.goal.family, "side": scene.goal.side, "target": scene.goal.target},
-            "objects": [asdict(o) for o in scene.objects],
-            "failed_on_purpose": failure,
-            "simulator": {
-                "phases": phases,  # [s]
-                "success_time": robot.judge.success_time,  # [s], null where it never came
-                "judged": robot.judge.failure or ("success" if robot.success() else "not reached"),
-                "hand_contact": contacts,  # per frame
-                "object_positions": np.round(np.array(objects), 4).tolist(),  # [T, 3, 3] [m], world frame
-            },
-        },
+        truth=SimulatorTruth(
+            task={"family": scene.goal.family, "side": scene.goal.side, "target": scene.goal.target},
+            split=scene.split,
+            seed=scene.seed,
+            failed_on_purpose=failure,
+            objects=tuple(asdict(o) for o in scene.objects),
+            camera={"name": "head", "fov_deg": 60.0, "mount": "torso"},
+            phases=tuple(phases),
+            success_time=robot.judge.success_time,
+            judged=robot.judge.failure or ("success" if robot.success() else "not reached"),
+            contacts={"hand_contact": np.array(contacts, bool)},
+            object_positions=np.round(np.array(objects), 4),
+        ),
+        origin=Origin(robot=body.name),
     )
 
 

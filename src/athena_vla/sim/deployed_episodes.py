@@ -8,7 +8,10 @@ import numpy as np
 from athena_vla.control.trace import Trace
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import RecordingError
-from athena_vla.recordings.episode import Episode
+from athena_vla.recordings.episode import Episode, Origin
+from athena_vla.recordings.marks import Marks, SourceSpan
+from athena_vla.recordings.streams import Clock
+from athena_vla.recordings.texts import said
 
 
 def trace_to_episode(trace: Trace, robot: Embodiment, *, id: str, success: bool | None = None) -> Episode:
@@ -25,15 +28,17 @@ def trace_to_episode(trace: Trace, robot: Embodiment, *, id: str, success: bool 
     frames = [o for o, keep in zip(trace.frames, whole, strict=True) if keep]
     return Episode(
         id=id,
-        fps=robot.control_hz,
+        clock=Clock(stamps[whole], robot.control_hz),
         joint_names=trace.joint_names,
         actions=trace.commands[last[whole]],
         state_names=trace.joint_names,
         states=np.array([o.state for o in frames]),
-        timestamps=stamps[whole],
         cameras={c: [o.images[c] for o in frames] for c in robot.camera_names},
-        instructions=(trace.instruction,),
-        success=success,
+        texts=said((trace.instruction,), len(frames)),
+        marks=Marks(success, sources=(SourceSpan("policy", 0, len(frames)),) if frames else ()),
         source=f"deployment of {trace.robot}",
-        extras={"interventions": dict(trace.interventions), "deadline_misses": trace.deadline_misses},
+        origin=Origin(
+            robot=trace.robot,
+            metadata={"interventions": dict(trace.interventions), "deadline_misses": trace.deadline_misses},
+        ),
     )

@@ -8,16 +8,15 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from rich.progress import Progress
 
 from athena_vla.errors import SimulationError, UnknownName
-from athena_vla.recordings.episode import Episode
-from athena_vla.recordings.formats.isaac_folder import write_episode
+from athena_vla.recordings.formats.common import OpenOptions
+from athena_vla.recordings.formats.isaac_folder import open_path, write_episode
 from athena_vla.sim.demonstrate import demonstrate
 from athena_vla.sim.robot import SimRobot
 from athena_vla.sim.scene import Split
@@ -137,14 +136,16 @@ def _record_one(job: tuple[RecordConfig, int]) -> EpisodeResult:
     name = f"episode_{number:04d}"
     folder = config.out / name
     if folder.is_dir():
-        known: dict[str, Any] = json.loads((folder / "metadata.json").read_text())
-        extras = known["extras"]
+        episode = open_path(folder, OpenOptions()).read(name)
+        truth = episode.truth
+        if truth is None:
+            raise SimulationError(f"'{folder}' is no recording of this simulator. Remove it, or record elsewhere.")
         return EpisodeResult(
             number=number,
-            family=extras["task"]["family"],
-            success=known["success"],
-            failed_on_purpose=bool(extras["failed_on_purpose"]),
-            frames=len(extras["simulator"]["hand_contact"]),
+            family=str(truth.task["family"]),
+            success=bool(episode.success),
+            failed_on_purpose=bool(truth.failed_on_purpose),
+            frames=len(episode),
             reused=True,
         )
     for leftover in config.out.glob(f".{name}-*"):  # of a run that was killed while writing
@@ -152,13 +153,13 @@ def _record_one(job: tuple[RecordConfig, int]) -> EpisodeResult:
     scene = sample_scene(config.seed * SEEDS_PER_RECORDING + number, config.split)
     robot = _stage(config.renderer, config.image_size)
     episode = demonstrate(robot, scene, failures=config.failures, noise=config.noise)
-    episode = Episode(**{**vars(episode), "id": name})
+    episode = replace(episode, id=name)
     write_episode(config.out, episode)
     return EpisodeResult(
         number=number,
         family=scene.goal.family,
         success=bool(episode.success),
-        failed_on_purpose=bool(episode.extras["failed_on_purpose"]),
+        failed_on_purpose=episode.truth is not None and bool(episode.truth.failed_on_purpose),
         frames=len(episode),
         reused=False,
     )

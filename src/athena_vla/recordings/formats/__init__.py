@@ -8,9 +8,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from athena_vla.errors import RecordingError, UnknownName
+from athena_vla.errors import LfsPointer, RecordingError, UnknownName
 from athena_vla.recordings.episode import Recording, RecordingInfo
 from athena_vla.recordings.formats.common import OpenOptions, are_placeholders, is_lfs_pointer
+from athena_vla.recordings.notes import texts_of
 
 # Asked in this order; each looks at content only. Imported on demand, so that h5py or PyAV load when needed.
 FORMATS: dict[str, str] = {
@@ -53,7 +54,7 @@ def open_recording(
         if module.detect(path):
             return module.open_path(path, options)
     if path.is_file() and is_lfs_pointer(path):
-        raise RecordingError(f"'{path}' is a git-LFS pointer, not the data. Fetch it with: git lfs pull")
+        raise LfsPointer(path)
     several = sorted(p.name for p in path.glob("*.[hH]*5") if p.is_file()) if path.is_dir() else []
     if len(several) == 1:  # a download as it came: the file, and perhaps a README beside it
         return open_recording(path / several[0], joints=joints, fps=fps)
@@ -82,5 +83,6 @@ def info_json(info: RecordingInfo) -> dict[str, Any]:
         "tasks": list(info.tasks),
         "duration": info.duration or None,
         "success": info.successes,
-        "notes": list(info.notes),
+        "notes": texts_of(info.notes),
+        "noted": [n.to_dict() for n in info.notes],
     }

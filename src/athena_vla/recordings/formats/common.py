@@ -12,7 +12,7 @@ import os
 import re
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from athena_vla.embodiment import known_robots, load
-from athena_vla.errors import AthenaError, RecordingError
+from athena_vla.errors import AthenaError, LfsPointer, RecordingError
 from athena_vla.recordings.episode import BrokenEpisode, Episode, Image, RecordingInfo
+from athena_vla.recordings.notes import Note
 
 MAX_ARRAY_BYTES = 8 * 2**30  # one array of one episode; more is a damaged header or a file to split first
 MAX_JSON_BYTES = 256 * 2**20
@@ -66,7 +67,7 @@ def is_lfs_pointer(path: Path) -> bool:
 
 def refuse_lfs(path: Path) -> None:
     if path.is_file() and is_lfs_pointer(path):
-        raise RecordingError(f"'{path}' is a git-LFS pointer, not the data. Fetch it with: git lfs pull")
+        raise LfsPointer(path)
 
 
 def read_json(path: Path) -> Any:
@@ -252,6 +253,11 @@ def image_files(folder: Path) -> ImageFiles:
     return ImageFiles(tuple(places), f"'{folder}'")
 
 
+def broken_note(episode: BrokenEpisode) -> Note:
+    """What to say of an episode that cannot be read."""
+    return Note("episode.broken", f"{episode.id} cannot be read: {episode.reason}", episode=episode.id)
+
+
 class BaseRecording(ABC):
     """A recording on disk; a format implements `info`, `ids` and `read`."""
 
@@ -275,7 +281,7 @@ class BaseRecording(ABC):
             try:
                 yield self.read(episode_id)
             except AthenaError as error:
-                yield BrokenEpisode(episode_id, f"{self.format}:{self.path}#{episode_id}", str(error))
+                yield BrokenEpisode(episode_id, f"{self.format}:{self.path}#{episode_id}", str(error), error.code)
 
     def names(self, kind: str, width: int, recorded: Sequence[str] | None) -> tuple[str, ...]:
         """Column names: recorded, else asserted by the user (actions), else placeholders that no robot has."""
@@ -303,14 +309,3 @@ def text_list(value: Any) -> list[str]:
 
 def optional_bool(value: Any) -> bool | None:
     return bool(value) if isinstance(value, bool | np.bool_) or value in (0, 1) else None
-
-
-def jsonable(extras: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of an episode's extras that JSON can hold exactly."""
-    kept: dict[str, Any] = {}
-    for key, value in extras.items():
-        try:
-            kept[key] = json.loads(json.dumps(value))
-        except (TypeError, ValueError):
-            continue  # arrays and streams stay in memory; formats that can hold them do
-    return kept

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,16 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from athena_vla.errors import RecordingError
-from athena_vla.recordings.episode import BrokenEpisode, Episode, Frames, RecordingInfo, Segment
+from athena_vla.recordings.episode import BrokenEpisode, Episode, Frames, Origin, RecordingInfo, Segment
 from athena_vla.recordings.formats.common import (
     BaseRecording,
     OpenOptions,
     StillFrames,
     ask_for_names,
+    broken_note,
     guarded,
     image_files,
     image_size,
-    jsonable,
     natural_key,
     npz_arrays,
     npz_headers,
@@ -32,10 +33,21 @@ from athena_vla.recordings.formats.common import (
     read_json_object,
     text_list,
 )
+from athena_vla.recordings.marks import Marks
+from athena_vla.recordings.notes import Note
+from athena_vla.recordings.simulator_truth import TRUTH_KEYS, SimulatorTruth
+from athena_vla.recordings.streams import Clock, Stream
+from athena_vla.recordings.texts import is_whole, said, texts_from_json, texts_json
 
 NAME = "isaac_folder"
 ARRAYS = ("trajectory.npz", "episode_data.npz")
 DEFAULT_TASK = "perform a task"  # the layout's own default, so an instruction equal to it says nothing
+STREAM, STREAM_CLOCK = "stream/", "stream_clock/"  # arrays that our own writer adds
+ROWS = ("actions", "observations", "states", "timestamps")
+KNOWN = {
+    "instructions", "task_descriptions", "task_description", "success", "fps", "joint_names", "state_names",
+    "segments", "cameras", "extras", "texts", "marks",
+}  # fmt: skip
 DEFAULT_CAMERA = "head"  # the layout has one unnamed camera, which its specification puts on the head
 
 
@@ -74,7 +86,7 @@ class IsaacFolder(BaseRecording):
             raise RecordingError(f"There is no episode '{episode_id}' in '{self.path}'.")
         metadata = read_json_object(folder / "metadata.json")
         arrays_path = _arrays_path(folder)
-        arrays = npz_arrays(arrays_path, ("actions", "observations", "states", "timestamps"))
+        arrays = npz_arrays(arrays_path, list(npz_headers(arrays_path)))
         actions = _matrix(arrays.get("actions"), arrays_path, "actions")
         length = len(actions)
         raw_states = arrays.get("states", arrays.get("observations"))
@@ -85,36 +97,33 @@ class IsaacFolder(BaseRecording):
                 raise RecordingError(f"'{arrays_path}': {length} actions but {len(states)} states.")
         joint_names = self.names("action", actions.shape[1], _names(metadata, "joint_names", actions.shape[1], folder))
         state_names = self.names("state", states.shape[1], _names(metadata, "state_names", states.shape[1], folder))
-        timestamps, fps, clock = self._clock(metadata, arrays, length, folder)
+        clock = self._clock(metadata, arrays, length, folder)
         instructions = text_list(metadata.get("instructions"))
         instructions += text_list(metadata.get("task_descriptions")) + text_list(metadata.get("task_description"))
-        known = {
-            "instructions",
-            "task_descriptions",
-            "task_description",
-            "success",
-            "fps",
-            "joint_names",
-            "state_names",
-        }
-        extras = {k: v for k, v in metadata.items() if k not in known | {"segments", "cameras", "extras"}}
-        more = metadata.get("extras")
-        extras |= more if isinstance(more, dict) else {}
-        extras["clock"] = clock
+        texts = said(dict.fromkeys(instructions), length)
+        if metadata.get("texts"):
+            with guarded(f"texts in '{folder / 'metadata.json'}'"):
+                texts = texts_from_json(metadata["texts"])
+        marks = Marks(optional_bool(metadata.get("success")))
+        if isinstance(metadata.get("marks"), dict):
+            marks = replace(Marks.from_dict(metadata["marks"]), success=marks.success)
+        origin, truth = _recorded_beside(metadata)
+        streams = _streams(arrays, metadata, length)
         return Episode(
             id=episode_id,
-            fps=fps,
+            clock=clock,
             joint_names=joint_names,
             actions=actions,
             state_names=state_names,
             states=states,
-            timestamps=timestamps,
             cameras=_cameras(folder, metadata),
-            instructions=tuple(dict.fromkeys(instructions)),
-            success=optional_bool(metadata.get("success")),
+            texts=texts,
+            marks=marks,
             segments=_segments(metadata, length, folder),
             source=source,
-            extras=extras,
+            streams=streams,
+            truth=truth,
+            origin=origin,
         )
 
     def info(self) -> RecordingInfo:
@@ -122,17 +131,17 @@ class IsaacFolder(BaseRecording):
         first: Episode | None = None
         tasks: dict[str, None] = {}
         duration, successes, said, broken = 0.0, 0, False, 0
-        notes: list[str] = []
+        notes: list[Note] = []
         for episode in self.episodes():
             if isinstance(episode, BrokenEpisode):
                 broken += 1
-                notes.append(f"{episode.id} cannot be read: {episode.reason}")
+                notes.append(broken_note(episode))
                 continue
             first = first or episode
             episodes += 1
             frames += len(episode)
             tasks |= dict.fromkeys(episode.instructions[:1])
-            duration += len(episode) / episode.fps if episode.extras["clock"] != "frame index" else 0.0
+            duration += len(episode) / episode.fps if episode.clock.has_rate else 0.0
             said |= episode.success is not None
             successes += episode.success is True
         if first is None:
@@ -140,25 +149,24 @@ class IsaacFolder(BaseRecording):
             raise RecordingError(f"'{self.path}' holds no readable episode: {reason}")
         unnamed = "joint_names" not in read_json_object(self._folder(first.id) / "metadata.json")
         if unnamed and not self.options.joints:
-            notes.append(
-                f"the {len(first.joint_names)} action columns have no names; --robot NAME asserts their order, or "
-                f"{ask_for_names(len(first.joint_names))}"
-            )
+            width = len(first.joint_names)
+            asks = f"the {width} action columns have no names; --robot NAME asserts their order, or "
+            notes.append(Note("column.unnamed", asks + ask_for_names(width)))
         if first.state_names and unnamed:
-            notes.append(f"the {len(first.state_names)} state columns have no names")
-        if first.extras["clock"] == "frame index":
-            notes.append("no clock is recorded; --fps HZ says how fast frames follow each other")
+            notes.append(Note("column.unnamed", f"the {len(first.state_names)} state columns have no names"))
+        if not first.clock.has_rate:
+            notes.append(Note("clock.missing", "no clock is recorded; --fps HZ says how fast frames follow each other"))
         if not first.cameras:
-            notes.append("no images are recorded")
+            notes.append(Note("camera.missing", "no images are recorded"))
         cameras = {name: _size_of(stream) for name, stream in first.cameras.items()}
         return RecordingInfo(
             format=NAME,
             version=_arrays_path(self._folder(first.id)).stem,
-            robot=str(first.extras.get("robot", "")),
+            robot=first.origin.robot,
             joint_names=first.joint_names,
             state_names=first.state_names,
             cameras=cameras,
-            fps=first.fps if first.extras["clock"] != "frame index" else 0.0,
+            fps=first.fps if first.clock.has_rate else 0.0,
             episodes=episodes,
             frames=frames,
             tasks=tuple(tasks),
@@ -170,10 +178,8 @@ class IsaacFolder(BaseRecording):
     def _folder(self, episode_id: str) -> Path:
         return self.path if self._single else self.path / episode_id
 
-    def _clock(
-        self, metadata: dict[str, Any], arrays: dict[str, Any], length: int, folder: Path
-    ) -> tuple[np.ndarray[Any, np.dtype[np.float64]], float, str]:
-        """(time stamps, rate, where they come from): recorded, from a rate, or only the frame index."""
+    def _clock(self, metadata: dict[str, Any], arrays: dict[str, Any], length: int, folder: Path) -> Clock:
+        """Recorded time stamps, else a rate, else the frame index alone."""
         fps = self.options.fps or metadata.get("fps")
         if fps is not None and not (isinstance(fps, int | float) and np.isfinite(fps) and fps > 0):
             raise RecordingError(f"'{folder / 'metadata.json'}': fps is {fps!r}, expected a positive number.")
@@ -192,10 +198,8 @@ class IsaacFolder(BaseRecording):
                     if not len(steps):
                         raise RecordingError(f"'{folder}': the time stamps never advance and no fps is recorded.")
                     fps = float(1.0 / np.median(steps))
-                return stamps, float(fps), "recorded"
-        if fps is not None:
-            return np.arange(length, dtype=np.float64) / float(fps), float(fps), "rate"
-        return np.arange(length, dtype=np.float64), 1.0, "frame index"
+                return Clock(stamps, float(fps))
+        return Clock.counted(length) if fps is None else Clock.at_rate(length, float(fps))
 
 
 def write_episode(root: Path, episode: Episode) -> Path:
@@ -218,6 +222,8 @@ def write_episode(root: Path, episode: Episode) -> Path:
             if episode.state_names:
                 arrays["observations"] = episode.states
             arrays["timestamps"] = episode.timestamps
+            arrays |= {f"{STREAM}{k}": s.values for k, s in episode.streams.items()}
+            arrays |= {f"{STREAM_CLOCK}{k}": s.clock.stamps for k, s in episode.streams.items() if s.clock}
             np.savez(file, allow_pickle=False, **arrays)  # pyright: ignore[reportArgumentType]
         names = list(episode.cameras)
         single = names == [DEFAULT_CAMERA]
@@ -233,8 +239,12 @@ def write_episode(root: Path, episode: Episode) -> Path:
             "state_names": list(episode.state_names),
             "cameras": names,
             "segments": [vars(s) for s in episode.segments],
-            "extras": {k: v for k, v in jsonable(episode.extras).items() if k != "clock"},
+            "extras": _beside(episode),
         }
+        if not is_whole(episode.texts, len(episode)):
+            metadata["texts"] = texts_json(episode.texts)
+        if episode.marks.spans or episode.marks.sources:
+            metadata["marks"] = episode.marks.to_dict()
         if not episode.instructions:
             del metadata["task_description"]
         (temporary / "metadata.json").write_text(json.dumps(metadata, indent=1))
@@ -244,6 +254,53 @@ def write_episode(root: Path, episode: Episode) -> Path:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return target
+
+
+def _beside(episode: Episode) -> dict[str, Any]:
+    """What the recorder or the simulator said of the episode beside its data."""
+    origin, truth = episode.origin, episode.truth
+    found: dict[str, Any] = {"robot": origin.robot} if origin.robot else {}
+    found |= {} if truth is None else truth.to_dict()
+    found |= {"kind": origin.kind} if origin.kind else {}
+    found |= {"recorded_id": origin.recorded_id} if origin.recorded_id else {}
+    rates = {k: s.clock.fps for k, s in episode.streams.items() if s.clock is not None}
+    found |= {"stream_rates": rates} if rates else {}
+    return found | dict(origin.metadata)
+
+
+def _recorded_beside(metadata: dict[str, Any]) -> tuple[Origin, SimulatorTruth | None]:
+    """The inverse of `_beside`; keys that nothing here reads stay in the origin's metadata."""
+    beside = {k: v for k, v in metadata.items() if k not in KNOWN}
+    more = metadata.get("extras")
+    beside |= more if isinstance(more, dict) else {}
+    truth = SimulatorTruth.from_dict(beside)
+    if truth is not None:
+        beside = {k: v for k, v in beside.items() if k not in TRUTH_KEYS}
+    origin = Origin(
+        robot=str(beside.pop("robot", "")),
+        kind=str(beside.pop("kind", None) or beside.pop("task_kind", None) or ""),
+        recorded_id=str(beside.pop("recorded_id", "")),
+        metadata={k: v for k, v in beside.items() if k != "stream_rates"},
+    )
+    return origin, truth
+
+
+def _streams(arrays: dict[str, Any], metadata: dict[str, Any], length: int) -> dict[str, Stream]:
+    """Arrays that are neither actions nor states: our own with their clocks, others where they have a row a frame."""
+    more = metadata.get("extras")
+    rates = more.get("stream_rates") if isinstance(more, dict) else None
+    rates = rates if isinstance(rates, dict) else {}
+    streams: dict[str, Stream] = {}
+    for key, values in arrays.items():
+        stamps = arrays.get(STREAM_CLOCK + key.removeprefix(STREAM))
+        if key in ROWS or key.startswith(STREAM_CLOCK) or values.dtype.kind not in "fiub" or not values.ndim:
+            continue
+        if stamps is not None:
+            clock = Clock(stamps.astype(np.float64), float(rates.get(key.removeprefix(STREAM), 1.0)))
+            streams[key.removeprefix(STREAM)] = Stream(values, clock)
+        elif len(values) == length:
+            streams[key.removeprefix(STREAM)] = Stream(values)
+    return streams
 
 
 def _write_images(folder: Path, stream: Frames) -> None:

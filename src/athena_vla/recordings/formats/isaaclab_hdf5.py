@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from athena_vla.errors import RecordingError
-from athena_vla.recordings.episode import Episode, Frames, RecordingInfo, Segment
+from athena_vla.recordings.episode import Episode, Frames, Origin, RecordingInfo, Segment
 from athena_vla.recordings.formats.common import (
     NOT_RGB,
     BaseRecording,
@@ -26,6 +26,10 @@ from athena_vla.recordings.formats.common import (
     refuse_lfs,
 )
 from athena_vla.recordings.formats.hdf5 import HDF5Frames, is_hdf5, numbers_of
+from athena_vla.recordings.marks import Marks
+from athena_vla.recordings.notes import Note
+from athena_vla.recordings.streams import Clock, Stream
+from athena_vla.recordings.texts import said
 
 NAME = "isaaclab_hdf5"
 JOINT_TERMS = ("joint_pos", "robot_joint_pos")
@@ -82,7 +86,7 @@ class IsaacLabHDF5(BaseRecording):
             return self._read(episode_id, self.data[episode_id])
 
     def info(self) -> RecordingInfo:
-        notes: list[str] = []
+        notes: list[Note] = []
         ids = self.ids()
         first: Episode | None = None
         episodes = frames = 0
@@ -93,7 +97,7 @@ class IsaacLabHDF5(BaseRecording):
                 length = self._length(demo)
                 first = first or self.read(demo)
             except RecordingError as error:
-                notes.append(f"{demo} cannot be read: {error}")
+                notes.append(Note("episode.broken", f"{demo} cannot be read: {error}", episode=demo))
                 continue
             success = optional_bool(self.data[demo].attrs.get("success"))
             successes += [success] if success is not None else []
@@ -101,17 +105,18 @@ class IsaacLabHDF5(BaseRecording):
         tasks |= dict.fromkeys(first.instructions if first else ())
         declared = self.data.attrs.get("total")
         if declared is not None and int(declared) != frames:
-            notes.append(f"data.attrs['total'] says {int(declared)} frames, the demos hold {frames}")
+            says = f"data.attrs['total'] says {int(declared)} frames, the demos hold {frames}"
+            notes.append(Note("count.declared", says))
         numbers = [int(k.rsplit("_", 1)[-1]) for k in ids if k.rsplit("_", 1)[-1].isdigit()]
         if numbers and numbers != list(range(len(numbers))):
             gaps = sorted(set(range(numbers[-1] + 1)) - set(numbers))
-            notes.append(f"demo numbering has gaps: {gaps[:10]} are missing")
+            notes.append(Note("count.gaps", f"demo numbering has gaps: {gaps[:10]} are missing"))
         if not ids:
-            notes.append("the file holds no demos")
+            notes.append(Note("metadata.missing", "the file holds no demos"))
         if first is None:
             return RecordingInfo(NAME, self.version, self._robot(), (), (), {}, 0.0, 0, 0, (), 0.0, None, tuple(notes))
-        notes += first.extras["notes"]
-        known = first.extras["clock"] != "frame index"
+        notes += first.notes
+        known = first.clock.has_rate
         return RecordingInfo(
             format=self.format,
             version=self.version,
@@ -140,47 +145,48 @@ class IsaacLabHDF5(BaseRecording):
 
     def _read(self, demo: str, group: h5py.Group) -> Episode:
         length = self._length(demo)
-        notes: list[str] = []
+        notes: list[Note] = []
         name = "processed_actions" if isinstance(group.get("processed_actions"), h5py.Dataset) else "actions"
         actions = numbers_of(group[name], f"{name} of {demo}")
         if actions.ndim != 2 or len(actions) != length:
             raise RecordingError(f"Demo '{demo}' of '{self.path}': {name} has shape {list(actions.shape)}.")
         states, relative, default = self._states(group, length, notes)
         streams, cameras = self._streams(group, length)
-        fps, clock = self._rate(group, notes)
+        clock = self._clock(group, length, notes)
         declared = group.attrs.get("num_samples")
         if declared is not None and int(declared) != length:
-            notes.append(f"{demo} declares {int(declared)} samples, it holds {length}")
+            holds = f"{demo} declares {int(declared)} samples, it holds {length}"
+            notes.append(Note("count.declared", holds, episode=demo))
         if not self.options.joints:
             width = actions.shape[1]
-            notes.append(f"the {width} action columns have no names, in Isaac's own order; {ask_for_names(width)}")
+            unnamed = f"the {width} action columns have no names, in Isaac's own order; {ask_for_names(width)}"
+            notes.append(Note("column.unnamed", unnamed))
         if actions.shape[1] != states.shape[1] and states.shape[1]:
-            notes.append(
-                f"{actions.shape[1]} action columns for {states.shape[1]} joints: these actions are not joint targets"
+            widths = (
+                f"{actions.shape[1]} action columns for {states.shape[1]} joints: which joints they drive, if any, "
             )
+            notes.append(Note("joint.unmatched", widths + "is not recorded"))
         order = "xyzw" if int(self.version) >= 1 else "wxyz"
         return Episode(
             id=demo,
-            fps=fps,
+            clock=clock,
             joint_names=self.names("action", actions.shape[1], None),
             actions=actions,
             state_names=self._state_names(states.shape[1]),
             states=states,
-            timestamps=np.arange(length) / fps if clock != "frame index" else np.arange(length, dtype=np.float64),
             cameras=cameras,
-            instructions=self._instructions(group),
-            success=optional_bool(group.attrs.get("success")),
+            texts=said(self._instructions(group), length),
+            marks=Marks(optional_bool(group.attrs.get("success"))),
             segments=_signals(group, length),
             source=f"{self.format}:{self.path}#{demo}",
-            extras={
-                "clock": clock,
-                "notes": notes,
-                "streams": streams,
-                "declared_length": None if declared is None else int(declared),
-                "positions_relative": relative,
-                "default_pose": default,
-                "quaternion_order": order,
-            },
+            streams={k: Stream(v) for k, v in streams.items()},
+            origin=Origin(
+                declared_length=None if declared is None else int(declared),
+                positions_relative=relative,
+                default_pose=None if default is None else tuple(default),
+                quaternion_order=order,
+            ),
+            notes=tuple(notes),
         )
 
     def _state_names(self, width: int) -> tuple[str, ...]:
@@ -197,7 +203,7 @@ class IsaacLabHDF5(BaseRecording):
         return tuple(dict.fromkeys(found))
 
     def _states(
-        self, group: h5py.Group, length: int, notes: list[str]
+        self, group: h5py.Group, length: int, notes: list[Note]
     ) -> tuple[NDArray[Any], bool | None, list[float] | None]:
         """(absolute joint positions before each action, were they recorded relative, the default pose)."""
         articulations = group.get("states/articulation")
@@ -215,12 +221,14 @@ class IsaacLabHDF5(BaseRecording):
         if observed is not None and (observed.ndim != 2 or len(observed) != length):
             observed = None
         if after is not None and (after.ndim != 2 or len(after) != length):
-            notes.append(f"states hold {len(after)} rows for {length} actions and are left out")
+            rows = f"states hold {len(after)} rows for {length} actions and are left out"
+            notes.append(Note("state.mismatch", rows))
             after = None
         if after is None:
             if observed is None:
                 return np.zeros((length, 0), np.float32), None, None
-            notes.append("only obs joint positions are recorded; whether they are relative cannot be told")
+            unknown = "only obs joint positions are recorded; whether they are relative cannot be told"
+            notes.append(Note("state.relative", unknown))
             return observed, None, None
         if observed is not None and observed.shape == after.shape:
             default = (initial[0] if initial is not None else after[0]) - observed[0 if initial is not None else 1]
@@ -228,31 +236,35 @@ class IsaacLabHDF5(BaseRecording):
             if error < IDENTITY_TOLERANCE:
                 relative = bool(np.abs(default).max() > IDENTITY_TOLERANCE)
                 kind = "relative to a default pose, which is added" if relative else "absolute"
-                notes.append(f"obs joint positions are {kind} (identity with the states holds to {error:.1e} rad)")
+                holds = f"obs joint positions are {kind} (identity with the states holds to {error:.1e} rad)"
+                notes.append(Note("state.relative", holds))
                 # The states themselves are kept: they are bit-exact, and one row later than the observation.
                 return _before(after, initial), relative, default.tolist()
-            notes.append(f"obs joint positions do not match the states (up to {error:.3f}); the states are used")
+            differ = f"obs joint positions do not match the states (up to {error:.3f}); the states are used"
+            notes.append(Note("state.mismatch", differ))
         return _before(after, initial), None, None
 
-    def _rate(self, group: h5py.Group, notes: list[str]) -> tuple[float, str]:
+    def _clock(self, group: h5py.Group, length: int, notes: list[Note]) -> Clock:
         if self.options.fps:
-            return self.options.fps, "rate"
+            return Clock.at_rate(length, self.options.fps)
         arguments = self.environment.get("sim_args")
         if isinstance(arguments, Mapping):
             step = float(arguments.get("dt", 0)) * float(arguments.get("decimation", 0))
             if step > 0:
-                return round(1.0 / step, 6), "rate"
+                return Clock.at_rate(length, round(1.0 / step, 6))
         estimated = _rate_from_velocities(group)
         hint = f" (joint velocities suggest very roughly {estimated:.0f} Hz)" if estimated is not None else ""
         for prefix, (dt, decimation) in PUBLISHED_STEPS.items():
             if str(self.environment.get("env_name", "")).startswith(prefix):
-                notes.append(
+                taken = (
                     f"no rate is recorded; {1 / (dt * decimation):g} Hz is that of the published {prefix} environment "
                     f"(sim.dt {dt:g} x decimation {decimation}){hint}; --fps HZ says otherwise"
                 )
-                return round(1.0 / (dt * decimation), 6), "published environment"
-        notes.append(f"no rate is recorded{hint}; --fps HZ says how fast frames follow each other")
-        return 1.0, "frame index"
+                notes.append(Note("clock.guessed", taken))
+                return Clock.at_rate(length, round(1.0 / (dt * decimation), 6), "published environment")
+        missing = f"no rate is recorded{hint}; --fps HZ says how fast frames follow each other"
+        notes.append(Note("clock.missing", missing))
+        return Clock.counted(length)
 
     def _streams(self, group: h5py.Group, length: int) -> tuple[dict[str, NDArray[Any]], dict[str, Frames]]:
         streams: dict[str, NDArray[Any]] = {}

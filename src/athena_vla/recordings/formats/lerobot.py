@@ -4,6 +4,7 @@ Follows what the files hold; where metadata and files disagree, the files win an
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from athena_vla.errors import RecordingError
-from athena_vla.recordings.episode import Episode, Frames, RecordingInfo, Segment
+from athena_vla.errors import AthenaError, LfsPointer, RecordingError
+from athena_vla.recordings.episode import Episode, Frames, Origin, RecordingInfo, Segment
 from athena_vla.recordings.formats.arrow import numbers, pictures
 from athena_vla.recordings.formats.common import (
     BaseRecording,
@@ -25,7 +26,11 @@ from athena_vla.recordings.formats.common import (
 )
 from athena_vla.recordings.formats.lerobot_meta import LeRobotMeta
 from athena_vla.recordings.formats.lerobot_names import column_names, language_segments, runs
+from athena_vla.recordings.marks import Marks
 from athena_vla.recordings.media.video import VideoFrames
+from athena_vla.recordings.notes import Note
+from athena_vla.recordings.streams import Clock, Stream
+from athena_vla.recordings.texts import Texts, from_frames, said, texts_from_json
 
 NAME = "lerobot"
 ACTIONS, STATES = ("action", "actions"), ("observation.state", "state")
@@ -76,14 +81,14 @@ class LeRobot(BaseRecording):
                         files[path] = pq.ParquetFile(path).metadata.num_rows
                 readable += 1
             except RecordingError as error:
-                notes.append(str(error))
+                notes.append(Note(note_code(error), str(error), episode=str(index)))
         frames = sum(files.values())
         for what, declared, true in (
             ("total_episodes", self.meta.raw.get("total_episodes"), readable),
             ("total_frames", self.meta.raw.get("total_frames"), frames),
         ):
             if declared != true:
-                notes.append(f"info.json declares {what} {declared}, the files hold {true}")
+                notes.append(Note("count.declared", f"info.json declares {what} {declared}, the files hold {true}"))
         first, cameras = self._first(notes)
         successes = [e.get("success") for e in self.meta.sidecar.values()]
         said = [s for s in successes if isinstance(s, bool)]
@@ -106,15 +111,15 @@ class LeRobot(BaseRecording):
             notes=tuple(notes),
         )
 
-    def _first(self, notes: list[str]) -> tuple[Episode | None, dict[str, tuple[int, int]]]:
+    def _first(self, notes: list[Note]) -> tuple[Episode | None, dict[str, tuple[int, int]]]:
         """The first readable episode and the true size of its cameras."""
         for index in sorted(self.meta.rows):
             try:
                 first = self.read(str(index))
             except RecordingError as error:
-                notes.append(str(error))
+                notes.append(Note(note_code(error), str(error), episode=str(index)))
                 continue
-            notes += [f"episode {index}: {reason}" for reason in first.extras["missing"].values()]
+            notes += [replace(n, text=f"episode {index}: {n.text}") for n in first.notes]
             cameras: dict[str, tuple[int, int]] = {}
             for name, stream in first.cameras.items():
                 if isinstance(stream, VideoFrames):
@@ -148,7 +153,7 @@ class LeRobot(BaseRecording):
         length = table.num_rows
         columns: dict[str, NDArray[Any]] = {}
         images: dict[str, Frames] = {}
-        missing: dict[str, str] = {}
+        missing: list[Note] = []
         for name in table.column_names:
             kind = str(self.meta.features.get(name, {}).get("dtype", ""))
             if kind == "image":
@@ -158,19 +163,23 @@ class LeRobot(BaseRecording):
         promised = [k for k, f in self.meta.features.items() if f.get("dtype") in ("video", "image")]
         for key in promised:
             if self.meta.features[key].get("dtype") == "image" and key not in table.column_names:
-                missing[key] = f"camera '{key}' is promised, but the data file has no such column"
+                lacks = f"camera '{key}' is promised, but the data file has no such column"
+                missing.append(Note("camera.missing", lacks, (key,), str(index)))
             elif self.meta.features[key].get("dtype") == "video":
                 try:
                     images[key.removeprefix(IMAGE_PREFIX)] = VideoFrames(*self.meta.video_span(index, key))
                 except RecordingError as error:
-                    missing[key] = f"camera '{key}': {error}"
+                    code = "file.lfs_pointer" if isinstance(error, LfsPointer) else "camera.missing"
+                    missing.append(Note(code, f"camera '{key}': {error}", (key,), str(index)))
         actions, states = _pick(columns, ACTIONS), _pick(columns, STATES)
-        missing |= {
-            k: f"column '{k}' is promised, but missing" for k in ACTIONS if k in self.meta.features and actions is None
-        }
+        missing += [
+            Note("column.missing", f"column '{k}' is promised, but missing", (k,), str(index))
+            for k in ACTIONS
+            if k in self.meta.features and actions is None
+        ]
         action_values = np.zeros((length, 0), np.float32) if actions is None else _matrix(columns[actions])
         state_values = np.zeros((length, 0), np.float32) if states is None else _matrix(columns[states])
-        instructions, segments = self._language(index, columns, table, length)
+        texts, segments = self._language(index, columns, table, length)
         side = self.meta.sidecar.get(index, {})
         if side.get("segments"):
             segments = tuple(Segment(**s) for s in side["segments"])
@@ -178,49 +187,41 @@ class LeRobot(BaseRecording):
         for name in ("next.success", "success"):
             if success is None and name in columns:
                 success = bool(np.any(columns[name]))
-        stamps, clock = self._clock(columns, length)
+        marks = Marks(success)
+        if side.get("marks"):
+            marks = replace(Marks.from_dict(side["marks"]), success=success)
         used = INDICES | {actions, states, EXACT_TIME}
         streams, names = {k: v for k, v in columns.items() if k not in used}, side.get("streams") or {}
         return Episode(
             id=str(index),
-            fps=self.meta.fps,
+            clock=self._clock(columns, length),
             joint_names=self._named("action", actions, action_values.shape[1]),
             actions=action_values,
             state_names=self._named("state", states, state_values.shape[1]),
             states=state_values,
-            timestamps=stamps,
             cameras=images,
-            instructions=instructions,
-            success=success,
+            texts=texts,
+            marks=marks,
             segments=segments,
             source=f"{NAME}:{self.path}#{index}",
-            extras={
-                "clock": clock,
-                "missing": missing,
-                "declared_length": self.meta.rows[index].get("length"),
-                "streams": {
-                    names.get(k, {}).get("name", k): v.reshape(length, *names[k]["shape"]) if k in names else v
-                    for k, v in streams.items()
-                },
-                **({"task_of_frame": texts} if len(set(texts := self._task_of_frame(columns))) > 1 else {}),
-                **({"kind": side["kind"]} if side.get("kind") else {}),
-                **({"recorded_id": side["id"]} if side.get("id") else {}),
+            streams={
+                names.get(k, {}).get("name", k): Stream(v.reshape(length, *names[k]["shape"]) if k in names else v)
+                for k, v in streams.items()
             },
+            origin=Origin(
+                robot=str(self.meta.raw.get("robot_type") or ""),
+                kind=str(side.get("kind") or ""),
+                recorded_id=str(side.get("id") or ""),
+                declared_length=declared if isinstance(declared := self.meta.rows[index].get("length"), int) else None,
+            ),
+            notes=tuple(missing),
         )
 
-    def _clock(self, columns: Mapping[str, NDArray[Any]], length: int) -> tuple[NDArray[np.float64], str]:
-        if EXACT_TIME in columns:
-            return columns[EXACT_TIME].reshape(-1).astype(np.float64), "recorded"
-        if "timestamp" in columns:
-            return columns["timestamp"].reshape(-1).astype(np.float64), "recorded"
-        return np.arange(length) / self.meta.fps, "rate"
-
-    def _task_of_frame(self, columns: Mapping[str, NDArray[Any]]) -> list[str]:
-        return (
-            [self.meta.tasks.get(int(i), "") for i in columns["task_index"].reshape(-1)]
-            if "task_index" in columns
-            else []
-        )
+    def _clock(self, columns: Mapping[str, NDArray[Any]], length: int) -> Clock:
+        for name in (EXACT_TIME, "timestamp"):
+            if name in columns:
+                return Clock(columns[name].reshape(-1).astype(np.float64), self.meta.fps)
+        return Clock.at_rate(length, self.meta.fps)
 
     def _named(self, kind: str, column: str | None, width: int) -> tuple[str, ...]:
         recorded = column_names(
@@ -230,24 +231,30 @@ class LeRobot(BaseRecording):
 
     def _language(
         self, index: int, columns: Mapping[str, NDArray[Any]], table: Any, length: int
-    ) -> tuple[tuple[str, ...], tuple[Segment, ...]]:
-        """(instructions in order of trust, segments where the text changes within the episode)."""
-        texts: list[str] = []
+    ) -> tuple[Texts, tuple[Segment, ...]]:
+        """(texts of each frame, segments where the text changes within the episode)."""
+        said_at: list[list[str]] = []
         segments: list[Segment] = []
         labels = [k for k in columns if k.startswith("annotation.") and "valid" not in k]
         for name in ("task_index", *labels):
             if name not in columns:
                 continue
-            spans = [(a, b, self.meta.tasks.get(int(value), "")) for a, b, value in runs(columns[name].reshape(-1))]
-            texts += [text for _, _, text in spans] if not name.endswith(".segment") else []
+            words = [self.meta.tasks.get(int(i), "").strip() for i in columns[name].reshape(-1)]
+            said_at += [] if name.endswith(".segment") else [words]
+            spans = runs(np.array(words))
             if len(spans) > 1:
                 segments += [Segment(a, b, "task", text, "human", 1.0) for a, b, text in spans if text]
         if "language_persistent" in table.column_names and length:
             segments += language_segments(table["language_persistent"][0].as_py(), columns.get("timestamp"), length)
-        # The episode's own list also holds validity labels, so it only speaks where frames do not.
-        texts = text_list(texts) or text_list(self.meta.rows[index].get("tasks"))
-        side = self.meta.sidecar.get(index, {}).get("instructions")
-        return tuple(text_list(texts if side is None else side)), tuple(segments)
+        texts = from_frames(said_at)
+        side = self.meta.sidecar.get(index, {})
+        if side.get("texts"):
+            texts = texts_from_json(side["texts"])
+        elif len(texts) <= 1 and side.get("instructions") is not None:
+            texts = said(text_list(side["instructions"]), length)
+        elif not texts:  # the episode's own list also holds validity labels, so it only speaks where frames do not
+            texts = said(text_list(self.meta.rows[index].get("tasks")), length)
+        return texts, tuple(segments)
 
     def _table(self, path: Path, index: int) -> Any:
         refuse_lfs(path)
@@ -256,7 +263,8 @@ class LeRobot(BaseRecording):
             if "episode_index" in table.column_names:
                 values = np.unique(numbers(table["episode_index"], str(path)))
                 if len(values) and values.tolist() != [index]:
-                    self.meta.notes.append(f"'{path.name}' holds episode_index {values.tolist()[:3]}, expected {index}")
+                    holds = f"'{path.name}' holds episode_index {values.tolist()[:3]}, expected {index}"
+                    self.meta.notes.append(Note("count.declared", holds, episode=str(index)))
             return table
         if self._cached is None or self._cached[0] != path:
             self._cached = (path, _EpisodeRows(path))
@@ -288,6 +296,11 @@ class _EpisodeRows:
         if len(rows) and rows[-1] - rows[0] + 1 != len(rows):
             raise RecordingError(f"Episode {index} is scattered over '{self.path}'.")
         return table.slice(int(rows[0]), len(rows))
+
+
+def note_code(error: AthenaError) -> str:
+    """The code under which a file that cannot be read is noted."""
+    return "file.lfs_pointer" if isinstance(error, LfsPointer) else "episode.broken"
 
 
 def _pick(columns: Mapping[str, Any], names: tuple[str, ...]) -> str | None:

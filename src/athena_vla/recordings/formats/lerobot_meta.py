@@ -20,6 +20,7 @@ from athena_vla.recordings.formats.common import (
     read_json_object,
     refuse_lfs,
 )
+from athena_vla.recordings.notes import Note
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 FIELD = re.compile(r"\{(\w+)(?::0(\d{1,2})d)?\}")
@@ -42,7 +43,7 @@ class LeRobotMeta:
             raise RecordingError(f"'{path / 'meta/info.json'}' has no table of features.")
         self.features: dict[str, dict[str, Any]] = features
         self.fps = asserted_fps or _rate(self.raw.get("fps"), path)
-        self.notes: list[str] = []
+        self.notes: list[Note] = []
         modality = path / "meta" / "modality.json"
         self.modality = read_json_object(modality) if modality.is_file() else {}
         self.tasks = self._tasks()
@@ -90,7 +91,7 @@ class LeRobotMeta:
         if lines.is_file():
             with guarded(f"'{lines}'"):
                 return {int(r["task_index"]): str(r["task"]) for r in read_json_lines(lines)}
-        self.notes.append("there is no table of tasks")
+        self.notes.append(Note("metadata.missing", "there is no table of tasks"))
         return {}
 
     def _sidecar(self) -> dict[int, dict[str, Any]]:
@@ -109,10 +110,12 @@ class LeRobotMeta:
             with guarded(f"'{path}'"):
                 rows = {int(r["episode_index"]): r for r in read_json_lines(path)}
         else:
-            self.notes.append("meta/episodes.jsonl is missing: episodes are those with a data file")
+            missing = "meta/episodes.jsonl is missing: episodes are those with a data file"
+            self.notes.append(Note("metadata.missing", missing))
         found = {int(m[1]) for f in self.path.glob("data/*/*.parquet") if (m := re.fullmatch(r"episode_(\d+)", f.stem))}
         for index in sorted(found - set(rows)):
-            self.notes.append(f"episode {index} has a data file, but no line in episodes.jsonl")
+            unlisted = f"episode {index} has a data file, but no line in episodes.jsonl"
+            self.notes.append(Note("episode.unlisted", unlisted, episode=str(index)))
         return rows | {i: {} for i in found - set(rows)}
 
     def _episodes_v3(self) -> dict[int, dict[str, Any]]:
@@ -126,7 +129,8 @@ class LeRobotMeta:
                 names = [n for n in pq.read_schema(file).names if not n.startswith("stats/")]
                 for row in pq.read_table(file, columns=names).to_pylist():
                     if int(row["episode_index"]) in rows:
-                        self.notes.append(f"episode {row['episode_index']} is in the episode table twice")
+                        twice = f"episode {row['episode_index']} is in the episode table twice"
+                        self.notes.append(Note("episode.duplicate_number", twice, episode=str(row["episode_index"])))
                     rows[int(row["episode_index"])] = row
         return rows
 

@@ -22,6 +22,7 @@ from athena_vla.recordings.formats.lerobot_schema import (
 from athena_vla.recordings.formats.lerobot_statistics import Stats, column_stats, image_stats, sampled_indices
 from athena_vla.recordings.media.png import encode_png
 from athena_vla.recordings.media.video import CRF, KEYFRAME_EVERY, VideoFrames, copy_video, encode_video
+from athena_vla.recordings.texts import is_whole, texts_json
 
 ACTION, STATE, IMAGES, EXACT_TIME, LANGUAGE = (
     "action",
@@ -53,7 +54,7 @@ def features_of(episode: Episode, *, video: bool, language: bool) -> dict[str, d
                 features[IMAGES + name]["info"] |= {"video.crf": CRF, "video.g": KEYFRAME_EVERY}
         else:
             features[IMAGES + name] = image_feature(height, width)
-    for name, values in episode.extras.get("streams", {}).items():
+    for name, values in row_streams(episode).items():
         width = int(np.prod(values.shape[1:])) if values.ndim > 1 else 1
         if width and values.dtype.kind in "fiub":
             features[stream_key(name)] = {"dtype": str(values.dtype), "shape": [width], "names": None}
@@ -62,6 +63,11 @@ def features_of(episode: Episode, *, video: bool, language: bool) -> dict[str, d
     if language:
         features[LANGUAGE] = {"dtype": "language", "shape": [1], "names": None}
     return features
+
+
+def row_streams(episode: Episode) -> dict[str, np.ndarray[Any, Any]]:
+    """The streams that have a row for each row of the episode; a table cannot hold others."""
+    return {k: s.values for k, s in episode.streams.items() if s.clock is None}
 
 
 def canonical_time(episode: Episode) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -83,7 +89,7 @@ def episode_rows(
         STATE: episode.states,
         EXACT_TIME: episode.timestamps,
     }
-    for name, values in episode.extras.get("streams", {}).items():
+    for name, values in row_streams(episode).items():
         flat = values.reshape(length, -1)
         numbers[stream_key(name)] = flat[:, 0] if flat.shape[1] == 1 else flat
     videos: dict[str, tuple[Path, float]] = {}
@@ -127,14 +133,17 @@ def encoded(stream: Frames, index: int) -> bytes:
 
 def sidecar_entry(episode: Episode) -> dict[str, Any]:
     """What the format cannot hold, read back by our readers."""
-    streams = episode.extras.get("streams", {})
+    streams = row_streams(episode)
+    marks, texts = episode.marks, episode.texts
     return {
-        "id": str(episode.extras.get("recorded_id", episode.id)),
+        "id": episode.origin.recorded_id or episode.id,
         "source": episode.source,
         "length": len(episode),
         "success": episode.success,
         "instructions": list(episode.instructions),
-        "kind": str(episode.extras.get("kind", "")),
+        **({} if is_whole(texts, len(episode)) else {"texts": texts_json(texts)}),
+        **({"marks": marks.to_dict()} if marks.spans or marks.sources else {}),
+        "kind": episode.origin.kind,
         "segments": [asdict(s) for s in episode.segments],
         "streams": {stream_key(k): {"name": k, "shape": list(v.shape[1:])} for k, v in streams.items()},
     }

@@ -17,6 +17,8 @@ from athena_vla.recordings.formats.common import (
     npz_headers,
     read_json_object,
 )
+from athena_vla.recordings.notes import Note
+from athena_vla.recordings.streams import Clock
 
 NAME = "mobilitygen"
 
@@ -55,33 +57,31 @@ class MobilityGen(BaseRecording):
             raise RecordingError(f"'{files[0]}' has no joint_positions; it has {keys}.")
         with guarded(f"'{self.path / 'state/common'}'"):
             states = np.stack([npz_arrays(f, (key,))[key].reshape(-1) for f in files]).astype(np.float64)
-        fps = self.options.fps or 1.0
+        fps = self.options.fps
         length = len(files)
         cameras: dict[str, Frames] = {}
-        sparse = []
+        sparse: list[Note] = []
         for folder in sorted((self.path / "state" / "rgb").glob("*")) if (self.path / "state" / "rgb").is_dir() else ():
             stream = image_files(folder)
             present = sum(f is not None for f in stream.files)
             if present == length:
                 cameras[folder.name] = stream
             else:
-                sparse.append(f"camera '{folder.name}' has {present} pictures for {length} states and is left out")
+                said = f"camera '{folder.name}' has {present} pictures for {length} states and is left out"
+                sparse.append(Note("camera.sparse", said, (folder.name,)))
         return Episode(
             id=self.path.name,
-            fps=fps,
+            clock=Clock.at_rate(length, fps) if fps else Clock.counted(length),
             joint_names=self.names("action", states.shape[1], None),
             actions=np.concatenate([states[1:], states[-1:]]),
             state_names=tuple(f"state_{i:02d}" for i in range(states.shape[1])),
             states=states,
-            timestamps=np.arange(length) / fps,
             cameras=cameras,
-            instructions=(),
-            success=None,
             source=f"{NAME}:{self.path}",
-            extras={
-                "clock": "rate" if self.options.fps else "frame index",
-                "notes": ["targets are the next positions: no actions are recorded", *sparse],
-            },
+            notes=(
+                Note("action.next_positions", "targets are the next positions: no actions are recorded"),
+                *sparse,
+            ),
         )
 
     def info(self) -> RecordingInfo:
@@ -105,5 +105,5 @@ class MobilityGen(BaseRecording):
             tasks=(),
             duration=len(episode) / self.options.fps if self.options.fps else 0.0,
             successes=None,
-            notes=tuple(episode.extras["notes"]),
+            notes=episode.notes,
         )

@@ -12,13 +12,17 @@ from athena_vla.recordings.episode import BrokenEpisode, Episode, RecordingInfo
 from athena_vla.recordings.formats.common import (
     BaseRecording,
     OpenOptions,
+    broken_note,
     guarded,
     natural_key,
     npz_arrays,
     npz_headers,
 )
+from athena_vla.recordings.notes import Note
+from athena_vla.recordings.streams import Clock
 
 NAME = "motion_npz"
+NO_COMMANDS = "targets are the next frame's positions: a motion has no commands"
 NEEDED = {"fps", "dof_names", "dof_positions"}
 
 
@@ -69,17 +73,13 @@ class MotionNpz(BaseRecording):
                 )
             return Episode(
                 id=episode_id,
-                fps=fps,
+                clock=Clock.at_rate(len(positions), fps),
                 joint_names=names,
                 actions=np.concatenate([positions[1:], positions[-1:]]),
                 state_names=names,
                 states=positions,
-                timestamps=np.arange(len(positions)) / fps,
-                cameras={},
-                instructions=(),
-                success=None,
                 source=f"{NAME}:{path}",
-                extras={"clock": "rate", "notes": ["targets are the next frame's positions: a motion has no commands"]},
+                notes=(Note("action.next_positions", NO_COMMANDS),),
             )
 
     def info(self) -> RecordingInfo:
@@ -103,5 +103,5 @@ class MotionNpz(BaseRecording):
             tasks=(),
             duration=sum(len(e) / e.fps for e in episodes),
             successes=None,
-            notes=(*first.extras["notes"], *(f"{b.id} cannot be read: {b.reason}" for b in broken)),
+            notes=(*first.notes, *(broken_note(b) for b in broken)),
         )

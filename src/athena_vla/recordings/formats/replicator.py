@@ -19,6 +19,8 @@ from athena_vla.recordings.formats.common import (
     image_size,
     natural_key,
 )
+from athena_vla.recordings.notes import Note
+from athena_vla.recordings.streams import Clock
 
 NAME = "replicator"
 RGB = re.compile(r"^(?:(?P<product>.+)_)?rgb_(?:(?P<sequence>\d+)_)?(?P<frame>\d+)\.(?:png|jpe?g)$", re.IGNORECASE)
@@ -86,20 +88,16 @@ class Replicator(BaseRecording):
             name: ImageFiles(tuple(files.get(first + i) for i in range(length)), f"camera '{name}' of '{self.path}'")
             for name, files in sorted(streams.items())
         }
-        fps = self.options.fps or 1.0
+        fps = self.options.fps
         return Episode(
             id=episode_id,
-            fps=fps,
+            clock=Clock.at_rate(length, fps) if fps else Clock.counted(length),
             joint_names=(),
             actions=np.zeros((length, 0), np.float32),
             state_names=(),
             states=np.zeros((length, 0), np.float32),
-            timestamps=np.arange(length) / fps,
             cameras=cameras,
-            instructions=(),
-            success=None,
             source=f"{NAME}:{self.path}#{episode_id}",
-            extras={"clock": "rate" if self.options.fps else "frame index"},
         )
 
     def info(self) -> RecordingInfo:
@@ -111,9 +109,10 @@ class Replicator(BaseRecording):
                 if name not in cameras:
                     path = files[min(files)]
                     cameras[name] = image_size(path, f"'{path}'")
-        notes = ["pictures only: no actions, no joint states, no clock"]
+        notes = [Note("pictures.only", "pictures only: no actions, no joint states, no clock")]
         if self.other:
-            notes.append(f"{self.other} pictures that are not RGB (segmentation, normals, depth) are left alone")
+            left = f"{self.other} pictures that are not RGB (segmentation, normals, depth) are left alone"
+            notes.append(Note("camera.depth", left))
         return RecordingInfo(
             format=NAME,
             version="BasicWriter",

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from athena_vla.errors import RecordingError
-from athena_vla.recordings.episode import BrokenEpisode, Episode, Frames, RecordingInfo, Segment
+from athena_vla.recordings.episode import BrokenEpisode, Episode, Frames, Origin, RecordingInfo, Segment
 from athena_vla.recordings.formats.common import (
     BaseRecording,
     OpenOptions,
     StillFrames,
+    broken_note,
     guarded,
     image_size,
     natural_key,
@@ -24,6 +25,10 @@ from athena_vla.recordings.formats.common import (
     text_list,
 )
 from athena_vla.recordings.formats.tfrecord import Value, parse_example, read_record, record_offsets
+from athena_vla.recordings.marks import Marks
+from athena_vla.recordings.notes import Note
+from athena_vla.recordings.streams import Clock, Stream
+from athena_vla.recordings.texts import all_texts, from_frames, said, texts_from_json
 
 NAME = "rlds"
 SIDECAR = "athena.json"
@@ -81,7 +86,7 @@ class RLDS(BaseRecording):
             )
         with guarded(f"'{path / 'features.json'}'"):
             self.leaves = _leaves(read_json_object(path / "features.json"))
-        self.notes: list[str] = []
+        self.notes: list[Note] = []
         side = path / SIDECAR
         self.sidecar = read_json_object(side) if side.is_file() else {}
         self.records: dict[str, tuple[Path, int, int, str]] = {}
@@ -108,16 +113,15 @@ class RLDS(BaseRecording):
         successes: list[bool] = []
         for episode in self.episodes():
             if isinstance(episode, BrokenEpisode):
-                notes.append(f"episode {episode.id} cannot be read: {episode.reason}")
+                notes.append(broken_note(episode))
                 continue
             first = first or episode
             episodes, frames = episodes + 1, frames + len(episode)
             tasks |= dict.fromkeys(episode.instructions[:1])
             successes += [episode.success] if episode.success is not None else []
-        clock = first.extras["clock"] if first else "frame index"
-        fps = first.fps if first and clock != "frame index" else 0.0
+        fps = first.clock.rate(0.0) if first else 0.0
         if first and not fps:
-            notes.append("no rate is recorded; --fps HZ says how fast frames follow each other")
+            notes.append(Note("clock.missing", "no rate is recorded; --fps HZ says how fast frames follow each other"))
         cameras: dict[str, tuple[int, int]] = {}
         for name, stream in (first.cameras if first else {}).items():
             assert isinstance(stream, StillFrames)
@@ -161,9 +165,9 @@ class RLDS(BaseRecording):
                 declared = sum(int(n) for n in split.get("shardLengths") or ())
             true = sum(k.startswith(f"{split.get('name')}_") for k in self.records)
             if declared != true:
-                self.notes.append(
-                    f"dataset_info declares {declared} episodes in split '{split.get('name')}', there are {true}"
-                )
+                name = split.get("name")
+                says = f"dataset_info declares {declared} episodes in split '{name}', there are {true}"
+                self.notes.append(Note("count.declared", says))
 
     def _episode(self, episode_id: str, features: Mapping[str, Value]) -> Episode:
         steps = {k.removeprefix("steps/"): v for k, v in features.items() if k.startswith("steps/")}
@@ -173,8 +177,7 @@ class RLDS(BaseRecording):
         length = len(flags)
         columns: dict[str, NDArray[Any]] = {}
         cameras: dict[str, Frames] = {}
-        texts: list[str] = []
-        spans: list[tuple[int, str]] = []
+        words: list[list[str]] = []  # columns of one text per step
         for name, leaf in self.leaves.items():
             value = steps.get(name)
             if value is None:
@@ -189,9 +192,8 @@ class RLDS(BaseRecording):
                     cameras[short] = EncodedFrames(tuple(value), f"camera '{short}' of episode {episode_id}")
             elif leaf.kind == "text" and isinstance(value, list):
                 if short in TEXTS:
-                    words = [v.decode("utf-8", "replace").strip() for v in value]
-                    texts += words
-                    spans += [(i, w) for i, w in enumerate(words) if i == 0 or words[i - 1] != w]
+                    texts = [v.decode("utf-8", "replace").strip() for v in value]
+                    words.append(texts * length if len(texts) == 1 else texts)
             elif isinstance(value, list):
                 columns[name] = _from_bytes(value, leaf, length, f"'{name}' of episode {episode_id}")
             else:
@@ -201,41 +203,50 @@ class RLDS(BaseRecording):
         states = columns.pop(state_key) if state_key else np.zeros((length, 0), np.float32)
         actions = np.zeros((length, 0), np.float32) if action is None else action
         side = self.sidecar.get("episodes", {}).get(episode_id, {}) if isinstance(self.sidecar, dict) else {}
-        fps = self.options.fps or self.sidecar.get("fps")
-        stamps = columns.pop("observation/timestamp", None)
-        clock = "recorded" if stamps is not None else "rate" if fps else "frame index"
-        if fps is None and stamps is not None and length > 1:
-            fps = float(1.0 / np.median(np.diff(stamps.reshape(-1))))
-        times = np.arange(length) / (fps or 1.0) if stamps is None else stamps.reshape(-1).astype(np.float64)
-        if side.get("timestamps"):
-            times = np.array(side["timestamps"], np.float64)
+        clock = self._clock(columns, side, length)
+        spans = from_frames(words)
         segments = tuple(Segment(**s) for s in side.get("segments", ()))
         if not segments and len(spans) > 1:
-            edges = [*(i for i, _ in spans), length]
-            segments = tuple(
-                Segment(a, edges[n + 1], "task", w, "human", 1.0)
-                for n, (a, w) in enumerate(spans)
-                if w and a < edges[n + 1]
-            )
+            segments = tuple(Segment(s.start, s.stop, "task", s.alternatives[0], "human", 1.0) for s in spans)
+        if side.get("texts"):
+            spans = texts_from_json(side["texts"])
+        elif len(spans) <= 1:
+            spans = said(text_list([*all_texts(spans), *side.get("instructions", ())]), length)
+        marks = Marks(optional_bool(side.get("success")))
+        if side.get("marks"):
+            marks = replace(Marks.from_dict(side["marks"]), success=marks.success)
         return Episode(
             id=episode_id,
-            fps=float(fps or 1.0),
+            clock=clock,
             joint_names=self.names("action", actions.reshape(length, -1).shape[1], self.sidecar.get("joint_names")),
             actions=actions.reshape(length, -1),
             state_names=self.names("state", states.reshape(length, -1).shape[1], self.sidecar.get("state_names")),
             states=states.reshape(length, -1),
-            timestamps=times,
             cameras=cameras,
-            instructions=tuple(text_list([*texts, *side.get("instructions", ())])),
-            success=optional_bool(side.get("success")),
+            texts=spans,
+            marks=marks,
             segments=segments,
             source=f"{NAME}:{self.path}#{episode_id}",
-            extras={
-                "clock": clock,
-                "streams": self._streams(columns, side),
-                **({"kind": side["kind"]} if side.get("kind") else {}),
-            },
+            streams={k: Stream(v) for k, v in self._streams(columns, side).items()},
+            origin=Origin(
+                robot=str(self.sidecar.get("robot") or ""),
+                kind=str(side.get("kind") or ""),
+                recorded_id=str(side.get("id") or ""),
+            ),
         )
+
+    def _clock(self, columns: dict[str, NDArray[Any]], side: Mapping[str, Any], length: int) -> Clock:
+        """The episode's clock; takes its column out of `columns`."""
+        fps = self.options.fps or self.sidecar.get("fps")
+        stamps = columns.pop("observation/timestamp", None)
+        if side.get("timestamps"):
+            stamps = np.array(side["timestamps"], np.float64)
+        if stamps is None:
+            return Clock.at_rate(length, float(fps)) if fps else Clock.counted(length)
+        stamps = stamps.reshape(-1).astype(np.float64)
+        if fps is None and length > 1:
+            fps = float(1.0 / np.median(np.diff(stamps)))
+        return Clock(stamps, float(fps or 1.0))
 
     def _streams(self, columns: Mapping[str, NDArray[Any]], side: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         names = side.get("streams", {})

@@ -12,9 +12,10 @@ import numpy as np
 
 from athena_vla.recordings.episode import Episode
 from athena_vla.recordings.formats.common import are_placeholders
-from athena_vla.recordings.formats.lerobot_rows import encoded, sidecar_entry
+from athena_vla.recordings.formats.lerobot_rows import encoded, row_streams, sidecar_entry
 from athena_vla.recordings.formats.rlds import SIDECAR
 from athena_vla.recordings.formats.tfrecord import build_example, write_record
+from athena_vla.recordings.texts import first_of_frames
 
 TENSOR = "tensorflow_datasets.core.features.tensor_feature.Tensor"
 DICT = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
@@ -42,19 +43,18 @@ class RLDSWriter:
         flags[2, -1] = int(episode.success is not False)
         reward = np.zeros(length, np.float32)
         reward[-1] = 1.0 if episode.success else 0.0
-        text = (episode.instructions[0] if episode.instructions else "").encode()
         features: dict[str, Any] = {
             "steps/is_first": flags[0],
             "steps/is_last": flags[1],
             "steps/is_terminal": flags[2],
             "steps/reward": reward,
             "steps/discount": np.ones(length, np.float32),
-            "steps/language_instruction": [text] * length,
+            "steps/language_instruction": [t.encode() for t in first_of_frames(episode.texts, length)],
             "episode_metadata/file_path": [episode.source.encode()],
         }
         arrays = {"action": episode.actions, "observation/state": episode.states}
         arrays["observation/timestamp"] = episode.timestamps
-        arrays |= {f"observation/{k.replace('/', '.')}": v for k, v in episode.extras.get("streams", {}).items()}
+        arrays |= {f"observation/{k.replace('/', '.')}": v for k, v in row_streams(episode).items()}
         for key, values in arrays.items():
             if key in self._steps:
                 features[f"steps/{key}"] = _numbers(values)
@@ -78,7 +78,7 @@ class RLDSWriter:
         first = self.first
         sidecar = {
             "fps": first.fps,
-            "robot": str(first.extras.get("robot", "")),
+            "robot": first.origin.robot,
             "joint_names": None if are_placeholders(first.joint_names) else list(first.joint_names),
             "state_names": None if are_placeholders(first.state_names) else list(first.state_names),
             "episodes": self.entries,
@@ -120,7 +120,7 @@ def _step_features(episode: Episode) -> dict[str, Any]:
     if episode.state_names:
         found["observation/state"] = _tensor(episode.states.shape[1:], str(episode.states.dtype))
     found["observation/timestamp"] = _tensor((), "float64")
-    for name, values in episode.extras.get("streams", {}).items():
+    for name, values in row_streams(episode).items():
         if values.dtype.kind in "fiub":
             found[f"observation/{name.replace('/', '.')}"] = _tensor(values.shape[1:], str(values.dtype))
     for camera in episode.cameras:

@@ -3,6 +3,7 @@
 Shares the walk over demos with Isaac Lab's files, which imitate this layout.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from athena_vla.recordings.episode import RecordingInfo
 from athena_vla.recordings.formats.common import OpenOptions, guarded
 from athena_vla.recordings.formats.hdf5 import is_hdf5, numbers_of
 from athena_vla.recordings.formats.isaaclab_hdf5 import IsaacLabHDF5, is_robomimic
+from athena_vla.recordings.notes import Note
 
 NAME = "robomimic_hdf5"
 MOST_DEMOS = 10**7  # names in a mask; more is a damaged header
@@ -55,20 +57,24 @@ class RobomimicHDF5(IsaacLabHDF5):
 
     def info(self) -> RecordingInfo:
         found = super().info()
-        masks = [f"mask '{k}' names {len(v)} demos" for k, v in self.masks().items()]
+        masks = [Note("split.mask", f"mask '{k}' names {len(v)} demos", v) for k, v in self.masks().items()]
         known = set(self.ids())
         masks += [
-            f"mask '{k}' names '{d}', which is not there" for k, v in self.masks().items() for d in v if d not in known
+            Note("count.mask", f"mask '{k}' names '{d}', which is not there", (k, d))
+            for k, v in self.masks().items()
+            for d in v
+            if d not in known
         ]
-        return RecordingInfo(**{**vars(found), "format": NAME, "notes": (*found.notes, *masks)})
+        return replace(found, format=NAME, notes=(*found.notes, *masks))
 
     def _states(
-        self, group: h5py.Group, length: int, notes: list[str]
+        self, group: h5py.Group, length: int, notes: list[Note]
     ) -> tuple[NDArray[Any], bool | None, list[float] | None]:
         obs = group.get("obs")
         if isinstance(obs, h5py.Group):
             for key in JOINT_KEYS:
                 if isinstance(obs.get(key), h5py.Dataset) and len(obs[key]) == length and obs[key].ndim == 2:
                     return numbers_of(obs[key], f"obs/{key}"), False, None
-        notes.append("no joint positions among the observations; the flat simulator states are not joint angles")
+        flat = "no joint positions among the observations; the flat simulator states are not joint angles"
+        notes.append(Note("state.missing", flat))
         return np.zeros((length, 0), np.float32), None, None

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from athena_vla.errors import RecordingError
-from athena_vla.recordings.episode import BrokenEpisode, Episode, Frames, RecordingInfo, Segment
+from athena_vla.recordings.episode import BrokenEpisode, Episode, Frames, Origin, RecordingInfo, Segment
 from athena_vla.recordings.formats.common import (
     BaseRecording,
     ImageFiles,
     OpenOptions,
+    broken_note,
     guarded,
     image_size,
     inside,
@@ -22,6 +23,9 @@ from athena_vla.recordings.formats.common import (
     read_json_object,
     text_list,
 )
+from athena_vla.recordings.notes import Note
+from athena_vla.recordings.streams import Clock
+from athena_vla.recordings.texts import said
 
 NAME = "xr_teleoperate"
 
@@ -63,18 +67,18 @@ class XRTeleoperate(BaseRecording):
             return self._read(episode_id, folder, raw)
 
     def info(self) -> RecordingInfo:
-        notes: list[str] = []
+        notes: list[Note] = []
         frames = episodes = 0
         tasks: dict[str, None] = {}
         first: Episode | None = None
         for episode in self.episodes():
             if isinstance(episode, BrokenEpisode):
-                notes.append(f"{episode.id} cannot be read: {episode.reason}")
+                notes.append(broken_note(episode))
                 continue
             first = first or episode
             episodes, frames = episodes + 1, frames + len(episode)
             tasks |= dict.fromkeys(episode.instructions[:1])
-            notes += episode.extras["notes"]
+            notes += episode.notes
         if first is None:
             raise RecordingError(f"'{self.path}' holds no readable episode: {notes[0] if notes else 'it is empty'}")
         cameras: dict[str, tuple[int, int]] = {}
@@ -85,8 +89,8 @@ class XRTeleoperate(BaseRecording):
                 cameras[name] = image_size(present, f"'{present}'")
         return RecordingInfo(
             format=NAME,
-            version=str(first.extras.get("version", "")),
-            robot=str(first.extras.get("robot", "")),
+            version=first.origin.version,
+            robot=first.origin.robot,
             joint_names=first.joint_names,
             state_names=first.state_names,
             cameras=cameras,
@@ -96,7 +100,7 @@ class XRTeleoperate(BaseRecording):
             tasks=tuple(tasks),
             duration=frames / first.fps,
             successes=None,
-            notes=tuple(notes),
+            notes=tuple(dict.fromkeys(notes)),
         )
 
     def _read(self, episode_id: str, folder: Path, raw: Mapping[str, Any]) -> Episode:
@@ -108,9 +112,9 @@ class XRTeleoperate(BaseRecording):
         actions, joint_names = _table(rows, "actions", names, folder)
         states, state_names = _table(rows, "states", names, folder)
         rate = self.options.fps or (info.get("image") or {}).get("fps") or 30.0
-        notes: list[str] = []
+        notes: list[Note] = []
         if not self.options.fps and not (info.get("image") or {}).get("fps"):
-            notes.append("no rate is recorded: 30 Hz, which this recorder always uses")
+            notes.append(Note("clock.guessed", "no rate is recorded: 30 Hz, which this recorder always uses"))
         cameras: dict[str, Frames] = {}
         keys = list(dict.fromkeys(k for r in rows for k in (r.get("colors") or {})))
         for key in keys:
@@ -121,7 +125,8 @@ class XRTeleoperate(BaseRecording):
                 files.append(path if path is not None and path.is_file() else None)
             lost = files.count(None)
             if lost:
-                notes.append(f"{episode_id}: camera '{key}' lacks {lost} of {len(rows)} pictures")
+                lacks = f"{episode_id}: camera '{key}' lacks {lost} of {len(rows)} pictures"
+                notes.append(Note("camera.pictures_lost", lacks, (key,), episode_id))
             if lost < len(files):
                 cameras[key] = ImageFiles(tuple(files), f"camera '{key}' of '{folder}'")
         text = raw.get("text") or {}
@@ -129,27 +134,21 @@ class XRTeleoperate(BaseRecording):
         steps = _steps(str(text.get("steps") or ""))
         indices = [r.get("idx") for r in rows]
         if indices != list(range(len(rows))) and all(isinstance(i, int) for i in indices):
-            notes.append(f"{episode_id}: frame numbers are not 0..{len(rows) - 1}")
+            said_numbers = f"{episode_id}: frame numbers are not 0..{len(rows) - 1}"
+            notes.append(Note("count.gaps", said_numbers, episode=episode_id))
         return Episode(
             id=episode_id,
-            fps=float(rate),
+            clock=Clock.at_rate(len(rows), float(rate)),
             joint_names=joint_names if joint_names else self.names("action", actions.shape[1], None),
             actions=actions,
             state_names=state_names,
             states=states,
-            timestamps=np.arange(len(rows)) / float(rate),
             cameras=cameras,
-            instructions=tuple(instructions),
-            success=None,
+            texts=said(instructions, len(rows)),
             segments=_even(steps, len(rows)),
             source=f"{NAME}:{folder}",
-            extras={
-                "clock": "rate",
-                "notes": notes,
-                "version": str(info.get("version", "")),
-                "robot": "unitree",
-                "steps": steps,
-            },
+            origin=Origin(robot="unitree", version=str(info.get("version", "")), metadata={"steps": steps}),
+            notes=tuple(notes),
         )
 
 
