@@ -17,6 +17,7 @@ from athena_vla.recordings.episode import Episode, Frames, Segment
 from athena_vla.recordings.formats.common import are_placeholders, ask_for_names
 from athena_vla.recordings.marks import Marks
 from athena_vla.recordings.notes import Note, texts_of
+from athena_vla.recordings.resample import EDGE, columns_at, control_steps
 from athena_vla.recordings.texts import Texts, at_frames
 
 POSITION_LIKENESS = 0.15  # [rad] median distance between next state and target below which columns are joint positions
@@ -73,13 +74,15 @@ def align(episode: Episode, robot: Embodiment, choice: Alignment) -> AlignedEpis
         first = max(first, -choice.camera_offset)
     if last - first < 1:
         raise DatasetError(f"Episode {episode.id}: nothing is left after dropping head and tail ({length} frames).")
-    picked, leading, rule = _resample(last - first, fps, robot.control_hz)
-    if rule != "identity":
-        actions = _at(actions[first:last], leading)
-        states = _at(states[first:last], picked)
-    else:
-        actions, states = actions[first:last], states[first:last]
-    held = np.floor(picked + 1e-6).astype(np.intp)
+    steps = control_steps(last - first, fps, robot.control_hz)
+    if not len(steps.state):
+        raise DatasetError(
+            f"Episode {episode.id}: {last - first} frames at {fps:g} Hz are shorter than one control period of "
+            f"{1e3 / robot.control_hz:g} ms."
+        )
+    actions = columns_at(actions[first:last], steps.target)
+    states = columns_at(states[first:last], steps.state)
+    held = np.floor(steps.state + EDGE).astype(np.intp)
     segments = _segments(episode.segments, held + first)
     bad = [name for name, a in (("actions", actions), ("states", states)) if not np.isfinite(a).all()]
     if bad:
@@ -91,7 +94,7 @@ def align(episode: Episode, robot: Embodiment, choice: Alignment) -> AlignedEpis
         "stop": int(last),
         "recorded_fps": float(fps),
         "control_hz": robot.control_hz,
-        "resampling": rule,
+        "resampling": steps.rule,
         "cameras": {name: next(k for k, v in episode.cameras.items() if v is s) for name, s in cameras.items()},
         "clock": episode.clock.source,
         "notes": texts_of(notes),
@@ -108,34 +111,6 @@ def align(episode: Episode, robot: Embodiment, choice: Alignment) -> AlignedEpis
         record,
         tuple(notes),
     )
-
-
-def _resample(length: int, fps: float, control_hz: float) -> tuple[NDArray[np.float64], NDArray[np.float64], str]:
-    """(recorded position of each step's state, of each step's action, the rule).
-
-    An action column holds the target commanded from its row's time on. The chunk row of step k is what the robot should
-    have reached one control period later, so it takes the last command of that period; states and pictures take the
-    row at the step itself.
-    """
-    ratio = fps / control_hz
-    if abs(ratio - 1.0) < 1e-6:
-        steps = np.arange(length, dtype=np.float64)
-        return steps, steps, "identity"
-    count = max(1, int(np.floor((length - 1) / ratio + 1e-9)) + 1)
-    steps: NDArray[np.float64] = np.arange(count, dtype=np.float64) * ratio
-    leading: NDArray[np.float64] = np.minimum(steps + max(ratio - 1.0, 0.0), length - 1)
-    if ratio > 1.0:
-        return np.floor(steps + 1e-6), np.floor(leading + 1e-6), "sample-and-hold, last command of the period"
-    return steps, leading, "linear interpolation of numbers, pictures held"
-
-
-def _at(rows: NDArray[Any], positions: NDArray[np.float64]) -> NDArray[Any]:
-    low = np.floor(positions + 1e-9).astype(np.intp)
-    high = np.minimum(low + 1, len(rows) - 1)
-    weight = (positions - low)[:, None]
-    if not weight.any():
-        return rows[low]
-    return rows[low] * (1 - weight) + rows[high] * weight
 
 
 def _segments(segments: tuple[Segment, ...], kept: NDArray[np.intp]) -> tuple[Segment, ...]:
