@@ -1,0 +1,31 @@
+"""Everything that is written goes through here: whole files and folders, leftovers, locks, hashes."""
+
+from athena_vla.files.content import (
+    fingerprint,
+    read_json,
+    read_json_object,
+    sha256,
+    write_bytes,
+    write_json,
+    write_text,
+)
+from athena_vla.files.leftovers import Leftover, leftovers, require_free, settle
+from athena_vla.files.locks import lock
+from athena_vla.files.whole import whole_file, whole_folder
+
+__all__ = [
+    "Leftover",
+    "fingerprint",
+    "leftovers",
+    "lock",
+    "read_json",
+    "read_json_object",
+    "require_free",
+    "settle",
+    "sha256",
+    "whole_file",
+    "whole_folder",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
