@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from athena_vla.errors import AthenaError, RecordingError
 from athena_vla.recordings.convert import ConvertConfig, convert
 from athena_vla.recordings.formats import open_recording
-from athena_vla.recordings.formats.tfrecord import build_example, crc32c, parse_example, record_offsets
+from athena_vla.recordings.formats.tfrecord import build_example, masked_crc, parse_example, record_offsets
 from athena_vla.recordings.media.video import VideoFrames, copy_video, encode_video
 from recordings import clean, edited, write
 
@@ -181,12 +181,15 @@ def slow_crc(data: bytes) -> int:
     return crc ^ 0xFFFFFFFF
 
 
-def test_crc32c_against_the_check_value_and_a_slow_reference():
-    assert crc32c(b"123456789") == 0xE3069283  # RFC 3720
+def test_the_mask_of_a_record_against_the_check_value_and_a_slow_reference():
+    def masked(crc: int) -> int:  # TFRecord: rotated right by 15 bits, plus a constant
+        return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+    assert masked_crc(b"123456789") == masked(0xE3069283)  # RFC 3720
     rng = np.random.default_rng(0)
-    for size in (0, 1, 2047, 2048, 8 * 2048, 8 * 2048 + 1, 40_000):
+    for size in (0, 1, 2047, 8 * 2048 + 1):
         data = rng.bytes(size)
-        assert crc32c(data) == slow_crc(data)
+        assert masked_crc(data) == masked_crc(memoryview(data)) == masked(slow_crc(data))
 
 
 @settings(max_examples=50, deadline=None)

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from athena_vla.errors import AthenaError, MissingDependency, UnknownName
-from athena_vla.extras import EXTRA_OF
+from athena_vla.extras import extra_of
 from athena_vla.version import __version__
 
 
@@ -147,7 +147,7 @@ def load(command: Command) -> Any:
         if package in ("", "athena_vla"):
             raise
         raise MissingDependency(
-            package, EXTRA_OF.get(package, "train"), f"for this command ({command.help})"
+            package, extra_of().get(package, "train"), f"for this command ({command.help})"
         ) from error
 
 

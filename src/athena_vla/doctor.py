@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from athena_vla.extras import EXTRA_OF
+from athena_vla.extras import extra_of
 from athena_vla.machine import board, is_jetson
 
 Status = Literal["ok", "missing", "broken", "info", "slow"]
@@ -23,14 +23,12 @@ MINIMUM_DISK = 4 * 2**30  # [bytes] for the demo: recordings, dataset, checkpoin
 # Package on the index -> the import that shows it works. Kept small on purpose: one line per capability.
 PROBES = {
     "torch": "import torch; torch.ones(2) @ torch.ones(2)",
-    "transformers": "from transformers import LlamaForCausalLM",
     "peft": "import peft",
     "mujoco": "import os; os.environ['MUJOCO_GL'] = 'disable'; import mujoco",
     "onnxruntime": "import onnxruntime",
     "onnx": "import onnx",
     "openvino": "import openvino",
     "bitsandbytes": "import bitsandbytes",
-    "ruckig": "import ruckig",
     "ray": "import ray",
     "mcap": "import mcap",
     "tensorrt": "import tensorrt",
@@ -38,14 +36,12 @@ PROBES = {
 }
 PURPOSE = {
     "torch": "models and training",
-    "transformers": "tokenizers and schedules",
     "peft": "LoRA and DoRA",
     "mujoco": "the embedded simulator",
     "onnxruntime": "exported graphs",
     "onnx": "export",
     "openvino": "the faster CPU backend",
     "bitsandbytes": "QLoRA and 8-bit AdamW",
-    "ruckig": "the jerk stage of the safety filter",
     "ray": "datasets and rollouts on a cluster",
     "mcap": "deployment logs as MCAP",
     "tensorrt": "engines on the device",
@@ -55,7 +51,7 @@ NOT_FROM_AN_EXTRA = {
     "tensorrt": "it comes with JetPack, or from NVIDIA's packages",
     "rclpy": "it comes with a ROS 2 installation: source its setup.bash",
 }
-OPTIONAL = {"openvino", "bitsandbytes", "ray", "mcap", "tensorrt", "rclpy", "ruckig"}
+OPTIONAL = {"openvino", "bitsandbytes", "ray", "mcap", "tensorrt", "rclpy"}
 
 
 @dataclass(frozen=True)
@@ -168,7 +164,7 @@ def package(name: str, probe: str, timeout: float) -> Check:
     try:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
-        fix = NOT_FROM_AN_EXTRA.get(name) or f"pip install 'athena-vla[{EXTRA_OF[name]}]'"
+        fix = NOT_FROM_AN_EXTRA.get(name) or f"pip install 'athena-vla[{extra_of().get(name, 'train')}]'"
         return Check(name, "missing", f"not installed ({PURPOSE[name]})", fix)
     try:
         problem = attempt(probe, timeout)

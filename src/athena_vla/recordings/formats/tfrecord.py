@@ -3,79 +3,22 @@
 The format is small: u64 length, its masked CRC-32C, the message, its masked CRC-32C; and a map of three list types.
 """
 
-import functools
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from athena_vla.errors import RecordingError
 
-POLYNOMIAL = 0x82F63B78  # CRC-32C, reflected
-LANE_BYTES = 2048  # long messages are checked in lanes of this size, all lanes at once
 Value = list[bytes] | NDArray[np.float32] | NDArray[np.int64]
 
 
-@functools.cache
-def _table() -> NDArray[np.uint32]:
-    crc = np.arange(256, dtype=np.uint32)
-    for _ in range(8):
-        crc = np.where(crc & 1, (crc >> 1) ^ np.uint32(POLYNOMIAL), crc >> 1)
-    return crc
-
-
-def crc32c(data: bytes | memoryview) -> int:
-    """CRC-32C of the bytes; a long message is cut into lanes that advance together, then joined by GF(2) algebra."""
-    table = _table()
-    buffer = np.frombuffer(data, np.uint8)
-    crc = 0xFFFFFFFF
-    count = len(buffer) // LANE_BYTES
-    if count >= 8:
-        # One row per byte position, so that each step reads neighbouring memory.
-        rows = np.ascontiguousarray(buffer[: count * LANE_BYTES].reshape(count, LANE_BYTES).T)
-        states = np.zeros(count, np.uint32)
-        for row in rows:
-            states = table[(states ^ row) & 0xFF] ^ (states >> np.uint32(8))
-        shift = _zeros_operator(LANE_BYTES)
-        for state in states.tolist():
-            crc = _apply(shift, crc) ^ state
-        buffer = buffer[count * LANE_BYTES :]
-    small = table.tolist()
-    for byte in buffer.tolist():
-        crc = small[(crc ^ byte) & 0xFF] ^ (crc >> 8)
-    return crc ^ 0xFFFFFFFF
-
-
-@functools.lru_cache(maxsize=64)
-def _zeros_operator(count: int) -> tuple[tuple[int, ...], ...]:
-    """Four byte tables of the linear map 'append `count` zero bytes' on a CRC register."""
-    table = _table()
-    basis = np.array([1 << bit for bit in range(32)], np.uint32)
-    for _ in range(count):
-        basis = table[basis & 0xFF] ^ (basis >> np.uint32(8))
-    columns = basis.tolist()
-    tables = []
-    for byte in range(4):
-        row = []
-        for value in range(256):
-            out = 0
-            for bit in range(8):
-                if value >> bit & 1:
-                    out ^= columns[8 * byte + bit]
-            row.append(out)
-        tables.append(tuple(row))
-    return tuple(tables)
-
-
-def _apply(tables: tuple[tuple[int, ...], ...], crc: int) -> int:
-    return tables[0][crc & 255] ^ tables[1][crc >> 8 & 255] ^ tables[2][crc >> 16 & 255] ^ tables[3][crc >> 24]
-
-
 def masked_crc(data: bytes | memoryview) -> int:
-    crc = crc32c(data)
+    crc = google_crc32c.value(bytes(data))
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
