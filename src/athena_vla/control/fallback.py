@@ -8,21 +8,25 @@ from typing import Literal
 
 import numpy as np
 
-from athena_vla.embodiment import Array, Embodiment
+from athena_vla.control.columns import Columns
+from athena_vla.embodiment import Array
 from athena_vla.errors import SafetyError
 
 Level = Literal["follow", "hold", "stop", "safe_pose"]
-STOP_AT_ONCE = ("tracking",)  # the joints are not where they are told to be: going on is the wrong thing to hold
+# No holding, no safe pose: joints that are not where they are told to be, an emergency stop, the end of a run.
+STOP_AT_ONCE = ("tracking", "stopped", "heartbeat", "end")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ladder:
-    """The rungs, with times counted from the first faulty step; a good target leads back to following at once."""
+    """The levels, with times counted from the first faulty step; a good target leads back to following at once."""
 
     hold_s: float = 0.1
     """First keep going to the last good target: one lost message is no reason to stop. [s]"""
     braking: float = 0.5
     """Then decelerate to a stop with this fraction of the acceleration limits."""
+    stop_within: float = 0.4
+    """Or with more of them, where that is needed to stand still this long after the fault began. [s]"""
     safe_after_s: float = 2.0
     """After this long move to the safe pose, where one is given. [s]"""
     safe_pose: tuple[float, ...] | None = None
@@ -35,8 +39,11 @@ class Ladder:
             raise SafetyError(
                 f"The ladder's braking {self.braking} and safe_speed {self.safe_speed} are fractions in (0, 1]."
             )
-        if not (self.hold_s >= 0 and self.safe_after_s >= self.hold_s):
-            raise SafetyError(f"The ladder's times must satisfy 0 <= {self.hold_s} <= {self.safe_after_s} s.")
+        if not (self.hold_s >= 0 and self.safe_after_s >= self.hold_s and self.stop_within > 0):
+            raise SafetyError(
+                f"The ladder's times must satisfy 0 <= {self.hold_s} <= {self.safe_after_s} s and "
+                f"0 < {self.stop_within} s."
+            )
 
     def pose_within(self, lower: Array, upper: Array) -> Array | None:
         """The safe pose of a robot with these limits. Raises `SafetyError` where it does not fit them."""
@@ -51,17 +58,21 @@ class Ladder:
         """Where on the ladder a fault that has lasted `elapsed` [s] puts the robot."""
         if fault in STOP_AT_ONCE:
             return "stop"
-        if elapsed <= self.hold_s:
+        late = elapsed - 1e-9  # the sum of many steps
+        if late <= self.hold_s:
             return "hold"
-        return "safe_pose" if self.safe_pose is not None and elapsed > self.safe_after_s else "stop"
+        return "safe_pose" if self.safe_pose is not None and late > self.safe_after_s else "stop"
 
-    def stopping(self, v: Array, velocity_step: Array) -> Array:
-        """The next velocity of the damped stop."""
-        return np.copysign(np.maximum(np.abs(v) - self.braking * velocity_step, 0.0), v)
+    def stopping(self, v: Array, velocity_step: Array, dt: float, elapsed: float) -> Array:
+        """The next velocity of the damped stop, `elapsed` [s] after the fault began; a step lasts `dt` [s]."""
+        speed = np.abs(v)
+        remaining = max(self.hold_s + self.stop_within - elapsed, dt)
+        less = np.maximum(self.braking * velocity_step, np.minimum(speed * (dt / remaining), velocity_step))
+        return np.copysign(np.maximum(speed - less, 0.0), v)
 
-    def approaching(self, q: Array, pose: Array, robot: Embodiment, rate_hz: float) -> Array:
+    def approaching(self, q: Array, pose: Array, columns: Columns, rate_hz: float) -> Array:
         """The next velocity on the way to the safe pose."""
         away = pose - q
-        speed = np.minimum(self.safe_speed * robot.max_velocity, np.abs(away) * rate_hz)
+        speed = np.minimum(self.safe_speed * columns.max_velocity, np.abs(away) * rate_hz)
         # No faster than half the acceleration limit can stop at the pose itself.
-        return np.copysign(np.minimum(speed, np.sqrt(robot.max_acceleration * np.abs(away))), away)
+        return np.copysign(np.minimum(speed, np.sqrt(columns.max_acceleration * np.abs(away))), away)

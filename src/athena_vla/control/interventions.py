@@ -19,8 +19,9 @@ Event = dict[str, Any]  # {"t": [s], "kind": str, "level": str, "joints": {name:
 Log = Callable[[Event], None]
 
 
-# Which limit (index into the ledger's kinds) bound first: (wish, chosen, v [n, J] [rad/s], reach [n, 2, J]) -> [n, J]
-Reason = Callable[[Array, Array, Array, Array], NDArray[np.intp]]
+# Which limit (index into the ledger's kinds) bound first: (wish, chosen, v [n, J], braking bounds [n, 2, J], the most
+# that the velocity may change [n, J], all in [rad/s]) -> [n, J]
+Reason = Callable[[Array, Array, Array, Array, Array], NDArray[np.intp]]
 PENDING = 256  # steps that wait to be counted together: counting one costs as much as filtering one
 UNCHANGED = 1e-12  # [rad] an output this close to its target counts as untouched
 
@@ -33,7 +34,7 @@ class Interventions:
         self._counts = np.zeros((len(kinds), len(joint_names)), dtype=np.int64)
         self._faults: Counter[str] = Counter()
         self._touched = 0
-        self._pending = np.empty((PENDING, 8, len(joint_names)))
+        self._pending = np.empty((PENDING, 9, len(joint_names)))
         self._flat = self._pending.reshape(PENDING, -1)
         self._waiting = 0
 
@@ -50,18 +51,11 @@ class Interventions:
         if self._log is not None:
             self._log({"t": float(t), "kind": kind, "level": level, "joints": {}})
 
-    def limits(
-        self,
-        t: float,
-        level: str,
-        positions: tuple[Array, Array, Array],
-        velocities: tuple[Array, Array, Array],
-        reach: Array,
-    ) -> None:
-        """A step that may have been kept from its target: (target, the same inside the limits, command) [J] [rad];
-        (wish, chosen, last) [J] [rad/s] and the braking bounds [2, J] they were chosen under.
+    def limits(self, t: float, level: str, rows: tuple[Array, ...], reach: Array) -> None:
+        """A step that may have been kept from its target: `rows` [J] are the target, the same inside the limits, the
+        command [rad]; wish, chosen and last velocity and its largest change [rad/s]; `reach` the braking bounds [2, J].
         """
-        np.concatenate((*positions, *velocities, *reach), out=self._flat[self._waiting])
+        np.concatenate((*rows, *reach), out=self._flat[self._waiting])
         self._waiting += 1
         if self._log is not None or self._waiting == PENDING:
             self._settle(t, level)
@@ -74,7 +68,7 @@ class Interventions:
         """Count what waits; with a log that is always one step, the one at `t`."""
         rows = self._pending[: self._waiting]
         self._waiting = 0
-        target, inside, command, wish, chosen, v = (rows[:, k] for k in range(6))
+        target, inside, command, wish, chosen, v, step = (rows[:, k] for k in range(7))
         amount = np.abs(command - target)
         changed = amount > UNCHANGED
         self._touched += int(changed.any(axis=1).sum())
@@ -82,7 +76,7 @@ class Interventions:
             return
         self._count(self._kinds.index("position"), (inside != target) & changed, amount[0], t, level)
         late = (command != inside) & changed
-        kinds = self._reason(wish, chosen, v, rows[:, 6:])
+        kinds = self._reason(wish, chosen, v, rows[:, 7:], step)
         for kind in range(int(kinds.min()), int(kinds.max()) + 1):
             self._count(kind, late & (kinds == kind), amount[0], t, level)
 

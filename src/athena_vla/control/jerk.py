@@ -20,7 +20,8 @@ Positions far from the limits are certified by a bound instead of a simulation: 
 import numpy as np
 from numpy.typing import NDArray
 
-from athena_vla.control.limits import Array, StoppableSet
+from athena_vla.control.limits import StoppableSet
+from athena_vla.embodiment import Array
 from athena_vla.errors import SafetyError
 
 FRACTIONS = np.linspace(1.0, 0.0, 16)[1:-1, None]  # tried between the wish and pure braking, boldest first
@@ -32,7 +33,7 @@ class JerkLimitedSet:
 
     def __init__(self, inner: StoppableSet, jerk: Array) -> None:
         self._inner = inner
-        self.dt, self.rate = inner.dt, inner.rate
+        self.dt, self.rate = float(inner.dt[0]), float(inner.rate[0])
         quantum = np.spacing(np.maximum(np.abs(inner.lower), np.abs(inner.upper))) * self.rate  # [rad/s]
         self.tolerance = quantum  # [rad/s] a wish met this closely is met exactly
         self.max_acceleration = inner.velocity_step * self.rate

@@ -31,23 +31,22 @@ acceleration a few quanta smaller still, so that rounding can never use up the b
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
+from athena_vla.control.bounds import Bounds
+from athena_vla.embodiment import Array
 from athena_vla.errors import SafetyError
 
-Array = NDArray[np.float64]
-REASONS = ("acceleration", "braking", "velocity")
 QUANTA_RESERVED = 4.0  # velocity quanta by which planned braking is weaker than permitted braking
 ACCELERATION_TOLERANCE = 5e-10  # [rad/s^2] the most that an unchanged target may exceed a limit by
 
 
-class StoppableSet:
-    """Bounds on the next velocity for every joint; buffers are reused, so results are valid until the next call."""
+class StoppableSet(Bounds):
+    """The set by index: every step takes one nominal period."""
 
     def __init__(self, lower: Array, upper: Array, velocity: Array, acceleration: Array, rate_hz: float) -> None:
-        self.lower, self.upper = lower, upper
-        self.rate = rate_hz
-        self.dt = 1.0 / rate_hz
+        super().__init__(lower, upper)
+        columns = len(lower)
+        self.rate, self.dt = np.full(columns, rate_hz), np.full(columns, 1.0 / rate_hz)
         quantum = np.spacing(np.maximum(np.abs(lower), np.abs(upper))) * rate_hz  # [rad/s]
         self.max_velocity = velocity - quantum
         self.velocity_step = acceleration * self.dt - quantum  # A
@@ -59,108 +58,40 @@ class StoppableSet:
             )
         # A target this close to the bound passes unchanged: recordings that run exactly at a limit are not touched.
         self.tolerance = np.minimum(2 * quantum, quantum + ACCELERATION_TOLERANCE * self.dt)
+        self._fastest = np.tile(self.max_velocity, (2, 1))
         self._half = 0.5 * planned
         self._per_room = 2.0 / (planned * self.dt)  # turns room [rad] into 2 D
-        joints = len(lower)
-        self._room, self._count = np.empty((3, joints)), np.empty((3, joints))  # up, down, to the target
-        self._allowed = np.empty((2, joints))
-        self._low, self._chosen, self._wish = np.empty(joints), np.empty(joints), np.empty(joints)
-        self._steps, self._window = np.stack([-self.velocity_step, self.velocity_step]), np.empty((2, joints))
-        self.reach = self._room[:2]  # braking bounds of the last `choose`
+        self._count = np.empty((3, columns))
+        # The same for three rows at once; a number more than 1/4, for rounding.
+        rows = (np.full(columns, 0.25 + 1e-15), np.ones(columns), self._half, self._per_room)
+        self._quarters, self._ones, self._halves, self._per_rooms = (np.tile(r, (3, 1)) for r in rows)
         # For `harmless`: S(v) <= v^2 / 2 a, so these three bounds, a hair inside the limits, are enough.
-        self._middle = 0.5 * (lower + upper)
         self._per_square = 0.5 * self.dt / planned
         hair = 1.0 - 1e-9
-        room = 0.5 * (upper - lower) * hair - 1e-12
-        self._harmless = np.stack([self.max_velocity * hair, self.velocity_step * hair, room])
-        self._probe, self._square = np.empty((3, joints)), np.empty(joints)
-        self._inside = np.empty((3, joints), dtype=bool)
+        self._harmless[:] = self.max_velocity * hair, self.velocity_step * hair, 0.5 * (upper - lower) * hair - 1e-12
 
     def braking(self, q: Array) -> Array:
         """`[2, ...]`: the largest speed up, and down, from which the joint still stops inside the limits; [rad/s]."""
         room = np.stack([self.upper - q, q - self.lower])
         np.maximum(room, 0.0, out=room)
-        return self._stoppable(room, np.empty_like(room))
-
-    def _stoppable(self, room: Array, n: Array) -> Array:
-        """In place: room [rad] to speed w(room) [rad/s]; `n` is a buffer of the same shape."""
         room *= self._per_room
+        n = np.rint(np.sqrt(room + (0.25 + 1e-15)))
+        return (room / n + n - 1.0) * self._half
+
+    def _stoppable(self, room: Array) -> Array:
+        rows = len(room)
+        n = self._count[:rows]
+        room *= self._per_rooms[:rows]
         # n + 1 = floor((sqrt(1 + 8 D) + 1) / 2) = round(sqrt(2 D + 1/4)), half up; at a tie both neighbours give one w.
-        np.add(room, 0.25 + 1e-15, out=n)
+        np.add(room, self._quarters[:rows], out=n)
         np.sqrt(n, out=n)
         np.rint(n, out=n)
         # w = A (D / (n + 1) + n / 2)
         room /= n
         room += n
-        room -= 1.0
-        room *= self._half
+        room -= self._ones[:rows]
+        room *= self._halves[:rows]
         return room
-
-    def harmless(self, q: Array, v: Array, target: Array, clipped: Array) -> bool:
-        """Whether a target is admissible in every joint by bounds so simple that they cost a few microseconds.
-
-        Sufficient, not necessary: what passes here would pass `choose` unchanged; NaN and infinities never do.
-        """
-        probe = self._probe
-        speed, step, room = probe
-        np.subtract(clipped, q, out=speed)  # not `target`: a huge one would overflow, and warn
-        speed *= self.rate
-        np.subtract(speed, v, out=step)
-        np.subtract(target, self._middle, out=room)
-        np.abs(probe, out=probe)
-        np.multiply(speed, speed, out=self._square)
-        self._square *= self._per_square
-        room += self._square
-        return bool(np.less_equal(probe, self._harmless, out=self._inside).all())
-
-    def choose(self, q: Array, v: Array, desired: Array) -> Array:
-        """The admissible next velocity closest to the desired one; a buffer of this object."""
-        np.subtract(self.upper, q, out=self._room[0])
-        np.subtract(q, self.lower, out=self._room[1])
-        np.maximum(self.reach, 0.0, out=self.reach)
-        self._stoppable(self.reach, self._count[:2])
-        return self._nearest(v, desired)
-
-    def pursue(self, q: Array, v: Array, target: Array, drift: Array) -> tuple[Array, Array]:
-        """The same for a target [rad] that moves with the velocity `drift`, approached without running past it.
-
-        Relative to the target the joint may be as fast as it can still stop at it; without this a jump of the target
-        would be overshot by the whole braking distance. Returns the velocity and the wish it comes from.
-        """
-        room, wish, low = self._room, self._wish, self._low
-        np.subtract(target, q, out=wish)
-        np.multiply(drift, self.dt, out=low)
-        np.subtract(self.upper, q, out=room[0])
-        np.subtract(q, self.lower, out=room[1])
-        np.subtract(wish, low, out=room[2])
-        np.abs(room, out=room)  # a joint is never outside, but for the last bit
-        wish *= self.rate
-        self._stoppable(room, self._count)
-        np.subtract(drift, room[2], out=low)
-        np.maximum(wish, low, out=wish)
-        np.add(drift, room[2], out=low)
-        np.minimum(wish, low, out=wish)
-        return self._nearest(v, wish), wish
-
-    def _nearest(self, v: Array, desired: Array) -> Array:
-        low, window, chosen = self._low, self._window, self._chosen
-        np.minimum(self.reach, self.max_velocity, out=self._allowed)
-        np.negative(self._allowed[1], out=low)
-        np.maximum(desired, low, out=chosen)
-        np.minimum(chosen, self._allowed[0], out=chosen)
-        # Acceleration last: where rounding makes the intervals miss each other by a quantum, the motor's torque wins.
-        np.add(v, self._steps, out=window)
-        np.maximum(chosen, window[0], out=chosen)
-        np.minimum(chosen, window[1], out=chosen)
-        return chosen
-
-    def reason(self, wish: Array, chosen: Array, v: Array, reach: Array) -> NDArray[np.intp]:
-        """[n, J] index into `REASONS` of the limit that bound first; braking bounds are `[n, 2, J]`."""
-        up = wish > chosen
-        acceleration, braking = np.where(up, v, -v) + self.velocity_step, np.where(up, reach[:, 0], reach[:, 1])
-        kinds = (braking < acceleration).astype(np.intp)
-        kinds[self.max_velocity < np.minimum(acceleration, braking)] = 2
-        return kinds
 
     def admissible_prefix(self, q: Array, v: Array, targets: Array) -> int:
         """How many leading rows of `targets` [n, J] can be executed unchanged from `(q, v)`, one row per step."""
@@ -182,3 +113,6 @@ class StoppableSet:
         n = np.floor(speed)
         travelled = (n * speed - 0.5 * n * (n + 1)) * self.velocity_step * self.dt
         return q + np.sign(v) * travelled
+
+    def hardest(self, q: Array, v: Array) -> Array:
+        return self.choose(q, v, np.zeros(len(q)))

@@ -8,6 +8,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
+from athena_vla.control.columns import measured_pose
 from athena_vla.embodiment import Array
 
 
@@ -32,11 +33,11 @@ class Watchdog:
         self._still = self._still + 1 if t == self._time else 0
         self._fresh = False
         if math.isfinite(t):
-            self._time = float(t)
+            self._time = t
         if measured is not None:
-            pose = np.asarray(measured)
+            pose = measured_pose(measured, len(q))
             # An unreadable measurement proves nothing about the joint, but neither can it be ignored.
-            if pose.shape != q.shape or pose.dtype.kind not in "fiu" or not np.isfinite(pose).all():
+            if pose is None:
                 return "measurement"
             if np.abs(pose - q).max() > self._tracking:
                 return "tracking"
