@@ -3,16 +3,21 @@
 Both answer the same questions (is a question open, is there an answer, wait for the next tick), so the loop is one.
 """
 
+import sys
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from athena_vla.control.pacing import Pacer
 from athena_vla.embodiment import ActionChunk, Observation
 from athena_vla.errors import AthenaError
 
 Act = Callable[[Observation], ActionChunk]
+SWITCH = (
+    5e-4  # [s] how long an actor's Python code may keep the loop waiting; the interpreter's default is ten times more
+)
 MAX_ABANDONED = 4  # questions that may hang in their threads before no new one is asked
 
 
@@ -21,6 +26,7 @@ class Answer:
     """What came back for the observation that was asked with at robot time `asked` [s]."""
 
     asked: float
+    made_at: float  # [s] the observation's own stamp
     chunk: ActionChunk | None
     error: str
     latency: float  # [s] wall clock
@@ -29,8 +35,10 @@ class Answer:
 class Clockwork(ABC):
     """Carries questions to an actor and paces the loop; at most one question is open."""
 
-    simulated: bool
-    overruns: int = 0
+    @property
+    def pacer(self) -> Pacer | None:
+        """Paces the commands, in real time."""
+        return None
 
     @abstractmethod
     def idle(self, now: float) -> bool:
@@ -48,17 +56,16 @@ class Clockwork(ABC):
         """Robot time until the open question is answered, as far as that is known; infinite otherwise. [s]"""
 
     @abstractmethod
-    def wait(self) -> None:
-        """Until the next command period begins."""
-
-    @abstractmethod
     def close(self) -> None: ...
+
+    @property
+    def overruns(self) -> int:
+        """Commands that could not be given in their slot."""
+        return 0 if self.pacer is None else self.pacer.overruns
 
 
 class SimulatedClock(Clockwork):
     """The actor answers while the world stands still; its answer is handed over `latency` [s] of robot time later."""
-
-    simulated = True
 
     def __init__(self, act: Act, latency: float, raise_errors: bool) -> None:
         self._act, self._latency, self._raise = act, latency, raise_errors
@@ -76,7 +83,7 @@ class SimulatedClock(Clockwork):
             if self._raise:
                 raise
             error = _words(problem)
-        answer = Answer(now, chunk, error, time.perf_counter() - started)
+        answer = Answer(now, observation.time, chunk, error, time.perf_counter() - started)
         self._open = (now + self._latency, answer)
 
     def poll(self, now: float) -> Answer | None:
@@ -89,9 +96,6 @@ class SimulatedClock(Clockwork):
     def ready_in(self, now: float) -> float:
         return float("inf") if self._open is None else self._open[0] - now
 
-    def wait(self) -> None:
-        pass
-
     def close(self) -> None:
         pass
 
@@ -103,18 +107,22 @@ class WallClock(Clockwork):
     actor that hangs for ever cannot keep the process alive.
     """
 
-    simulated = False
-
     def __init__(self, act: Act, period: float, timeout: float) -> None:
-        self._act, self._period, self._timeout = act, period, timeout
+        self._act, self._timeout = act, timeout
+        self._pacer = Pacer(period)
+        self._interval = sys.getswitchinterval()
+        sys.setswitchinterval(min(SWITCH, self._interval))
         self._lock = threading.Lock()
         self._answer: Answer | None = None
         self._question = 0  # number of the open question, 0 when none is open
         self._asked = 0
         self._started = 0.0
-        self._robot_time = 0.0
+        self._robot_time = self._made_at = 0.0
         self._running = 0
-        self._next = time.perf_counter() + period
+
+    @property
+    def pacer(self) -> Pacer:
+        return self._pacer
 
     def idle(self, now: float) -> bool:
         with self._lock:
@@ -125,7 +133,7 @@ class WallClock(Clockwork):
             self._asked += 1
             self._question = self._asked
             self._running += 1
-            self._started, self._robot_time = time.perf_counter(), now
+            self._started, self._robot_time, self._made_at = time.perf_counter(), now, observation.time
         name = f"actor-{self._asked}"
         threading.Thread(target=self._work, args=(self._asked, observation, now), name=name, daemon=True).start()
 
@@ -139,7 +147,7 @@ class WallClock(Clockwork):
         with self._lock:
             self._running -= 1
             if question == self._question:
-                self._answer = Answer(asked, chunk, error, time.perf_counter() - started)
+                self._answer = Answer(asked, observation.time, chunk, error, time.perf_counter() - started)
                 self._question = 0
 
     def poll(self, now: float) -> Answer | None:
@@ -150,23 +158,19 @@ class WallClock(Clockwork):
             waited = time.perf_counter() - self._started
             if self._question and waited > self._timeout:
                 self._question = 0
-                return Answer(self._robot_time, None, f"actor: no answer within {self._timeout:g} s", waited)
+                words = f"actor: no answer within {self._timeout:g} s"
+                return Answer(self._robot_time, self._made_at, None, words, waited)
             return None
 
     def ready_in(self, now: float) -> float:
         return float("inf")
 
     def wait(self) -> None:
-        remaining = self._next - time.perf_counter()
-        if remaining > 0:
-            time.sleep(remaining)
-            self._next += self._period
-        else:
-            # Late: count it and go on from here. Commands that were missed are not sent in a burst.
-            self.overruns += 1
-            self._next = time.perf_counter() + self._period
+        """Until the next command is due, for a caller who gives one just before."""
+        self._pacer.wait()
 
     def close(self) -> None:
+        sys.setswitchinterval(self._interval)
         with self._lock:
             self._question = 0
 

@@ -40,6 +40,7 @@ from athena_vla.errors import SafetyError
 
 # A check of a whole pose the robot could come to rest in: "" where it is fine, else the kind of intervention.
 Guard = Callable[[Array], str]
+STILL = 1e-9  # [rad/s] the jerk stage comes this near to rest
 MOST_PERIODS = 10  # of the jerk stage in one step by time
 KINDS = (*REASONS, "jerk", "position", "reset")  # interventions counted joint by joint; faults have names of their own
 
@@ -141,6 +142,11 @@ class SafetyFilter:
             self._ledger.limit("reset", outside, np.abs(start - pose), seconds(t), self.level)
 
     @property
+    def columns(self) -> Columns:
+        """The limits that it keeps."""
+        return self._columns
+
+    @property
     def position(self) -> Array:
         """[J] [rad] the last output."""
         return self._q.copy()
@@ -162,7 +168,7 @@ class SafetyFilter:
 
     @property
     def at_rest(self) -> bool:
-        return not self._v.any() and (self._shaper is None or self._shaper.at_rest)
+        return float(np.abs(self._v).max()) <= STILL and (self._shaper is None or self._shaper.at_rest)
 
     @property
     def interventions(self) -> Counter[str]:
@@ -301,6 +307,13 @@ class SafetyFilter:
             single *= 2
         return commands
 
+    def time_to(self, pose: Array) -> float:
+        """[s] without a command after which one from rest at `pose` keeps all limits by time, from rest where it is."""
+        way = np.abs(pose - self._q)
+        columns = self._columns
+        longest = np.maximum(way / columns.max_velocity, np.sqrt(2.0 * way / columns.max_acceleration)).max()
+        return float(longest) + 4.0 / self.rate_hz
+
     def summary(self) -> dict[str, Any]:
         """What happened since construction, for a report."""
         touched = self._ledger.touched_steps
@@ -321,7 +334,8 @@ class SafetyFilter:
         self._faulty += self._dt
         self._lagging = True
         self.level = self.ladder.rung(fault, self._faulty)
-        self._ledger.fault(fault, t, self.level)
+        if fault != "end":  # nobody's fault
+            self._ledger.fault(fault, t, self.level)
         if self.level == "hold":
             self._before = self._columns.clipped(self._good)  # a target that stands still
             return self._move(self._toward(self._before)[0], t)
@@ -417,7 +431,7 @@ class SafetyFilter:
 
 
 def _differ(a: Array, b: Array) -> bool:
-    return np.count_nonzero(a != b) > 0
+    return bool(np.count_nonzero(a != b))
 
 
 def _refuse_unless(condition: bool | np.bool_, problem: str) -> None:
