@@ -296,7 +296,7 @@ def test_a_deployment_becomes_a_recording_in_the_folder_layout(toy: Embodiment, 
     config = RuntimeConfig(record_images=True, replan_every=4)
     trace = run_episode(Puppet(toy), Wave(toy), SafetyFilter(toy), duration=1.0, config=config)
     episode = trace_to_episode(trace, toy, id="run_0", success=True)
-    np.testing.assert_array_equal(episode.actions, trace.commands[9::10])
+    np.testing.assert_array_equal(episode.actions, trace.commands[: trace.braking_from][9::10])
     write_episode(tmp_path, episode)
     back = open_recording(tmp_path).read("run_0")
     np.testing.assert_array_equal(back.actions, episode.actions)

@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from athena_vla import embodiment
-from athena_vla.wire.client import RemotePolicy
-from athena_vla.control.pacing import ON_TIME
+from athena_vla.control.run.pacing import ON_TIME
 from athena_vla.control.runtime import LEVELS, Runtime, RuntimeConfig, resolve_owners, run_episode
 from athena_vla.control.safety import SafetyFilter
-from athena_vla.wire.server import PolicyServer, background
-from athena_vla.wire.service import ServeConfig
 from athena_vla.control.trace import Trace
 from athena_vla.control.trajectory import monotone_slopes, through
 from athena_vla.embodiment import ActionChunk, Array, Embodiment, Observation
 from athena_vla.errors import InvalidObservation, ModelError, SafetyError, UnknownName
+from athena_vla.wire.client import RemotePolicy
+from athena_vla.wire.server import PolicyServer, background
+from athena_vla.wire.service import ServeConfig
 from test_safety import assert_within_limits
 from test_safety_by_time import assert_within_limits_by_time
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from athena_vla import embodiment
 from athena_vla.control.fallback import Ladder
 from athena_vla.control.limits_by_time import SHORTEST, TimedSet
-from athena_vla.control.pacing import LEAD, ON_TIME, Pacer
+from athena_vla.control.run.pacing import LEAD, ON_TIME, Pacer
 from athena_vla.control.safety import SafetyFilter
 from athena_vla.embodiment import Array, Embodiment
 
@@ -157,7 +157,7 @@ def test_after_a_suspension_the_robot_is_where_braking_brought_it(athena: Embodi
     """The smallest way that keeps the acceleration by time; after the time that a stop takes, none."""
     guard = SafetyFilter(athena)
     guard.reset(athena.lower + 0.4 * (athena.upper - athena.lower), by_time=True)
-    h = 1 / athena.command_hz
+    h, before = 1 / athena.command_hz, guard.position
     for k in range(60):
         before = guard.step(athena.upper, k * h, elapsed=h)
     v, a = guard.velocity, athena.max_acceleration

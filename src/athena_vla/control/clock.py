@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from athena_vla.control.pacing import Pacer
+from athena_vla.control.run.pacing import Pacer
 from athena_vla.embodiment import ActionChunk, Observation
 from athena_vla.errors import AthenaError
 

@@ -13,12 +13,12 @@ from typing import get_args
 import numpy as np
 
 from athena_vla.control.clock import Clockwork, SimulatedClock, WallClock
-from athena_vla.control.interrupts import Interrupts
 from athena_vla.control.fallback import Level
-from athena_vla.control.loop import Loop
-from athena_vla.control.operator import Operator
-from athena_vla.control.robot import Actor, Balance, Identified, Robot
-from athena_vla.control.runtime_config import RuntimeConfig, resolve_owners
+from athena_vla.control.run.interrupts import Interrupts
+from athena_vla.control.run.one_run import Loop
+from athena_vla.control.run.operator import Operator
+from athena_vla.control.run.runtime_config import RuntimeConfig, resolve_owners
+from athena_vla.control.run.sides import Actor, Balance, Identified, Robot
 from athena_vla.control.safety import SafetyFilter
 from athena_vla.control.trace import Recorder, Trace, TraceLog
 from athena_vla.errors import SafetyError

@@ -29,9 +29,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from athena_vla.control.bounds import REASONS, Bounds
 from athena_vla.control.columns import Columns, seconds
+from athena_vla.control.fallback import STOP_AT_ONCE, Ladder, Level
 from athena_vla.control.interventions import UNCHANGED, Interventions, Log
 from athena_vla.control.jerk import JerkLimitedSet
-from athena_vla.control.fallback import STOP_AT_ONCE, Ladder, Level
 from athena_vla.control.limits import StoppableSet
 from athena_vla.control.limits_by_time import TimedSet
 from athena_vla.control.watchdog import Watchdog

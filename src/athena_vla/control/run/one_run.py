@@ -9,17 +9,17 @@ from typing import get_args
 
 import numpy as np
 
-from athena_vla.control.clock import Answer, Clockwork
-from athena_vla.control.interrupts import Interrupts
-from athena_vla.control.fallback import Level
-from athena_vla.control.observing import Watcher
-from athena_vla.control.operator import Operator
-from athena_vla.control.playback import Playback
 from athena_vla.control.action_prefix import prefix_of
-from athena_vla.control.robot import Actor, Balance, Robot, policy_of
-from athena_vla.control.runtime_config import RuntimeConfig
+from athena_vla.control.clock import Answer, Clockwork
+from athena_vla.control.fallback import Level
+from athena_vla.control.run.interrupts import Interrupts
+from athena_vla.control.run.observing import Watcher
+from athena_vla.control.run.operator import Operator
+from athena_vla.control.run.playback import Playback
+from athena_vla.control.run.runtime_config import RuntimeConfig
+from athena_vla.control.run.sides import Actor, Balance, Robot, policy_of
+from athena_vla.control.run.starting import outside, ramp_filter, refuse_outside
 from athena_vla.control.safety import SafetyFilter
-from athena_vla.control.starting import outside, ramp_filter, refuse_outside
 from athena_vla.control.trace import TraceLog
 from athena_vla.embodiment import ActionChunk, Array, Observation, Owner
 from athena_vla.errors import InvalidObservation, SafetyError
