@@ -69,7 +69,7 @@ def serve_one_episode(run: Run, name: str) -> dict[str, Any]:
     scene = sample_scene(number, run.setup.split)
     sim = SimRobot(scene, robot, run.setup.renderer, run.setup.image_size)
     guard = SafetyFilter(robot)
-    config = RuntimeConfig(replan_every=run.setup.replan_every, owners=run.setup.owners)
+    config = RuntimeConfig(replan_every=run.setup.replan_every, owners=run.setup.owners, latch=False)
     with server(run.bundle(name), run.folder / "serve.log") as address, RemotePolicy(address, robot) as remote:
         told = remote.connect()
         actor = Timed(remote)

@@ -75,7 +75,7 @@ def film(actor: Actor, scene: Scene, setup: Setup, *, height: int = 224, fps: fl
     robot = embodiment.load(setup.robot)
     sim = SimRobot(scene, robot, setup.renderer, setup.image_size)
     filmed: Any = FilmedRobot(sim, height, max(1, round(robot.command_hz / fps)))
-    config = RuntimeConfig(replan_every=setup.replan_every, latency=setup.latency, owners=setup.owners)
+    config = RuntimeConfig(replan_every=setup.replan_every, latency=setup.latency, owners=setup.owners, latch=False)
     run_episode(filmed, actor, SafetyFilter(robot), duration=setup.duration, config=config, until=sim.is_over)
     filmed.shoot()
     return Film(filmed.outside, filmed.eyes, filmed.succeeded, fps, scene.instruction, sim.success())

@@ -99,7 +99,7 @@ class Stage:
         sim.reset(scene)
         guard = SafetyFilter(self.robot)
         timed = Timed(actor)
-        config = RuntimeConfig(replan_every=setup.replan_every, latency=setup.latency, owners=setup.owners)
+        config = RuntimeConfig(replan_every=setup.replan_every, latency=setup.latency, owners=setup.owners, latch=False)
         trace = run_episode(sim, timed, guard, duration=setup.duration, config=config, until=sim.is_over)
         success = sim.success()
         start = np.clip(trace.states[0], self.robot.lower, self.robot.upper)
