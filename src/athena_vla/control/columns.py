@@ -6,6 +6,7 @@ range, its greatest rate and a limit on the change of that rate. Numbers arrive 
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -81,6 +82,6 @@ def seconds(value: object) -> float:
     if type(value) is float:
         return value
     try:
-        return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
+        return float(value) if isinstance(value, Real) else math.nan
+    except OverflowError:
         return math.nan

@@ -10,6 +10,7 @@ from athena_vla.embodiment import Array, Embodiment
 from athena_vla.errors import InvalidObservation
 
 SHARE = 0.05  # of a joint's range, beyond its limits
+TURN = 2.0 * np.pi  # [rad] smaller numbers are radians and metres, or nothing gives them away
 ANGLE, LENGTH = 0.1, 0.01  # [rad], [m] more: what a joint's zero may be off by
 
 
@@ -48,6 +49,8 @@ def _likely(robot: Embodiment, q: Array) -> str:
     """Which other unit would make the state a possible one."""
     if not np.isfinite(q).all() or np.abs(q).max() > 1e6:
         return "No unit makes sense of these numbers: look at the driver."
+    if np.abs(q).max() <= TURN:
+        return "Check calibration, joint order and the limits in the robot's description."
     span = robot.upper - robot.lower
     angles = np.array([j.unit == "rad" for j in robot.joints])
     units = {
@@ -62,4 +65,4 @@ def _likely(robot: Embodiment, q: Array) -> str:
     for unit, turned in units.items():
         if ((turned >= robot.lower - edge) & (turned <= robot.upper + edge)).all():
             return f"In {unit} it would be possible: convert it to radians and metres before it is sent."
-    return "Check units, joint order and calibration."
+    return "Check units, calibration and joint order."

@@ -15,7 +15,9 @@ from athena_vla.control.action_prefix import committed_times
 from athena_vla.control.trajectory import Trajectory, through
 from athena_vla.embodiment import ActionChunk, Array, Embodiment
 
-GAP = 0.05  # [s] the most that a plan goes on between two commands: after a longer gap it goes on from where it was
+# Of a period: the most that a plan goes on between two commands. After a longer gap the robot is slower than its plan
+# instead of making one large step.
+GAP = 1.05
 REMEMBERED = 8192  # changes of the lag: more than any question stays open
 SAME = 1e-6  # [s] a simulated clock that differs by less is exact
 STEP = 0.25  # [s] a clock that differs by more was set: stamps of before say nothing
@@ -50,7 +52,7 @@ class Playback:
         if abs(slip) > STEP:
             self.clock_steps += 1
             self._times, self._lags = [self._reached], [self._lag]
-        self._lag += max(0.0, passed - GAP)
+        self._lag += max(0.0, passed - GAP * self._period)
         slower = (1.0 - self._speed) * passed
         plan = reach - self._lag
         if slower:
