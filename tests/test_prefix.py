@@ -368,8 +368,8 @@ def test_rows_past_the_end_of_the_present_chunk_are_not_given(toy: Embodiment) -
     actor.horizon = 8
     config = RuntimeConfig(replan_every=6, latency=0.5)
     run_episode(Puppet(toy), actor, SafetyFilter(toy), duration=3.0, config=config)
-    # The robot stood still for the first 0.5 s. The second chunk was asked for 0.1 s into the first one, so its last row
-    # is at 0.9 s of the plan; the third is asked for at 0.7 s of it.
+    # The robot stood still for the first 0.5 s. The second chunk was asked for 0.1 s into the first one, so its last
+    # row is at 0.9 s of the plan; the third is asked for at 0.7 s of it.
     assert actor.asked[2].committed is not None
     assert len(actor.asked[2].committed) == 2
 
