@@ -21,44 +21,13 @@ from websockets.sync.client import connect
 
 from athena_vla import embodiment
 from athena_vla.embodiment import ActionChunk, Embodiment, Observation
-from athena_vla.errors import BlindPolicy, Busy, InvalidObservation, ModelError, ServerError
+from athena_vla.errors import BlindPolicy, Busy, InvalidObservation, ServerError
 from athena_vla.wire.actor_gates import golden_gate, sensitivity_gate
 from athena_vla.wire.client import RemotePolicy
 from athena_vla.wire.codec import from_json, pack, to_json, unpack
 from athena_vla.wire.server import PolicyServer, background
 from athena_vla.wire.service import ServeConfig
-
-TOY = embodiment.load("toy")
-IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3)).astype(np.uint8)
-
-
-class Echo:
-    """A policy whose answer depends on everything it is told, so that a mixed-up answer is seen."""
-
-    def __init__(self, delay: float = 0.0) -> None:
-        self.delay = delay
-        self.calls = 0
-        self.failing = False
-
-    def act(self, observation: Observation) -> ActionChunk:
-        self.calls += 1
-        time.sleep(self.delay)
-        if self.failing:
-            raise ModelError("the weights are gone")
-        if observation.instruction == "crash":
-            raise ZeroDivisionError("secret detail")
-        return expected(observation)
-
-
-def expected(observation: Observation) -> ActionChunk:
-    offset = float(observation.images["front"].mean()) / 255 + len(observation.instruction)
-    rows = observation.state + offset + np.arange(8)[:, None] * 0.1
-    return ActionChunk(rows, TOY.action_joints, 0.1, observation.time)
-
-
-def observe(seed: int = 0, instruction: str = "push the red cube") -> Observation:
-    rng = np.random.default_rng(seed)
-    return Observation({"front": np.roll(IMAGE, seed, 0)}, rng.normal(size=3), instruction, float(seed))
+from echo_policy import IMAGE, TOY, Echo, expected, observe
 
 
 @pytest.fixture(scope="module")
@@ -208,15 +177,17 @@ UPGRADE = (
         ([b"\x00\x01\x02\r\n\r\n"], b"400"),
         ([b"GET / HTTP/9.9\r\n\r\n"], b"400"),
         ([b"GET /healthz HTTP/1.1\r\nbroken header\r\n\r\n"], b"400"),
-        ([b"GET /healthz HTTP/1.1\r\n" + b"A: b\r\n" * 200 + b"\r\n"], b"431"),
+        ([b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 200 + b"\r\n"], b"431"),
         ([b"GET /" + b"a" * 600_000], b"431"),
-        ([b"GET / HTTP/1.1\r\nA: " + b"a" * 20_000 + b"\r\n\r\n"], b"431"),
-        ([b"POST /act HTTP/1.1\r\n\r\n"], b"411"),
-        ([b"POST /act HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"], b"411"),
-        ([b"POST /act HTTP/1.1\r\nContent-Length: 1073741824\r\n\r\n"], b"413"),
-        ([b"POST /act HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcde"], b"400"),
-        ([b"POST /act HTTP/1.1\r\nContent-Length: -5\r\n\r\n"], b"411"),
-        ([b"GET / HTTP/1.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"], b"400"),
+        ([b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 20_000 + b"\r\n\r\n"], b"431"),
+        ([b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 16_360 + b"\r\n\r\n"], b"431"),
+        ([b"GET / HTTP/1.1\r\nHost: x\r\n" + b"a:b\r\n" * 50_000 + b"\r\n"], b"431"),
+        ([b"POST /act HTTP/1.1\r\nHost: x\r\n\r\n"], b"411"),
+        ([b"POST /act HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"], b"411"),
+        ([b"POST /act HTTP/1.1\r\nHost: x\r\nContent-Length: 1073741824\r\n\r\n"], b"413"),
+        ([b"POST /act HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcde"], b"400"),
+        ([b"POST /act HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n"], b"400"),
+        ([b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"], b"400"),
         ([UPGRADE, b"\xff\xff\xff\xff"], b"101"),
         ([UPGRADE, b"\x82\xff\x00\x00\x00\x00\x40\x00\x00\x00abcd"], b"101"),  # a frame that announces 1 GiB
         ([UPGRADE, b"\x82\x05hello"], b"101"),  # not masked
@@ -239,13 +210,14 @@ def test_a_message_in_fragments_arrives_whole(server: PolicyServer) -> None:
     np.testing.assert_array_equal(reply["actions"], want)
 
 
-def test_random_messages_get_errors_and_leave_the_connection_usable(server: PolicyServer) -> None:
+@pytest.mark.parametrize("count", [2000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_random_messages_get_errors_and_leave_the_connection_usable(server: PolicyServer, count: int) -> None:
     rng = np.random.default_rng(0)
     seen = observe()
     good = pack({"observation/front": seen.images["front"], "observation/state": seen.state, "prompt": "go"})
     with connect(server.address, compression=None) as client:
         client.recv()
-        for n in range(300):
+        for n in range(count):
             if n % 3:
                 fuzz = bytearray(good)
                 for place in rng.integers(len(fuzz), size=4):
@@ -265,7 +237,7 @@ def test_slow_clients_are_cut_off_while_others_are_served() -> None:
     with background(PolicyServer(Echo(), TOY, config)) as running, RemotePolicy(running.address, TOY) as remote:
         slow = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(4)]
         slow[0].sendall(b"GET /heal")  # never finishes its head
-        slow[1].sendall(b"POST /act HTTP/1.1\r\nContent-Length: 1000\r\n\r\nabc")  # never finishes its body
+        slow[1].sendall(b"POST /act HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc")  # never finishes its body
         slow[2].sendall(UPGRADE + b"\x82\xfe\x10\x00abcdef")  # never finishes its message
         slow[3].sendall(UPGRADE)  # never asks anything
         end = time.monotonic() + 1.5

@@ -30,6 +30,8 @@ Mode = Literal["absolute", "delta"]
 ChannelUnit = Literal["m", "m/s", "rad", "rad/s", "1"]
 WhenNothing = Literal["hold", "zero", "default"]
 Resample = Literal["interpolate", "hold", "mean"]
+MAX_SIDE = 4096  # [px] of an image; padded to a square and resized it takes 50 MB, whatever its shape
+MAX_ASPECT = 8  # longer side over shorter one
 
 
 @dataclass(frozen=True)
@@ -309,6 +311,11 @@ class Observation:
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
                 raise InvalidObservation(
                     f"Camera '{name}' must be RGB uint8 [height, width, 3], it is {image.dtype} {list(image.shape)}."
+                )
+            if max(image.shape[:2]) > min(MAX_SIDE, MAX_ASPECT * min(image.shape[:2])):
+                raise InvalidObservation(
+                    f"Camera '{name}' sent {image.shape[1]} x {image.shape[0]} pixels; a side has at most {MAX_SIDE}, "
+                    f"and at most {MAX_ASPECT} times the other. Crop or scale the image before it is sent."
                 )
         if self.state.shape != (robot.state_dim,):
             raise InvalidObservation(

@@ -127,6 +127,10 @@ class WireError(ServerError):
     code = "message.invalid"
 
 
+class Superseded(ServerError):
+    """A question whose client sent a newer one before the policy began with it."""
+
+
 class Busy(ServerError):
     """A server that cannot take another question just now; ask again."""
 

@@ -10,10 +10,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from athena_vla.control.plausible import require_plausible
 from athena_vla.embodiment import ActionChunk, Array, Embodiment, Observation
 from athena_vla.errors import InvalidObservation
 
 MAX_INSTRUCTION = 2000  # characters
+MAX_COMMITTED = 1000  # rows
 REST_EXTRAS = ("unnorm_key",)
 
 
@@ -27,7 +29,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Listener:
+class RequestParser:
     """Turns messages into observations of one robot.
 
     `state_optional` is for policies that never look at the state (a released openvla-7b with absolute targets): where
@@ -37,7 +39,7 @@ class Listener:
     robot: Embodiment
     state_optional: bool = False
 
-    def understand(self, message: Any, form: Literal["openpi", "rest"]) -> Request:
+    def parse(self, message: Any, form: Literal["openpi", "rest"]) -> Request:
         """Raises `InvalidObservation` with what the robot needs."""
         if not isinstance(message, dict) or not all(isinstance(k, str) for k in message):
             raise InvalidObservation("A request is a map from names to values.")
@@ -58,11 +60,11 @@ class Listener:
         observation = Observation(
             images=images,
             state=self._state(message.get("observation/state"), "observation/state"),
-            instruction=self._text(message.get("prompt"), "prompt"),
+            instruction=self.text(message.get("prompt"), "prompt"),
             time=self._time(message.get("time", 0.0)),
             committed=self._rows(message.get("observation/committed")),
         )
-        return Request(observation.require(self.robot), "openpi", request_id)
+        return Request(self.checked(observation), "openpi", request_id)
 
     def _rest(self, message: dict[str, Any]) -> Request:
         oft = "full_image" in message
@@ -80,9 +82,15 @@ class Listener:
         observation = Observation(
             images=self._images(message, names),
             state=self._state(message.get("state"), "state"),
-            instruction=self._text(message.get("instruction"), "instruction"),
+            instruction=self.text(message.get("instruction"), "instruction"),
         )
-        return Request(observation.require(self.robot), "oft" if oft else "single")
+        return Request(self.checked(observation), "oft" if oft else "single")
+
+    def checked(self, observation: Observation) -> Observation:
+        """The same observation, which fits the robot and can be true. Raises `InvalidObservation`."""
+        observation.require(self.robot)
+        require_plausible(self.robot, observation.state)
+        return observation
 
     def _refuse_unknown(self, message: Mapping[str, Any], known: set[str]) -> None:
         unknown = sorted(set(message) - known)
@@ -107,24 +115,35 @@ class Listener:
     def _state(self, value: Any, key: str) -> Array:
         if value is None and self.state_optional:
             return self.robot.default
+        wanted = f"'{key}' must be an array of {self.robot.state_dim} joint positions in rad, in the robot's order"
         if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiu":
-            raise InvalidObservation(
-                f"'{key}' must be an array of {self.robot.state_dim} joint positions in rad, in the robot's order."
-            )
+            raise InvalidObservation(f"{wanted}.")
+        if value.shape != (self.robot.state_dim,):  # before a megabyte of bytes becomes eight of floats
+            raise InvalidObservation(f"{wanted}; it has the shape {list(value.shape)}.")
         return value.astype(np.float64)
 
     @staticmethod
     def _rows(value: Any) -> Array | None:
         if value is not None and (not isinstance(value, np.ndarray) or value.dtype.kind not in "fiu"):
             raise InvalidObservation("'observation/committed' must be an array of rows [p, D] in rad.")
+        if value is not None and (value.ndim != 2 or len(value) > MAX_COMMITTED or value.shape[1] > 1000):
+            raise InvalidObservation(
+                f"'observation/committed' must be rows [p, D], at most {MAX_COMMITTED}; it has the shape "
+                f"{list(value.shape)}."
+            )
         return None if value is None else value.astype(np.float64)
 
     @staticmethod
-    def _text(value: Any, key: str) -> str:
+    def text(value: Any, key: str) -> str:
+        """An instruction that somebody may have meant. Raises `InvalidObservation`."""
         if not isinstance(value, str) or not value.strip():
             raise InvalidObservation(f"'{key}' must be an instruction in words.")
         if len(value) > MAX_INSTRUCTION:
             raise InvalidObservation(f"'{key}' has {len(value)} characters; {MAX_INSTRUCTION} are the most.")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # half of a character: JSON can say it, no text is made of it
+            raise InvalidObservation(f"'{key}' is no text: {error.reason} at character {error.start}.") from error
         return value
 
     @staticmethod

@@ -1,19 +1,20 @@
 """One model, one thread, a short line: questions from many clients are answered one after the other, or a few at once.
 
-Knows actors and observations; nothing of sockets. The line is bounded: who comes when it is full is told so at once.
+Knows actors and observations; nothing of sockets. The line is bounded: who comes when it is full is told so at once. A
+question that nobody waits for any more leaves the line, and its place is free.
 """
 
 import asyncio
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from queue import Empty, Full, Queue
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from athena_vla.embodiment import ActionChunk, Observation
-from athena_vla.errors import Busy, ServerError
+from athena_vla.errors import Busy, ServerError, Superseded
 
 
 class Actor(Protocol):
@@ -34,14 +35,16 @@ class Done:
     took: float  # [s] in the model
 
 
-@dataclass(frozen=True)
-class _Job:
+@dataclass(frozen=True, eq=False)
+class Ticket:
+    """A question's place in the line."""
+
     observation: Observation
-    entered: float
-    future: Future[Done]
+    entered: float  # [s] of `time.perf_counter`
+    future: Future[Done] = field(default_factory=Future)
 
 
-class Desk:
+class RequestQueue:
     """Owns the only thread that touches the model."""
 
     def __init__(self, actor: Actor, *, waiting: int, batch: int) -> None:
@@ -49,16 +52,18 @@ class Desk:
             raise ServerError(
                 f"{type(actor).__name__} answers one observation at a time; batch must be 1, not {batch}."
             )
-        self._actor, self._batch = actor, batch
-        self._line: Queue[_Job | None] = Queue(maxsize=waiting)
+        self._actor, self._batch, self._most = actor, batch, waiting
+        self._line: deque[Ticket] = deque()
+        self._changed = threading.Condition()
         self._busy_since: float | None = None
         self._closing = False
+        self._idle = True
         self._thread = threading.Thread(target=self._work, name="policy", daemon=True)
         self._thread.start()
 
     @property
     def waiting(self) -> int:
-        return self._line.qsize()
+        return len(self._line)
 
     @property
     def busy_for(self) -> float:
@@ -66,69 +71,82 @@ class Desk:
         since = self._busy_since
         return 0.0 if since is None else time.perf_counter() - since
 
-    async def ask(self, observation: Observation, timeout: float) -> Done:
-        """Raises `Busy` when the line is full, `TimeoutError`, or what the actor raised."""
-        if self._closing:
-            raise Busy("The server is shutting down.")
-        job = _Job(observation, time.perf_counter(), Future())
+    def enter(self, observation: Observation) -> Ticket:
+        """A place at the end of the line. Raises `Busy` where it is full or the server shuts down."""
+        ticket = Ticket(observation, time.perf_counter())
+        with self._changed:
+            if self._closing:
+                raise Busy("The server is shutting down.")
+            # Those that an idle worker is about to take do not wait.
+            if len(self._line) >= self._most + (self._batch if self._idle else 0):
+                raise Busy(f"{self._most} questions are waiting already; ask again shortly.")
+            self._line.append(ticket)
+            self._changed.notify()
+        return ticket
+
+    async def answer(self, ticket: Ticket, timeout: float) -> Done:
+        """Raises `TimeoutError`, `Superseded`, or what the actor raised; who stops waiting leaves the line."""
+        future = asyncio.wrap_future(ticket.future)
         try:
-            self._line.put_nowait(job)
-        except Full:
-            raise Busy(f"{self._line.maxsize} questions are waiting already; ask again shortly.") from None
-        try:
-            return await asyncio.wait_for(asyncio.wrap_future(job.future), timeout)
+            await asyncio.wait({future}, timeout=timeout)
+            if not future.done():
+                raise TimeoutError
+            return future.result()
         finally:
-            job.future.cancel()  # nobody waits any more: the worker passes over it
+            self._remove(ticket)
+            future.cancel()  # and with it the ticket's, which the worker then passes over
+
+    def withdraw(self, ticket: Ticket) -> bool:
+        """Drop a question for a newer one of the same client; False where the model has begun with it."""
+        if not self._remove(ticket):
+            return False
+        ticket.future.set_exception(Superseded("A newer question of this connection took its place."))
+        return True
 
     def close(self, grace: float) -> bool:
         """Answer what is in line, then stop; False where the model did not return within `grace` [s]."""
-        self._closing = True
-        deadline = time.perf_counter() + grace
-        while time.perf_counter() < deadline:
-            try:
-                self._line.put_nowait(None)
-                break
-            except Full:
-                time.sleep(0.01)
-        self._thread.join(max(0.0, deadline - time.perf_counter()))
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(grace)
         return not self._thread.is_alive()
+
+    def _remove(self, ticket: Ticket) -> bool:
+        with self._changed:
+            try:
+                self._line.remove(ticket)
+            except ValueError:
+                return False
+            return True
 
     def _work(self) -> None:
         while True:
-            job = self._line.get()
-            if job is None:
-                return
-            jobs = [job]
-            last = False
-            while len(jobs) < self._batch:
-                try:
-                    following = self._line.get_nowait()
-                except Empty:
-                    break
-                if following is None:
-                    last = True
-                    break
-                jobs.append(following)
-            self._answer([j for j in jobs if j.future.set_running_or_notify_cancel()])
-            if last:
-                return
+            with self._changed:
+                self._idle = True
+                while not self._line:
+                    if self._closing:
+                        return
+                    self._changed.wait()
+                self._idle = False
+                tickets = [self._line.popleft() for _ in range(min(self._batch, len(self._line)))]
+            self._answer([t for t in tickets if t.future.set_running_or_notify_cancel()])
 
-    def _answer(self, jobs: list[_Job]) -> None:
-        if not jobs:
+    def _answer(self, tickets: list[Ticket]) -> None:
+        if not tickets:
             return
         began = self._busy_since = time.perf_counter()
         try:
-            if len(jobs) > 1:
+            if len(tickets) > 1:
                 assert isinstance(self._actor, BatchActor)
-                chunks = list(self._actor.act_batch([j.observation for j in jobs]))
+                chunks = list(self._actor.act_batch([t.observation for t in tickets]))
             else:
-                chunks = [self._actor.act(jobs[0].observation)]
+                chunks = [self._actor.act(tickets[0].observation)]
             took = time.perf_counter() - began
-            for job, chunk in zip(jobs, chunks, strict=True):
-                job.future.set_result(Done(chunk, began - job.entered, took))
+            for ticket, chunk in zip(tickets, chunks, strict=True):
+                ticket.future.set_result(Done(chunk, began - ticket.entered, took))
         except Exception as error:  # belongs to whoever asked; the next question is none the worse for it
-            for job in jobs:
-                if not job.future.done():
-                    job.future.set_exception(error)
+            for ticket in tickets:
+                if not ticket.future.done():
+                    ticket.future.set_exception(error)
         finally:
             self._busy_since = None
