@@ -31,7 +31,7 @@ from athena_vla.embodiment import ActionChunk, Observation
 from athena_vla.errors import ServerError
 from athena_vla.wire.client import RemotePolicy
 from athena_vla.wire.codec import pack, to_json
-from athena_vla.wire.config import ServeConfig
+from athena_vla.wire.serve_config import ServeConfig
 from athena_vla.wire.server import PolicyServer, serve
 
 ROBOT = embodiment.load("athena")

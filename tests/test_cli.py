@@ -54,8 +54,9 @@ def test_every_field_of_a_preset_can_be_overridden(monkeypatch) -> None:
     assert (seen[0].rank, seen[0].dora, seen[0].targets, seen[0].alpha) == (8, False, ("q_proj",), 32)
 
 
-def test_every_command_in_the_documentation_parses() -> None:
+def test_every_command_in_the_documentation_parses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also those that are not run because they need a GPU, hours or the reader's own files."""
+    monkeypatch.setenv("ATHENA_TOKEN", "as docs/serving.md says")
     root = Path(__file__).resolve().parents[1]
     seen = 0
     for page in [root / "README.md", *sorted((root / "docs").glob("*.md"))]:

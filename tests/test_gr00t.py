@@ -18,7 +18,7 @@ from athena_vla import embodiment
 from athena_vla.embodiment import ActionChunk, Embodiment, Observation
 from athena_vla.errors import ServerError, WireError
 from athena_vla.wire import gr00t
-from athena_vla.wire.config import ServeConfig
+from athena_vla.wire.serve_config import ServeConfig
 from athena_vla.wire.server import PolicyServer, background
 
 zmq = pytest.importorskip("zmq", reason="pyzmq is not installed")

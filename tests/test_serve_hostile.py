@@ -23,9 +23,9 @@ from athena_vla.embodiment import Observation
 from athena_vla.errors import InvalidObservation, WireError
 from athena_vla.wire.client import RemotePolicy
 from athena_vla.wire.codec import MAX_VALUES, pack, require_few_values, to_json, unpack
-from athena_vla.wire.config import ServeConfig
 from athena_vla.wire.effort import ADDRESS_RATE, BURST, TOTAL_RATE, Effort
 from athena_vla.wire.frames import FrameScanner
+from athena_vla.wire.serve_config import ServeConfig
 from athena_vla.wire.server import PolicyServer, background
 from echo_policy import TOY, Echo, expected, observe
 from wire_faults import UPGRADE, masked

@@ -14,7 +14,7 @@ from athena_vla.embodiment import Observation
 from athena_vla.errors import ServerError
 from athena_vla.wire import client_socket
 from athena_vla.wire.client import RemotePolicy
-from athena_vla.wire.config import ServeConfig
+from athena_vla.wire.serve_config import ServeConfig
 from athena_vla.wire.server import PolicyServer, background
 from echo_policy import TOY, Echo, expected, observe
 from wire_faults import FAILING, introduce, scripted

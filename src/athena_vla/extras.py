@@ -5,7 +5,7 @@ from functools import cache
 from importlib import metadata
 
 ROOT = "athena-vla"
-IMPORTED_AS = {"mcap-ros2-support": "mcap_ros2"}  # distributions whose module has another name
+IMPORTED_AS = {"mcap-ros2-support": "mcap_ros2", "pyzmq": "zmq"}  # distributions whose module has another name
 
 
 @cache

@@ -1,11 +1,10 @@
 """The serve stage: a bundle becomes a policy server that opens its port only after the policy has shown what it does.
 
-Protocols, limits and clients live in `control`; this file only binds them to a bundle.
+Protocols, limits and clients live in `wire`; this file only binds them to a bundle.
 """
 
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,17 @@ from athena_vla.engines.backends import Name
 from athena_vla.errors import BundleError
 from athena_vla.models.input_gates import require_sensitive, require_vision_runs_once
 from athena_vla.policy import Policy, require_replay
-from athena_vla.wire import server as server
-from athena_vla.wire.service import ServeConfig
+from athena_vla.wire.serve_config import ServeConfig
+from athena_vla.wire.server import PolicyServer
+from athena_vla.wire.server import serve as serve_until_interrupted
 
 
 @dataclass(frozen=True)
 class ServeBundleConfig:
-    """Serve a bundle over openpi's websocket, OpenVLA's `/act`, `/health`, `/metrics` and `/metadata` on one port."""
+    """Serve a bundle over openpi's websocket, OpenVLA's `/act`, `/healthz`, `/metrics` and `/metadata` on one port.
+
+    Other hosts than loopback need a token, which is read from the environment variable ATHENA_TOKEN.
+    """
 
     bundle: str
     """Folder of the bundle, or `builtin:NAME`."""
@@ -31,8 +34,6 @@ class ServeBundleConfig:
     """Compute threads of the backend."""
     within_reach: bool = False
     """Family openvla: choose only what the robot can reach within a control step of the row before."""
-    token_variable: str = "ATHENA_TOKEN"
-    """Environment variable that holds the token; needed for any host but loopback."""
     server: ServeConfig = field(default_factory=ServeConfig)
     """Address, TLS files, and limits of size, rate and time."""
 
@@ -93,16 +94,16 @@ def serve(config: ServeBundleConfig) -> ServeResult:
     """Serve until interrupted, then shut down gracefully."""
     policy, told = open_policy(config.bundle, config.backend, config.threads)
     actor = WithinReach(policy) if config.within_reach else policy
-    settings = config.server
-    if not settings.token and os.environ.get(config.token_variable):
-        settings = replace(settings, token=os.environ[config.token_variable])
     address = ""
 
     def ready(where: str) -> None:
         nonlocal address
         address = where
         print(f"athena: serving {policy.name} ({told['stage']}, {told['backend']}) on {where}", flush=True)
+        if policy_server.gr00t_port:
+            print(f"athena: GR00T's protocol on tcp://{config.server.host}:{policy_server.gr00t_port}", flush=True)
 
     told = {**told, "within_reach": config.within_reach}
-    server.serve(server.PolicyServer(actor, policy.robot, settings, metadata=told), ready)
+    policy_server = PolicyServer(actor, policy.robot, config.server, metadata=told)
+    serve_until_interrupted(policy_server, ready)
     return ServeResult(address)

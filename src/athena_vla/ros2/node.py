@@ -26,7 +26,7 @@ from athena_vla.wire.client import RemotePolicy
 PARAMETERS: dict[str, Any] = {
     "robot": "athena",
     "server": "ws://127.0.0.1:8000",
-    "token": "",
+    "token": "",  # of the server; empty takes the environment variable ATHENA_TOKEN
     "task": "",  # the instruction until one arrives on `task_topic`
     "state_topic": "/joint_states",
     "image_topic": "/camera/{camera}/image_raw",
@@ -173,7 +173,7 @@ def main() -> None:
             except InvalidObservation as error:
                 node.get_logger().info(f"waiting: {error}", throttle_duration_sec=5.0)
                 time.sleep(0.1)
-        with RemotePolicy(parameters["server"], body, token=parameters["token"]) as policy:
+        with RemotePolicy(parameters["server"], body, token=parameters["token"] or None) as policy:
             config = RuntimeConfig(replan_every=parameters["replan_every"])
             Runtime(robot, policy, SafetyFilter(body), config).run(parameters["duration_s"], real_time=True)
     finally:

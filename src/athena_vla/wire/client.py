@@ -24,7 +24,7 @@ from athena_vla.embodiment import ActionChunk, Embodiment, Observation
 from athena_vla.errors import AthenaError, Busy, InvalidObservation, ServerError, UnknownName
 from athena_vla.wire.client_socket import ClientSocket
 from athena_vla.wire.codec import pack, unpack
-from athena_vla.wire.config import TOKEN_VARIABLE
+from athena_vla.wire.serve_config import TOKEN_VARIABLE
 
 LOG = logging.getLogger("athena_vla.client")
 MAX_ANSWER = 16 * 1024 * 1024  # bytes

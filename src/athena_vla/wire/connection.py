@@ -11,9 +11,9 @@ from http import HTTPStatus
 from typing import Any
 
 from athena_vla.wire.codec import from_json, to_json
-from athena_vla.wire.config import TOKEN_VARIABLE
 from athena_vla.wire.effort import FAULT
 from athena_vla.wire.http import BadRequest, Head, HttpConversation, error_text
+from athena_vla.wire.serve_config import TOKEN_VARIABLE
 from athena_vla.wire.service import LOG, Service, classify
 from athena_vla.wire.stream import HungUp, Stream
 from athena_vla.wire.websocket import WebsocketConversation

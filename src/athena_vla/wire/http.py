@@ -10,9 +10,13 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
-import h11
-
+from athena_vla.errors import MissingDependency
 from athena_vla.wire.stream import Stream
+
+try:
+    import h11
+except ImportError as error:
+    raise MissingDependency("h11", "serve", "to serve a policy") from error
 
 MAX_HEAD = 16 * 1024  # bytes of request line and headers
 MAX_HEADERS = 100

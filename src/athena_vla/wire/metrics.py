@@ -5,7 +5,12 @@ Knows names and numbers; nothing of sockets or policies.
 
 import time
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from athena_vla.errors import MissingDependency
+
+try:
+    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+except ImportError as error:
+    raise MissingDependency("prometheus_client", "serve", "to serve a policy") from error
 
 BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # [s]
 

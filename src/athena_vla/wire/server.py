@@ -19,11 +19,11 @@ from typing import Any
 
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import ServerError
-from athena_vla.wire.config import TOKEN_VARIABLE, ServeConfig
 from athena_vla.wire.connection import Connection
 from athena_vla.wire.effort import CONNECT, Allowance
 from athena_vla.wire.protocols import RequestParser, metadata_of
 from athena_vla.wire.queue import Actor
+from athena_vla.wire.serve_config import TOKEN_VARIABLE, ServeConfig
 from athena_vla.wire.service import LOG, Service
 from athena_vla.wire.stream import READ_AHEAD, Stream
 

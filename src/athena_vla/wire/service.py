@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 from athena_vla.embodiment import Observation
 from athena_vla.errors import AthenaError, Busy, InvalidObservation, Superseded, WireError
-from athena_vla.wire.config import ServeConfig
 from athena_vla.wire.effort import Effort
 from athena_vla.wire.metrics import Metrics
 from athena_vla.wire.protocols import Request, RequestParser, answer
 from athena_vla.wire.queue import Actor, Done, RequestQueue, Ticket
+from athena_vla.wire.serve_config import ServeConfig
 
 LOG = logging.getLogger("athena_vla.serve")
 
