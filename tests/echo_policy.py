@@ -38,4 +38,4 @@ def expected(observation: Observation) -> ActionChunk:
 
 def observe(seed: int = 0, instruction: str = "push the red cube") -> Observation:
     rng = np.random.default_rng(seed)
-    return Observation({"front": np.roll(IMAGE, seed, 0)}, rng.normal(size=3), instruction, float(seed))
+    return Observation({"front": np.roll(IMAGE, seed, 0)}, rng.uniform(TOY.lower, TOY.upper), instruction, float(seed))

@@ -113,7 +113,11 @@ def form_of(raw: bytes) -> set[str]:
 def arrays(batch: int = 1, steps: int = 1, seed: int = 0) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     rng = np.random.default_rng(seed)
     video = {"head": rng.integers(0, 256, (batch, steps, 24, 32, 3)).astype(np.uint8)}
-    state = {g: rng.uniform(-0.5, 0.5, (batch, steps, len(names))).astype("f4") for g, names in ATHENA.groups.items()}
+    state = {}
+    for group, names in ATHENA.groups.items():
+        places = ATHENA.index(names)
+        low, high = ATHENA.lower[places], ATHENA.upper[places]
+        state[group] = rng.uniform(low, high, (batch, steps, len(names))).astype("f4")
     return video, state
 
 
@@ -327,7 +331,9 @@ def test_the_bytes_that_public_libraries_made(shared: Path) -> None:
             seen.append(observation)
             return super().act(observation)
 
-    with background(PolicyServer(Seeing(), ATHENA, ServeConfig(port=0, gr00t_port=0))) as server:
+    # Their states were drawn, not measured: a robot with room for them.
+    robot = replace(ATHENA, joints=tuple(replace(j, lower=-4.0, upper=4.0) for j in ATHENA.joints))
+    with background(PolicyServer(Seeing(), robot, ServeConfig(port=0, gr00t_port=0))) as server:
         for form in ("n16", "n17"):
             for kind in ("", "_flat", "_token"):
                 raw = ask(server, (folder / f"{form}_request_get_action{kind}.bin").read_bytes())
