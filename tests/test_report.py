@@ -17,8 +17,9 @@ from athena_vla.evaluate.openloop import open_loop
 from athena_vla.evaluate.results import EpisodeResult
 from athena_vla.evaluate.summary import compare_pair, summarise
 from athena_vla.recordings.episode import Sample
-from athena_vla.report import ReportConfig, charts, report
+from athena_vla.report import ReportConfig, charts, evidence, figures, names, report
 from athena_vla.report import embedded_media as media
+from athena_vla.report.assemble import environment, load
 
 TASKS = ("look", "point", "raise", "touch")
 SHARES = {
@@ -293,7 +294,7 @@ def test_the_page_is_whole_and_loads_nothing(page: Path) -> None:
 
 def test_a_simulated_run_has_every_section(toy: Embodiment, tmp_path: Path) -> None:
     html = report(ReportConfig(run=make_run(tmp_path, toy, simulated=True))).page.read_text()
-    wanted = "episodes success attention errors safety data training precision latency served provenance next"
+    wanted = "episodes success attention errors safety data training precision latency served limits provenance next"
     assert re.findall(r'<section id="(\w+)"', html) == wanted.split()
     assert "predicted, not measured" in html
     assert "measured here" in html
@@ -344,11 +345,31 @@ def test_ticks_cover_the_range_with_round_numbers() -> None:
         assert 2 <= len(ticks) <= 9
 
 
-def test_bars_are_placed_by_value() -> None:
-    drawn = charts.bars([charts.Bar("a", 0.25, "25%", 0.2, 0.5)], full=1.0, goal=0.35)
+def test_bars_are_placed_by_value(toy: Embodiment, tmp_path: Path) -> None:
+    templates = environment(load(make_run(tmp_path, toy, simulated=True)))
+    macros = templates.get_template("macros.html").make_module()
+    rows = [charts.Bar("a <b>", 0.25, "25%", 0.2, 0.5)]
+    drawn = str(macros.bars(rows, full=1.0, goal=0.35))  # type: ignore[attr-defined]
     assert "width:25.00%" in drawn
     assert 'class="whisker" style="left:20.00%;width:30.00%"' in drawn
     assert 'class="goal" style="left:35.00%"' in drawn
+    assert "a &lt;b&gt;" in drawn
+
+
+def test_numbers_read_well() -> None:
+    assert figures.points(-0.001) == "0"
+    assert figures.points(0.126) == "+13"
+    assert figures.percent(-0.0) == "0%"
+    assert figures.span(0.02, 0.3, "ms") == "0.02 to 0.3 ms"
+    assert figures.span(12.0, 12.1, "ms") == "12 ms"
+
+
+def test_an_actor_has_one_colour_in_every_chart(toy: Embodiment, tmp_path: Path) -> None:
+    source = load(make_run(tmp_path, toy, simulated=True))
+    chart = evidence.errors(source).horizon_chart
+    assert chart is not None
+    colours = {c.name: c.colour for c in chart.curves}
+    assert colours == {names.label(n): names.COLOURS[n] for n in ("tuned", "untuned", "hold")}
 
 
 def test_smoothing_is_a_running_mean() -> None:

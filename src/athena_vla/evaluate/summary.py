@@ -10,6 +10,7 @@ import numpy as np
 from athena_vla.errors import EvaluationError
 from athena_vla.evaluate.results import EpisodeResult
 from athena_vla.evaluate.statistics import Interval, PairedTest, Proportion, paired_test, wilson
+from athena_vla.sim.task_language import OBJECT_FAMILIES
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class ActorSummary:
 
     success: Proportion
     per_task: dict[str, Proportion]
+    object_tasks: Proportion | None  # of the tasks with an object to find; None where no such scene was played
     median_time_to_success: float | None  # [s], of the successful episodes
     commands: int
     touched: int  # commands the safety filter changed
@@ -34,6 +36,7 @@ class ActorSummary:
     def to_dict(self) -> dict[str, Any]:
         raw = dict(self.__dict__)
         raw["success"] = self.success.to_dict()
+        raw["object_tasks"] = None if self.object_tasks is None else self.object_tasks.to_dict()
         raw["per_task"] = {k: v.to_dict() for k, v in self.per_task.items()}
         return raw
 
@@ -62,12 +65,14 @@ def summarise(episodes: Sequence[EpisodeResult]) -> ActorSummary:
         for kind, table in e.interventions_by_joint.items():
             joints.setdefault(kind, Counter()).update(table)
     tasks = sorted({e.task for e in episodes})
+    with_object = [e for e in episodes if e.task in OBJECT_FAMILIES]
     times = [e.time_to_success for e in episodes if e.time_to_success is not None]
     commands, touched = sum(e.commands for e in episodes), sum(e.touched for e in episodes)
     failing = [e for e in episodes if e.errors]
     return ActorSummary(
         success=proportion(episodes),
         per_task={t: proportion([e for e in episodes if e.task == t]) for t in tasks},
+        object_tasks=proportion(with_object) if with_object else None,
         median_time_to_success=float(np.median(times)) if times else None,
         commands=commands,
         touched=touched,

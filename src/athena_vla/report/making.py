@@ -1,123 +1,183 @@
-"""The sections that tell how it was made: opening, data, training, and at the end provenance and what to do next."""
+"""What the sections on how it was made show: opening with its verdict, data, training, provenance."""
 
 import platform
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from athena_vla.report.charts import Bar, bars, lanes, lines, smooth
-from athena_vla.report.markup import card, columns, duration, facts, percent, section, table, tag, text, tile
-from athena_vla.report.names import label
-from athena_vla.report.source import Section, Source
-
-STEP_NAMES = {
-    "record": "Record demonstrations",
-    "prepare": "Check, annotate, build",
-    "train": "Fine-tune with LoRA",
-    "compare": "Compare with baselines",
-    "safety": "Provoke the safety filter",
-    "deploy": "Merge, quantise, export",
-    "bench": "Benchmark and predict",
-    "serve": "Serve over a socket",
-    "report": "Write this page",
-}
+from athena_vla.report.charts import Bar, Chart, line_chart, smooth
+from athena_vla.report.figures import mrad, percent
+from athena_vla.report.names import joint_label, label
+from athena_vla.report.source import Result, Source
 
 
-def opening(source: Source) -> list[Section]:
-    return [Section("top", "", _hero(source)), _pipeline(source)]
+@dataclass(frozen=True)
+class Tile:
+    """One large number with its caption."""
+
+    number: str
+    caption: str
+    unit: str = ""
+    kind: str = ""
 
 
-def sections(source: Source) -> list[Section]:
-    return [data(source), training(source)]
+@dataclass(frozen=True)
+class Verdict:
+    """One of the three questions, answered from the numbers of this run."""
+
+    question: str
+    mark: str  # yes, no, predicted
+    kind: str
+    answer: str
 
 
-def closing(source: Source) -> list[Section]:
-    return [provenance(source), following(source)]
+@dataclass(frozen=True)
+class Opening:
+    """The headline, the large numbers and the verdict."""
+
+    robot: str
+    joints: Sequence[str]
+    headline: str
+    made_from: str
+    summary: Result
+    tiles: Sequence[Tile]
+    verdicts: Sequence[Verdict]
+    spent: Result
 
 
-def _hero(source: Source) -> str:
-    numbers, tiles = source.numbers, []
-    trained = source.result("train")
-    if source.simulated:
-        tuned, untuned, safe = numbers["tuned"], numbers["untuned"], numbers["safety"]
-        better = tuned["low"] > untuned["high"]
-        title = (
-            f"From {percent(untuned['success'])} to {percent(tuned['success'])}: a humanoid that does what it is told"
-            if better
-            else f"Tuned {percent(tuned['success'])}, untuned {percent(untuned['success'])}: not yet a better policy"
-        )
-        tiles = [
-            tile(percent(tuned["success"]), f"success of the tuned policy on {tuned['n']} unseen scenes", kind="main"),
-            tile(percent(untuned["success"]), "of the same model untuned"),
-            tile(percent(numbers["int4"]["success"]), "with 4-bit weights in ONNX Runtime"),
-            tile(
-                f"{safe['violations']}",
-                f"limit violations in {safe['steps']:,} commands",
-                kind="good" if safe["violations"] == 0 else "bad",
-            ),
-        ]
-        recorded = source.result("record")
-        what = f"{recorded['episodes']} demonstrations were recorded, checked and built into a dataset"
+def opening(source: Source) -> Opening:
+    headline, made_from, tiles = _simulated(source) if source.simulated else _recorded(source)
+    minutes, seconds = divmod(round(source.numbers["seconds"]["total"]), 60)
+    tiles.append(Tile(f"{minutes}:{seconds:02d}", "for all of it, on this machine's CPU", "min"))
+    return Opening(
+        robot=source.robot,
+        joints=source.result("compare")["open_loop"]["joints"],
+        headline=headline,
+        made_from=made_from,
+        summary=source.result("train")["summary"],
+        tiles=tiles,
+        verdicts=[_quality(source), _device(source), _bounded(source)],
+        spent=source.numbers["seconds"],
+    )
+
+
+def _simulated(source: Source) -> tuple[str, str, list[Tile]]:
+    numbers, closed = source.numbers, source.closed
+    tuned, untuned, int4 = numbers["tuned"], numbers["untuned"], numbers["int4"]
+    better = tuned["low"] > untuned["high"]
+    headline = (
+        f"From {percent(untuned['success'])} to {percent(tuned['success'])}: a robot that does what it is told"
+        if better
+        else f"Tuned {percent(tuned['success'])}, untuned {percent(untuned['success'])}: not yet a better policy"
+    )
+    tiles = []
+    objects = closed["tuned"].get("object_tasks")
+    if objects:
+        caption = f"of {objects['n']} scenes with an unseen combination of verb and object"
+        tiles.append(Tile(percent(objects["success"]), caption, kind="main"))
+    safe = numbers["safety"]
+    tiles += [
+        Tile(percent(tuned["success"]), f"of all {tuned['n']} unseen scenes", kind="" if objects else "main"),
+        Tile(percent(untuned["success"]), "of the same model untuned"),
+        Tile(percent(int4["success"]), "with 4-bit weights in ONNX Runtime"),
+        Tile(
+            f"{safe['violations']:,}",
+            f"limit violations in {safe['steps']:,} commands",
+            kind="good" if safe["violations"] == 0 else "bad",
+        ),
+    ]
+    recorded = source.result("record")
+    return headline, f"{recorded['episodes']} demonstrations were recorded, checked and built into a dataset", tiles
+
+
+def _recorded(source: Source) -> tuple[str, str, list[Tile]]:
+    rows = source.numbers["open_loop"]["actors"]
+    rival, best = _rival(rows)
+    mine, base = rows["tuned"]["mae_rad"], rows["untuned"]["mae_rad"]
+    if mine < best:
+        headline = f"{percent(1 - mine / best)} less error than {label(rival)}, the best of what knows nothing"
+    elif mine < base:
+        headline = f"Better than untuned, but {label(rival)} is still closer to these recordings"
     else:
-        rows = numbers["open_loop"]["actors"]
-        models = {"tuned", "untuned"}
-        knowing_nothing = {n: r["mae_rad"] for n, r in rows.items() if n not in models and "." not in n}
-        rival = min(knowing_nothing, key=lambda n: knowing_nothing[n])
-        best, mine = knowing_nothing[rival], rows["tuned"]["mae_rad"]
-        if mine < best:
-            title = f"{percent(1 - mine / best)} less error than {label(rival)}, the best of what knows nothing"
-        elif mine < rows["untuned"]["mae_rad"]:
-            title = f"Better than untuned, but {label(rival)} is still closer to these recordings"
-        else:
-            title = "No better than the untuned model yet, on recordings it never saw"
-        tiles = [
-            tile(f"{rows['tuned']['mae_rad']:.3f}", "mean error of the tuned policy", unit="rad", kind="main"),
-            tile(f"{rows['untuned']['mae_rad']:.3f}", "of the untuned model", unit="rad"),
-            tile(f"{best:.3f}", f"of {label(rival)}, the best of what knows nothing", unit="rad"),
-        ]
-        built = source.result("prepare")["build"]
-        what = f"{built['episodes']} recorded episodes were checked and built into a dataset"
-    minutes, seconds = divmod(round(numbers["seconds"]["total"]), 60)
-    tiles.append(tile(f"{minutes}:{seconds:02d}", "for all of it, on this machine's CPU", unit="min"))
-    summary = trained["summary"]
-    lead = (
-        f"{text(what)}, a small vision-language-action model was fine-tuned for {summary['steps']} steps "
-        f"({summary['trainable']:,} of {summary['total']:,} parameters), compared with what knows nothing, quantised, "
-        "exported, benchmarked and bounded by a safety filter. Every number below was measured in this run; what is "
-        "only predicted says so."
-    )
-    return (
-        f'<header class="hero" id="top"><p class="eyebrow">Athena-VLA · {text(_robot(source))}</p>'
-        f'<h1>{text(title)}</h1><p class="lead">{lead}</p><div class="tiles">{"".join(tiles)}</div></header>'
-    )
+        headline = "No better than the untuned model yet, on recordings it never saw"
+    tiles = [
+        Tile(f"{mine:.3f}", "mean error of the tuned policy", "rad", "main"),
+        Tile(f"{base:.3f}", "of the untuned model", "rad"),
+        Tile(f"{best:.3f}", f"of {label(rival)}, the best of what knows nothing", "rad"),
+    ]
+    built = source.result("prepare")["build"]
+    return headline, f"{built['episodes']} recorded episodes were checked and built into a dataset", tiles
 
 
-def _robot(source: Source) -> str:
-    joints = len(source.result("compare")["open_loop"]["joints"])
-    return f"{source.result('train').get('robot', 'athena')}, {joints} joints"
+def _rival(rows: Result) -> tuple[str, float]:
+    """The best actor that knows nothing, and its error [rad]."""
+    others = {n: r["mae_rad"] for n, r in rows.items() if n not in ("tuned", "untuned") and "." not in n}
+    best = min(others, key=lambda n: others[n])
+    return best, others[best]
 
 
-def _pipeline(source: Source) -> Section:
-    seconds = source.numbers["seconds"]
-    items = "".join(
-        f"<li><em>{text(STEP_NAMES.get(n, n))}</em><time>{duration(s)}</time></li>"
-        for n, s in seconds.items()
-        if n != "total"
-    )
-    note = "Seconds of the run that did the work, also where a later run reused it."
-    return Section(
-        "steps",
-        "",
-        f'<section style="padding-top:26px">{card("", f"<ol class=steps>{items}</ol>", note=note)}</section>',
-    )
+def _quality(source: Source) -> Verdict:
+    question = "Is it better than the untuned policy?"
+    if source.simulated:
+        tuned, untuned = source.numbers["tuned"], source.numbers["untuned"]
+        better = tuned["low"] > untuned["high"]
+        words = "do not overlap" if better else "overlap"
+        answer = (
+            f"{percent(tuned['success'])} against {percent(untuned['success'])} of {tuned['n']} scenes; "
+            f"the 95% intervals {words}."
+        )
+    else:
+        actors = source.result("compare")["open_loop"]["actors"]
+        tuned, untuned = actors["tuned"]["mae"], actors["untuned"]["mae"]
+        better = tuned["high"] < untuned["low"]
+        answer = f"Error {tuned['value']:.4f} rad against {untuned['value']:.4f} rad on held-out recordings."
+    return Verdict(question, "yes" if better else "not shown", "" if better else "warn", answer)
 
 
-def data(source: Source) -> Section:
-    """Contact sheets, findings, and one annotated timeline."""
+def _device(source: Source) -> Verdict:
+    question = "Does it fit the robot's computer?"
+    plan = source.result("bench").get("predicted")
+    if not plan:
+        return Verdict(question, "not asked", "plain", "No device was planned for in this run.")
+    p = plan["prediction"]
+    low, high = p["action_seconds"]
+    fits = "fits" if p["fits"] else "does not fit"
+    memory = sum(p["memory_gb"].values())
+    answer = f"{p['label']}: {memory:.1f} GB {fits}, {low:.2f} to {high:.2f} s for a chunk of the full-size model."
+    return Verdict(question, "predicted", "predicted", answer)
+
+
+def _bounded(source: Source) -> Verdict:
+    question = "Does it stay within the robot's limits?"
+    safe = source.numbers.get("safety")
+    if not safe:
+        return Verdict(question, "not asked", "plain", "The safety filter was not provoked in this run.")
+    good = safe["violations"] == 0
+    answer = f"{safe['violations']:,} violations in {safe['steps']:,} commands behind the safety filter."
+    return Verdict(question, "yes" if good else "no", "" if good else "warn", answer)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Recordings, what was built of them, findings, and one annotated episode."""
+
+    sheets: Sequence[Result]
+    tally: Sequence[tuple[str, object]]
+    findings: Sequence[Sequence[str]]
+    timeline: Result
+    timeline_rows: dict[str, list[Result]]
+
+
+def data(source: Source) -> Data:
     prepared, recorded = source.result("prepare"), source.result("record")
-    sheets = recorded.get("sheets") or prepared.get("sheets", [])
-    strips = "".join(_sheet(source, s) for s in sheets)
-    built, checked = prepared["build"], prepared["check"]
-    tally = facts(
-        [
+    built, timeline = prepared["build"], prepared["timeline"]
+    numbers: dict[str, int] = {}
+    rows = {
+        name: [{**p, "number": numbers.setdefault(p["kind"], len(numbers))} for p in pieces]
+        for name, pieces in timeline["rows"].items()
+    }
+    return Data(
+        sheets=recorded.get("sheets") or prepared.get("sheets", []),
+        tally=[
             ("recorded", f"{recorded['episodes']} episodes, {recorded['frames']:,} frames" if recorded else ""),
             ("recording speed", f"{recorded['frames_per_second']:.0f} frames/s" if recorded else ""),
             ("made to fail", recorded.get("failed_on_purpose", "")),
@@ -126,136 +186,94 @@ def data(source: Source) -> Section:
             ("left out as failures", len(built["failed"])),
             ("left out as broken", len(built["broken"])),
             ("samples", f"{built['samples']:,}"),
-        ]
-    )
-    findings = [[f["code"], f["severity"], str(f["count"])] for f in checked["findings"]]
-    found = table(["finding", "severity", "times"], findings) if findings else "<p>Nothing was found.</p>"
-    parts = (
-        [card("Recordings, start to end", f'<div class="columns" style="margin:0">{strips}</div>')] if strips else []
-    )
-    parts.append(columns(card("What was built", tally), card("What the checks found", found)))
-    parts.append(_timeline(source, prepared["timeline"]))
-    body = section(
-        "data",
-        "How it was made",
-        "The demonstrations",
-        "Each strip is one episode; failures are recorded too, named, and not trained on.",
-        *parts,
-    )
-    return Section("data", "Data", body)
-
-
-def _sheet(source: Source, sheet: dict[str, Any]) -> str:
-    width, height = sheet["size"]
-    outcome = {True: tag("success"), False: tag("failure", "warn"), None: ""}[sheet["success"]]
-    return (
-        f'<figure><img src="{source.picture(sheet["file"])}" width="{width}" height="{height}" loading="lazy" '
-        f'alt="{text("frames of: " + sheet["instruction"])}"><figcaption>“{text(sheet["instruction"])}” {outcome} '
-        f"{sheet['seconds']:.1f} s</figcaption></figure>"
+        ],
+        findings=[[f["code"], f["severity"], str(f["count"])] for f in prepared["check"]["findings"]],
+        timeline=timeline,
+        timeline_rows=rows,
     )
 
 
-def _timeline(source: Source, timeline: dict[str, Any]) -> str:
-    kinds: dict[str, int] = {}
-    rows = {
-        name: [(p["start"], p["stop"], p["text"] or p["kind"], kinds.setdefault(p["kind"], len(kinds))) for p in pieces]
-        for name, pieces in timeline["rows"].items()
-    }
-    picture = ""
-    if "frames" in timeline:
-        width, height = timeline["frames"]["size"]
-        picture = (
-            f'<img src="{source.picture(timeline["frames"]["file"])}" width="{width}" height="{height}" '
-            f'style="width:100%;margin-bottom:10px" alt="frames of episode {text(timeline["episode"])}">'
-        )
-    drawn = lanes(rows, timeline["seconds"]) if rows else '<p class="note">No segment was found in this episode.</p>'
-    return card(
-        f"Annotated: “{timeline['instruction']}”",
-        picture,
-        drawn,
-        note=f"Episode {text(timeline['episode'])}, {timeline['seconds']:.1f} s. Segments lie in a file of their own, "
-        "with their source; the recorded instruction is never replaced.",
-    )
-
-
-def training(source: Source) -> Section:
+@dataclass(frozen=True)
+class Training:
     """Loss curves and what was trained."""
+
+    loss_chart: Chart | None
+    trained_facts: Sequence[tuple[str, object]]
+    hardest: Sequence[Bar]
+
+
+def training(source: Source) -> Training:
     trained = source.result("train")
     curves, summary = trained["curves"], trained["summary"]
     raw = [(x, y) for x, y in curves["train"]]
-    series = {"training": smooth(raw, max(1, len(raw) // 20))}
+    named = {"training": smooth(raw, max(1, len(raw) // 20))}
     if curves["validation"]:
-        series["validation"] = [(x, y) for x, y in curves["validation"]]
-    chart = card("Loss", lines(series, x_label="optimiser steps", y_label="loss", log=True, faint=raw))
+        named["validation"] = [(x, y) for x, y in curves["validation"]]
+    colours = {"training": "var(--s1)", "validation": "var(--s2)"}
+    chart = line_chart(named, x_label="optimiser steps", y_label="loss", colours=colours, log=True, faint=raw)
     share = 100 * summary["trainable"] / summary["total"]
-    what = facts(
-        [
+    validation = summary["validation"]
+    worst = sorted(validation.get("per_joint_rad", {}).items(), key=lambda x: -x[1])[:8]
+    return Training(
+        loss_chart=chart,
+        trained_facts=[
             ("base", trained["base"]),
             ("trained parameters", f"{summary['trainable']:,} of {summary['total']:,} ({share:.2f}%)"),
             ("steps", f"{summary['steps']} of {trained['batch']} samples"),
             ("speed", f"{summary['samples_per_second']:.0f} samples/s, measured here"),
-            ("validation error", f"{summary['validation']['mae_rad']:.4f} rad" if summary["validation"] else ""),
-        ]
+            ("validation error", f"{validation['mae_rad']:.4f} rad" if validation else ""),
+        ],
+        hardest=[Bar(joint_label(j), e, mrad(e), aside="mrad") for j, e in worst],
     )
-    errors = summary["validation"].get("per_joint_rad", {})
-    worst = sorted(errors.items(), key=lambda x: -x[1])[:8]
-    joints = bars([Bar(j.replace("_", " "), e, f"{1000 * e:.1f}", aside="mrad") for j, e in worst], fine=True)
-    body = section(
-        "training",
-        "How it was made",
-        "The fine-tuning",
-        "",
-        columns(chart, card("What was trained", what)),
-        card("Validation error, the joints that are hardest", joints) if worst else "",
-    )
-    return Section("training", "Training", body)
 
 
-def provenance(source: Source) -> Section:
-    """Hashes, versions, seed, machine."""
-    deployed, trained = source.result("deploy"), source.result("train")
+@dataclass(frozen=True)
+class Provenance:
+    """Hashes, machine, versions."""
+
+    hashes: Sequence[tuple[str, object]]
+    machine: Sequence[tuple[str, object]]
+
+
+def provenance(source: Source) -> Provenance:
+    trained = source.result("train")
     record = next(iter(source.result("bench").get("records", {}).values()), {})
     device = record.get("device", {})
-    hashes = facts(
-        [
+    return Provenance(
+        hashes=[
             ("dataset", source.numbers["dataset_hash"]),
             ("base model", trained["base_hash"]),
             ("tuned", trained["hash"]),
-            *((f"exported, {n}", e["hash"]) for n, e in deployed.get("export", {}).items()),
+            *((f"exported, {n}", e["hash"]) for n, e in source.result("deploy").get("export", {}).items()),
             ("seed", source.numbers["seed"]),
         ],
-        mono=True,
-    )
-    machine = facts(
-        [
+        machine=[
             ("processor", device.get("model", platform.processor())),
             ("cores", device.get("cores", "")),
             ("memory", f"{device['memory_gb']:.0f} GB" if "memory_gb" in device else ""),
-            *sorted(source.steps["train"].get("result", {}).get("tools", {}).items()),
+            ("system", device.get("system", "")),
+            *sorted(device.get("versions", {}).items()),
+        ],
+    )
+
+
+def not_shown(source: Source) -> list[str]:
+    """What a reader might take from the page and should not."""
+    sentences = [
+        "One training seed: another seed gives another policy. The intervals cover the scenes, not the training.",
+        "The model of this run has two million parameters. Nothing here was measured with a model of 7 billion.",
+        "Figures for other devices are predicted. No Jetson and no GPU took part in this run.",
+    ]
+    if source.simulated:
+        sentences += [
+            "The robot, its camera and its objects are simulated, with light, textures and friction of our choosing.",
+            "Tasks without an object hold out only the wording: a replayed demonstration solves them.",
+            "The filter bounds joint commands. It does not know of balance, contact or people.",
         ]
-    )
-    body = section(
-        "provenance",
-        "How it was made",
-        "Provenance",
-        "Every artefact names its parent by hash: dataset, statistics, adapter, merged, quantised and exported model.",
-        columns(card("Hashes", hashes), card("Machine and versions", machine)),
-    )
-    return Section("provenance", "Provenance", body)
-
-
-def following(source: Source) -> Section:
-    """Commands to go on with."""
-    folder = source.folder
-    commands = (
-        "# your own recordings, in any of the known formats\n"
-        "athena data info FOLDER\n"
-        "athena demo --data FOLDER --robot ROBOT\n\n"
-        "# openvla-7b on a 24 GB GPU\n"
-        "athena plan --gpu rtx4090\n"
-        "athena train --preset rtx4090 --model openvla/openvla-7b --data DATASET --out POLICY\n\n"
-        "# serve what this run made, then drive a robot with it behind the safety filter\n"
-        f"athena serve {folder / 'bundles' / 'int4'}"
-    )
-    body = section("next", "Go on", "What next", "", card("", f"<pre>{text(commands)}</pre>"))
-    return Section("next", "What next", body)
+    else:
+        sentences += [
+            "Nothing moved: errors are distances to recorded motions, not success.",
+            "Held-out episodes come from the same recordings, with the same robot, room and operator.",
+            "The filter was given chunks that start from recorded poses; a moving robot reaches other poses.",
+        ]
+    return sentences

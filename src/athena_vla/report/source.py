@@ -1,15 +1,18 @@
 """What a run left, as the sections of the page ask for it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from athena_vla.report.embedded_media import data_uri
 
+Result = dict[str, Any]  # one step's result as its file holds it
+
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the page; without a body it is left out, with a short name it is in the list of contents."""
+    """One rendered part of the page; without a body it is left out, with a short name it is in the list of contents."""
 
     anchor: str
     short: str
@@ -21,22 +24,27 @@ class Source:
     """Results of the steps that were done."""
 
     folder: Path
-    steps: dict[str, dict[str, Any]]
-    numbers: dict[str, Any]  # report.json
+    steps: Mapping[str, Result]
+    numbers: Result  # report.json
 
-    def result(self, step: str) -> dict[str, Any]:
+    def result(self, step: str) -> Result:
         """Of a step; {} where it was not part of this run."""
         return self.steps.get(step, {}).get("result", {})
 
     @property
     def simulated(self) -> bool:
         """Whether there was a closed loop."""
-        return bool(self.result("compare")["closed_loop"])
+        return bool(self.closed)
 
     @property
-    def title(self) -> str:
-        robot = self.result("deploy").get("robot", "athena") if self.steps.get("deploy") else "athena"
-        return f"Athena-VLA report: {robot}"
+    def closed(self) -> Result:
+        """Closed-loop summaries of policies, baselines and quantised policies by name."""
+        return {**self.result("compare")["closed_loop"], **self.result("deploy").get("closed_loop", {})}
+
+    @property
+    def robot(self) -> str:
+        """The robot's name, as training wrote it; runs of older versions were the demo's own."""
+        return str(self.result("train").get("robot", "athena"))
 
     def picture(self, name: str) -> str:
         """A file of the media folder as a data URI."""
