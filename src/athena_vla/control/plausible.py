@@ -27,9 +27,10 @@ def implausible(robot: Embodiment, state: NDArray[np.floating]) -> str:
     far = ~(beyond <= tolerance(robot))  # NaN is far
     if not far.any():
         return ""
+    order = np.argsort(-np.nan_to_num(beyond, nan=np.inf))[: min(3, int(far.sum()))]
     worst = [
         f"{j.name} {q[i]:.4g} (limits {j.lower:.4g} to {j.upper:.4g} {j.unit})"
-        for i, j in ((i, robot.joints[i]) for i in np.argsort(-beyond)[: min(3, int(far.sum()))])
+        for i, j in ((i, robot.joints[i]) for i in order)
     ]
     others = f" and {int(far.sum()) - 3} others" if far.sum() > 3 else ""
     return (

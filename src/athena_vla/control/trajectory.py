@@ -12,8 +12,10 @@ from athena_vla.embodiment import Array
 # A cubic that begins or ends at rest runs 4/3 as fast in between as the straight line, one that does both 3/2. A curve
 # may run this much faster than its chunk, in any joint; where it would, it is given more time.
 FASTER = 1.15
-MOST_TIME = 1.5  # times what the chunk gives, at most: a policy that asks for a jump gets it, inside the limits
+MOST_TIME = 4.0  # times what the chunk gives, at most: a policy that asks for a jump gets it, inside the limits
+MOST_TIME_AT_THE_END = 10.0  # the same for a last row alone, behind which nothing waits
 HARDLY = 2e-3  # [rad] a way shorter than this takes no time
+LITTLE = 1e-2  # [rad] nor one shorter than this, of a joint that the chunk hardly moves: an offset and not a motion
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,21 @@ def rows_passed(times: Array, now: float, blend: float) -> int:
 
 
 def through(
-    times: Array, positions: Array, now: float, q: Array, v: Array, blend: float, *, resting: bool = False
+    times: Array,
+    positions: Array,
+    now: float,
+    q: Array,
+    v: Array,
+    blend: float,
+    *,
+    resting: bool = False,
+    acceleration: Array | None = None,
 ) -> Trajectory:
     """The curve that leaves the present command `(q, v)` at `now` with its velocity and joins the rows of a chunk.
 
     Rows earlier than `now + blend` [s] are in the past or too near to be reached smoothly and are dropped. Where the
-    robot is `resting`, the rows come as much later as it takes to begin without running faster than the chunk does; the
-    last row comes later by what it takes to come to rest there.
+    robot is `resting`, the rows come as much later as it takes to begin without running faster than the chunk does, and
+    with no more than `acceleration` [D] rad/s^2; the last row comes later by what it takes to come to rest there.
     """
     first = rows_passed(times, now, blend)
     planned = _speeds(times, positions)
@@ -66,11 +76,12 @@ def through(
     else:
         knots, rows = np.concatenate([[now], times[first:]]), np.concatenate([q[None], positions[first:]])
     knots = knots.copy()
-    if resting:
-        both = len(knots) == 2
-        knots[1:] += _more(knots[0], knots[1], rows[1] - rows[0], planned, 1.5 if both else 4.0 / 3.0)
+    limit = np.full(len(q), np.inf) if acceleration is None else acceleration
+    alone = len(knots) == 2
+    if resting or alone:
+        knots[1:] += _more(knots[1] - knots[0], np.abs(rows[1] - rows[0]), planned, limit, alone=alone)
     if len(knots) > 2:
-        knots[-1] += _more(knots[-2], knots[-1], rows[-1] - rows[-2], planned, 4.0 / 3.0)
+        knots[-1] += _more(knots[-1] - knots[-2], np.abs(rows[-1] - rows[-2]), planned, limit, alone=False)
     slopes = monotone_slopes(knots, rows)
     slopes[0] = v
     return Trajectory(knots, rows, slopes)
@@ -83,14 +94,15 @@ def _speeds(times: Array, positions: Array) -> Array:
     return np.abs(np.diff(positions, axis=0) / np.diff(times)[:, None]).max(axis=0)
 
 
-def _more(start: float, end: float, way: Array, planned: Array, peak: float) -> float:
-    """[s] by which a segment must be longer so that no joint runs `FASTER` than its chunk in it."""
-    width = end - start
-    counts = (np.abs(way) > HARDLY) & (planned > 0.0)
+def _more(width: float, way: Array, planned: Array, acceleration: Array, *, alone: bool) -> float:
+    """[s] by which a segment that begins or ends at rest, or (`alone`) does both, must be longer than `width`."""
+    counts = (way > HARDLY) & (planned > 0.0) & ((way > LITTLE) | (3.0 * planned * width > way))
     if not counts.any():
         return 0.0
-    factor = float((peak * np.abs(way[counts]) / width / (FASTER * planned[counts])).max())
-    return width * (min(max(factor, 1.0), MOST_TIME) - 1.0)
+    peak, steepest, most = (1.5, 6.0, MOST_TIME_AT_THE_END) if alone else (4.0 / 3.0, 4.0, MOST_TIME)
+    slow = peak * way[counts] / (FASTER * planned[counts])  # [s] for the speed
+    soft = np.sqrt(steepest * way[counts] / acceleration[counts])  # [s] for its change
+    return min(max(float(np.maximum(slow, soft).max()), width), most * width) - width
 
 
 def monotone_slopes(times: Array, positions: Array) -> Array:

@@ -97,7 +97,17 @@ class Playback:
         resting = self._curve is None or self.over or not v[joints].any()
         rows = chunk.positions[:, driven]
         blend = self._blend * self._speed
-        self._curve = through(times, rows, plan_now, q[joints], v[joints] / self._speed, blend, resting=resting)
+        pace = self._speed  # of plan time
+        self._curve = through(
+            times,
+            rows,
+            plan_now,
+            q[joints],
+            v[joints] / pace,
+            blend,
+            resting=resting,
+            acceleration=self._body.max_acceleration[joints] / pace**2,
+        )
         self._joints, self._end, self.over = joints, self._curve.end, False
         self._expires = np.inf if max_age is None else made_at + max_age
         return ""
