@@ -10,7 +10,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "athena_vla"
 
 # From the ground up; a module may import from its own room and from the rooms that its line names.
-SPINE = {"errors", "progress", "machine", "jobs", "files", "embodiment", "version"}
+SPINE = {"errors", "stopping", "progress", "machine", "jobs", "files", "embodiment", "version"}
 SETS = {"recordings", "annotate", "check", "dataset"}
 MODELS = SETS | {"models", "bundle", "engines", "policy", "offload", "constrained"}
 ROBOT_SIDE = {"control", "wire", "ros2"}
@@ -21,6 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "version": set(),
     "moved": set(),
     "extras": set(),
+    "stopping": set(),
     "progress": {"errors"},
     "machine": {"errors"},
     "files": {"errors"},
@@ -54,7 +55,7 @@ ALLOWED: dict[str, set[str]] = {
     "demo": EVIDENCE | ROBOT_SIDE | {"serve", "bench", "sweep", "report"},
     "cli": EVIDENCE | ROBOT_SIDE | {"serve", "bench", "sweep", "report", "demo", "doctor", "extras"},
 }
-OWN_RULE = {"errors", "version", "moved", "extras", "progress", "machine", "files", "jobs", "embodiment"}
+OWN_RULE = {"errors", "stopping", "version", "moved", "extras", "progress", "machine", "files", "jobs", "embodiment"}
 WITHOUT_TORCH = (SPINE | SETS | ROBOT_SIDE | {"sim", "cli", "doctor", "extras", "moved"}) - {"machine"}
 LARGEST_ROOM = 0.2  # share of all lines
 MOST_FILES = 25  # in one folder

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from athena_vla.errors import AthenaError, MissingDependency, UnknownName
 from athena_vla.extras import extra_of
+from athena_vla.stopping import Interrupted, sigterm_as_ctrl_c
 from athena_vla.version import __version__
 
 
@@ -34,12 +35,20 @@ class Command:
     help: str
     positional: tuple[str, ...] = ()  # config fields that may be given without their flag, in this order
     presets: str = ""  # name in the module of a table of configs for --preset
+    kept: str = ""  # what an interrupted run leaves for the next one, where the command itself does not say it
 
 
 COMMANDS: dict[str, Command] = {
     "demo": Command("demo", "demo", "DemoConfig", "the whole way, on the simulator or on your own recordings"),
     "doctor": Command("doctor", "doctor", "DoctorConfig", "what this machine has, what works, what is missing"),
-    "record": Command("sim.record", "record", "RecordConfig", "record demonstrations in the simulator", ("out",)),
+    "record": Command(
+        "sim.record",
+        "record",
+        "RecordConfig",
+        "record demonstrations in the simulator",
+        ("out",),
+        kept="finished recordings",
+    ),
     "data info": Command("recordings.info", "info", "InfoConfig", "what a recording is, from its content", ("input",)),
     "data check": Command("check", "check", "CheckConfig", "every defect of a recording, named", ("input",)),
     "data align": Command("check.lags", "align", "AlignConfig", "lags between streams, and the real rate", ("input",)),
@@ -47,17 +56,45 @@ COMMANDS: dict[str, Command] = {
         "annotate.annotating", "annotate", "AnnotateConfig", "segments with instructions", ("input",)
     ),
     "data build": Command(
-        "dataset.build", "build", "BuildConfig", "recordings become a training set", ("input", "out")
+        "dataset.build",
+        "build",
+        "BuildConfig",
+        "recordings become a training set",
+        ("input", "out"),
+        kept="finished episodes",
     ),
     "data convert": Command("recordings.convert", "convert", "ConvertConfig", "to another format", ("input", "out")),
     "train": Command(
         "plan.advised_finetune", "finetune", "FinetuneConfig", "fine-tune with LoRA, QLoRA or DoRA", (), "PRESETS"
     ),
-    "sweep": Command("sweep", "sweep", "SweepConfig", "several presets or ranks on the same data and seeds"),
-    "evaluate": Command("evaluate", "evaluate", "EvaluateConfig", "open and closed loop, with intervals", ("bundle",)),
-    "compare": Command("evaluate", "compare", "CompareConfig", "two policies and the baselines, paired", ("a", "b")),
+    "sweep": Command(
+        "sweep", "sweep", "SweepConfig", "several presets or ranks on the same data and seeds", kept="finished runs"
+    ),
+    "evaluate": Command(
+        "evaluate",
+        "evaluate",
+        "EvaluateConfig",
+        "open and closed loop, with intervals",
+        ("bundle",),
+        kept="finished episodes of the closed loop",
+    ),
+    "compare": Command(
+        "evaluate",
+        "compare",
+        "CompareConfig",
+        "two policies and the baselines, paired",
+        ("a", "b"),
+        kept="finished episodes of the closed loop",
+    ),
     "merge": Command("merge", "merge", "MergeConfig", "fold the adapter into its base", ("input", "out")),
-    "quantize": Command("quantize", "quantize", "QuantizeConfig", "8 or 4 bit, by action error", ("input", "out")),
+    "quantize": Command(
+        "quantize",
+        "quantize",
+        "QuantizeConfig",
+        "8 or 4 bit, by action error",
+        ("input", "out"),
+        kept="finished layers",
+    ),
     "export": Command("export", "export", "ExportConfig", "ONNX graphs and TensorRT scripts", ("input", "out")),
     "report": Command("report", "report", "ReportConfig", "the page of a finished demo, written again", ("run",)),
     "gates": Command(
@@ -73,15 +110,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; leaves with status 0, the command's own status, or 2 for an error about the user's world."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        status = run(words)
+        with sigterm_as_ctrl_c():
+            status = run(words)
     except AthenaError as error:
         if "--debug" in words:
             raise
         print(f"athena: {error}", file=sys.stderr)
         status = 2
-    except KeyboardInterrupt:
-        print("athena: interrupted; finished parts are kept, run the same command again to go on.", file=sys.stderr)
-        status = 130
+    except KeyboardInterrupt as error:
+        print(f"athena: interrupted; {error if str(error) else _kept(words)}", file=sys.stderr)
+        status = error.status if isinstance(error, Interrupted) else 130
     except BrokenPipeError:
         status = 0
     except OSError as error:  # a full disk or a forbidden folder where no stage could say more about it
@@ -109,6 +147,13 @@ def run(words: list[str]) -> int:
     result = call(getattr(module, command.function), config)
     print(json.dumps(plain(result), indent=1, sort_keys=True) if as_json else str(result))
     return int(getattr(result, "exit_status", 0))
+
+
+def _kept(words: list[str]) -> str:
+    command = next((COMMANDS[n] for n in (" ".join(words[:2]), *words[:1]) if n in COMMANDS), None)
+    if command is not None and command.kept:
+        return f"{command.kept} are kept, and the same command goes on from them."
+    return "nothing of it is kept."
 
 
 def call(function: Callable[..., Any], config: Any) -> Any:

@@ -1,6 +1,7 @@
 """The steps one after the other: nothing but the public functions of the stages, and a journal between them."""
 
 import shutil
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from athena_vla.demo.demo_config import DemoConfig
 from athena_vla.demo.journal import Journal
 from athena_vla.demo.run import Run
 from athena_vla.errors import AthenaError, MissingDependency
+from athena_vla.stopping import Interrupted
 
 SIMULATED_STEPS = 9
 OWN_DATA_STEPS = 6
@@ -54,17 +56,21 @@ def demo(config: DemoConfig, console: Console | None = None) -> DemoResult:
     except ModuleNotFoundError as error:
         raise MissingDependency(error.name or "?", "train,sim,export,serve", "for the demo") from error
     run.journal.say(precision.sentence(precision.training_device()))
-    if config.data is None:
-        recording.record(run)
-    recording.prepare(run)
-    learning.train(run)
-    learning.compare(run)
-    if config.data is None:
-        learning.safety(run)
-    deploying.deploy(run)
-    deploying.measure(run)
-    if config.data is None:
-        deploying.serve(run)
+    try:
+        if config.data is None:
+            recording.record(run)
+        recording.prepare(run)
+        learning.train(run)
+        learning.compare(run)
+        if config.data is None:
+            learning.safety(run)
+        deploying.deploy(run)
+        deploying.measure(run)
+        if config.data is None:
+            deploying.serve(run)
+    except KeyboardInterrupt as error:
+        number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+        raise Interrupted(_kept(run.journal, str(error)), number) from error
     content = outcome.write_report_json(run)
     page = run.folder / "report.html"
     inputs = {"steps": {n: s.fingerprint for n, s in run.journal.steps.items()}}
@@ -78,6 +84,13 @@ def demo(config: DemoConfig, console: Console | None = None) -> DemoResult:
     content = outcome.write_report_json(run)  # now with the seconds of the report itself
     outcome.print_summary(run, content)
     return DemoResult(run.folder, page, content, run.journal.reused)
+
+
+def _kept(journal: Journal, inside: str) -> str:
+    """What an interrupted demo leaves: finished steps, and what the step that was interrupted says."""
+    names = ", ".join(journal.steps)
+    steps = f"finished steps are kept ({names})" if names else "no step was finished"
+    return f"{steps}; {inside or 'the same command goes on from there.'}"
 
 
 def _require_space(out: Path) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import platform
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,13 +27,14 @@ from athena_vla.finetune.base import bound_model, open_base, require_usable
 from athena_vla.finetune.batches import Loader
 from athena_vla.finetune.finetune_config import FinetuneConfig
 from athena_vla.finetune.log import RunLog
-from athena_vla.finetune.loop import Trainer
+from athena_vla.finetune.loop import Trainer, kept
 from athena_vla.finetune.result import FinetuneResult, result_of
 from athena_vla.models import lora, precision
 from athena_vla.models.architecture import Architecture
 from athena_vla.models.lora import LoraSettings
 from athena_vla.models.released.pretrained import Release
 from athena_vla.policy import Policy, asked, record_golden, sensitivity
+from athena_vla.stopping import Interrupted
 
 GOLDEN_EXAMPLES = 4
 _LARGE = 1_000_000_000  # parameters; larger models answer where and as they were trained
@@ -51,14 +53,20 @@ def finetune(config: FinetuneConfig, out_of_memory: Advice = plain_advice) -> Fi
 
     `out_of_memory` words the advice for a device that was too small; the planner has a better one.
 
-    Raises `TrainingError`, `DatasetError`, `BundleError`, `ModelError`.
+    Raises `TrainingError`, `DatasetError`, `BundleError`, `ModelError`, and `Interrupted`, which says what is kept.
     """
-    if config.processes > 1 and not launch.is_distributed():
-        launch.run(config, functools.partial(finetune, out_of_memory=out_of_memory))
-        return result_of(config)
-    config = launch.with_precision(config)
-    with launch.one_accelerator(config) as accelerator, launch.threads(config.threads):
-        return _finetune(config, accelerator, out_of_memory)
+    try:
+        if config.processes > 1 and not launch.is_distributed():
+            launch.run(config, functools.partial(finetune, out_of_memory=out_of_memory))
+            return result_of(config)
+        config = launch.with_precision(config)
+        with launch.one_accelerator(config) as accelerator, launch.threads(config.threads):
+            return _finetune(config, accelerator, out_of_memory)
+    except KeyboardInterrupt as error:  # also before the first step, and while the result is measured and written
+        if str(error):
+            raise
+        number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+        raise Interrupted(kept(config.run_folder / "checkpoints"), number) from error
 
 
 def _finetune(config: FinetuneConfig, accelerator: Accelerator, out_of_memory: Advice) -> FinetuneResult:

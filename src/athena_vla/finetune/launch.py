@@ -19,6 +19,7 @@ from athena_vla.errors import AthenaError, TrainingError
 from athena_vla.finetune.finetune_config import FinetuneConfig
 from athena_vla.machine import peak_resident_gb
 from athena_vla.models import precision as precisions
+from athena_vla.stopping import Stop, until_asked
 
 
 def is_distributed() -> bool:
@@ -29,7 +30,8 @@ def is_distributed() -> bool:
 def run(config: FinetuneConfig, train: Callable[[FinetuneConfig], object]) -> None:
     """Run `train`, a function of a module, in `config.processes` new processes over gloo; returns when all are done.
 
-    Raises `TrainingError` with the first process's own sentence when one fails; the others are ended.
+    Raises `TrainingError` with the first process's own sentence when one fails, and ends the others; `Interrupted`
+    with theirs when they were asked to stop.
     """
     context = multiprocessing.get_context("spawn")  # a forked child of a process with threads can deadlock
     failures = context.SimpleQueue()
@@ -41,20 +43,31 @@ def run(config: FinetuneConfig, train: Callable[[FinetuneConfig], object]) -> No
     for child in children:
         child.start()
     try:
-        waiting = set(children)
-        while waiting:
-            for child in list(waiting):
-                child.join(timeout=0.2)
-                if child.exitcode is None:
-                    continue
-                waiting.discard(child)
-                if child.exitcode != 0:
-                    told = failures.get() if not failures.empty() else f"a process ended with status {child.exitcode}"
-                    raise TrainingError(str(told))
+        with until_asked("after the step that the processes are at") as stop:
+            passed_on = False
+            waiting = set(children)
+            while waiting:
+                if stop.asked and not passed_on:
+                    passed_on = True
+                    for child in waiting:
+                        child.terminate()  # SIGTERM, which asks them in turn
+                for child in list(waiting):
+                    child.join(timeout=0.2)
+                    if child.exitcode is None:
+                        continue
+                    waiting.discard(child)
+                    if child.exitcode != 0 and not (stop.asked and waiting):  # the others write a checkpoint
+                        raise _failure(failures, child.exitcode, stop)
     finally:
         for child in children:
             if child.is_alive():
                 child.terminate()
+
+
+def _failure(failures: Any, status: int, stop: Stop) -> BaseException:
+    """What a process said before it ended with a status."""
+    kind, told = failures.get() if not failures.empty() else ("failed", f"a process ended with status {status}")
+    return stop.interrupted(told) if kind == "interrupted" else TrainingError(told)
 
 
 def _child(
@@ -73,8 +86,11 @@ def _child(
     try:
         train(dataclasses.replace(config, device="cpu"))
     except AthenaError as error:
-        failures.put(str(error))
+        failures.put(("failed", str(error)))
         raise SystemExit(2) from error
+    except KeyboardInterrupt as error:
+        failures.put(("interrupted", str(error)))
+        raise SystemExit(130) from error
 
 
 def keep_freed_memory() -> None:

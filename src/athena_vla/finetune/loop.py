@@ -10,7 +10,8 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from athena_vla.finetune.log import RunLog
 from athena_vla.models import lora
 from athena_vla.models.architecture import Architecture, Tensors, run_torch
 from athena_vla.models.weights import nf4 as four_bit
+from athena_vla.stopping import Stop, until_asked
 
 
 @dataclass
@@ -89,8 +91,13 @@ class Trainer:
     def train(self, identity: dict[str, Any]) -> int:
         """All steps, from the last checkpoint where there is one; returns the number of steps done.
 
-        Raises `TrainingError` for a loss that is not finite, and `torch.OutOfMemoryError` as torch does.
+        Ctrl-C and SIGTERM stop after the step it is at, whose checkpoint is written: `Interrupted`. Raises
+        `TrainingError` for a loss that is not finite, and `torch.OutOfMemoryError` as torch does.
         """
+        with until_asked("after this step") as stop:
+            return self._train(identity, stop)
+
+    def _train(self, identity: dict[str, Any], asked: Stop) -> int:
         first = self._resume(identity)
         self.wrapped.train()
         lora.trust_autocast(self.model, on=self.accelerator.mixed_precision != "no")
@@ -118,7 +125,18 @@ class Trainer:
                     f"(best {self.progress.best_loss:.4f} at step {self.progress.best_step})."
                 )
                 return done
+            if done < self.steps and self._all_asked(asked):
+                if self.last_good != done:
+                    self._save(done, identity)
+                raise asked.interrupted(kept(self.folder, self.steps))
         return self.steps
+
+    def _all_asked(self, stop: Stop) -> bool:
+        """Whether any process was asked to stop: all end at the same step."""
+        if self.accelerator.num_processes == 1:
+            return stop.asked
+        mine = torch.tensor([float(stop.asked)], device=self.accelerator.device)
+        return float(cast(Tensor, self.accelerator.reduce(mine, "sum"))) > 0
 
     def restore(self, step: int) -> None:
         """Put the weights of that step's checkpoint into the model."""
@@ -253,6 +271,15 @@ class Trainer:
         self.log.rewind(state.step)
         self.log.note(f"Going on from the checkpoint of step {state.step} of {self.steps} in '{self.folder}'.")
         return state.step
+
+
+def kept(folder: Path, steps: int = 0) -> str:
+    """A sentence for somebody who interrupted a training, from the checkpoints that are there."""
+    done = checkpoints.steps(folder)
+    if not done:
+        return "no training step was kept; the same command starts the training again."
+    whole = f" of {steps}" if steps else ""
+    return f"the checkpoint of step {done[-1]}{whole} is kept in '{folder}'; the same command goes on from it."
 
 
 def make_optimizer(
