@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "dataset": {"recordings", "annotate", "check"},
     "models": SETS,
     "bundle": SETS | {"models"},
+    "manifest": {"errors"},
     "engines": SETS | {"models", "bundle"},
     "policy": SETS | {"models", "bundle", "engines"},
     "offload": {"models", "bundle", "policy"},
@@ -55,7 +56,8 @@ ALLOWED: dict[str, set[str]] = {
     "demo": EVIDENCE | ROBOT_SIDE | {"serve", "bench", "sweep", "report"},
     "cli": EVIDENCE | ROBOT_SIDE | {"serve", "bench", "sweep", "report", "demo", "doctor", "extras"},
 }
-OWN_RULE = {"errors", "stopping", "version", "moved", "extras", "progress", "machine", "files", "jobs", "embodiment"}
+OWN_RULE = {"errors", "manifest", "stopping", "version", "moved", "extras", "progress", "machine", "files", "jobs"}
+OWN_RULE |= {"embodiment"}
 WITHOUT_TORCH = (SPINE | SETS | ROBOT_SIDE | {"sim", "cli", "doctor", "extras", "moved"}) - {"machine"}
 LARGEST_ROOM = 0.2  # share of all lines
 MOST_FILES = 25  # in one folder

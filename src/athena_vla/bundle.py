@@ -7,16 +7,18 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +27,8 @@ from safetensors.torch import load_file
 
 from athena_vla.dataset.normalize import Normalizer
 from athena_vla.embodiment import Embodiment, Observation
-from athena_vla.errors import BundleError
+from athena_vla.errors import AthenaError, BundleError
+from athena_vla.manifest import FORMAT, FileEntry, Manifest, Stage
 from athena_vla.models import architecture, lora
 from athena_vla.models.architecture import Architecture, Spec
 from athena_vla.models.released import pretrained
@@ -33,10 +36,13 @@ from athena_vla.models.released.pretrained import Release, ReleasedWeights
 from athena_vla.models.sizes import without_weights
 from athena_vla.models.weights.packed_linear import packed_model
 from athena_vla.models.weights.store import TensorStore, misfits, save
+from athena_vla.recordings.formats.common import npz_headers
 from athena_vla.version import __version__
 
-FORMAT = 1
-Stage = Literal["base", "finetuned", "merged", "quantized", "exported"]
+__all__ = ["FORMAT", "Bundle", "Golden", "Manifest", "Stage"]
+
+MOST_GOLDEN_BYTES = 2**28  # unpacked; a few observations are some megabytes
+BUILT_ON_DEVICE = ("engines.json", "*.plan")  # written beside the graphs by the device, bound by hashes of their own
 BUILTIN = "builtin:"  # prefix of bundles that ship with the package, such as builtin:base
 MODEL_FILE = "weights/model.safetensors"
 ADAPTER_FILE = "weights/adapter.safetensors"
@@ -59,6 +65,9 @@ class Golden:
 
     @classmethod
     def load(cls, path: Path, cameras: tuple[str, ...]) -> "Golden":
+        unpacked = sum(math.prod(shape) * kind.itemsize for shape, kind in npz_headers(path).values())
+        if unpacked > MOST_GOLDEN_BYTES:
+            raise BundleError(f"'{path}' unpacks to {unpacked} bytes; that is no golden example.")
         with np.load(path, allow_pickle=False) as z:
             images = {c: z[f"image.{c}"] for c in cameras}
             observations = tuple(
@@ -71,29 +80,6 @@ class Golden:
                 for i, (state, text) in enumerate(zip(z["state"], z["instruction"], strict=True))
             )
             return cls(observations, z["chunk"])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """Everything about a bundle but its tensors; plain JSON, full precision."""
-
-    stage: Stage
-    family: str
-    spec: dict[str, Any]
-    robot: dict[str, Any]
-    normalizer: dict[str, Any]
-    dataset_hash: str = ""
-    parent_hash: str = ""
-    parent_path: str = ""  # where the base of an adapter lies: a path or builtin:NAME
-    checkpoint: str = ""  # instead of a parent bundle: a released checkpoint, a folder or owner/name@commit
-    adapter: dict[str, Any] = field(default_factory=dict)  # the LoRA configuration of a fine-tuned bundle
-    config: dict[str, Any] = field(default_factory=dict)  # resolved configuration of the stage that wrote it
-    deviation: dict[str, Any] = field(default_factory=dict)  # [rad] per joint against the golden chunks
-    gates: dict[str, Any] = field(default_factory=dict)  # what was checked, with thresholds and outcomes
-    stage_info: dict[str, Any] = field(default_factory=dict)  # graphs, precisions, engines: the stage's own record
-    tools: dict[str, str] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)  # relative path -> sha256
-    format: int = FORMAT
 
 
 @dataclass(frozen=True)
@@ -112,28 +98,41 @@ class Bundle:
             raise BundleError(f"'{path}' is not a bundle: it has no manifest.json. A bundle is what a stage writes.")
         try:
             raw = json.loads(file.read_text())
-            unknown = sorted(set(raw) - {f.name for f in dataclasses.fields(Manifest)})
-            if unknown:
-                raise BundleError(f"The manifest of '{path}' has unknown entries {unknown}: made by a newer version?")
-            manifest = Manifest(**raw)
-        except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+        except (ValueError, RecursionError, OSError) as error:
             raise BundleError(f"The manifest of '{path}' cannot be read: {error}. Make the bundle again.") from error
-        if manifest.format != FORMAT:
-            raise BundleError(f"Bundle '{path}' has format {manifest.format}, this version reads format {FORMAT}.")
-        bundle = cls(path, manifest)
+        bundle = cls(path, Manifest.from_dict(raw, path))
         if verify:
             bundle.verify()
         return bundle
 
     def verify(self) -> None:
-        """Compare every file with the manifest. Raises `BundleError` naming the missing and the edited ones."""
-        missing = [f for f in self.manifest.files if not (self.path / f).is_file()]
+        """Compare every file with the manifest, and the manifest with every file that would be read.
+
+        Raises `BundleError` naming the missing, the edited, and those that nobody listed.
+        """
+        listed, root = self.manifest.files, self.path.resolve()
+        missing = [f for f in listed if not (self.path / f).is_file()]
         if missing:
             raise BundleError(f"Bundle '{self.path}' lacks {missing}. Copy it again, or run its stage again.")
-        edited = [f for f, digest in self.manifest.files.items() if sha256(self.path / f) != digest]
+        outside = [f for f in listed if not (self.path / f).resolve().is_relative_to(root)]
+        if outside:
+            raise BundleError(f"Bundle '{self.path}': {outside} are links to somewhere else. Copy the files.")
+        edited = [
+            f
+            for f, entry in listed.items()
+            if entry.bytes not in (None, (self.path / f).stat().st_size) or sha256(self.path / f) != entry.sha256
+        ]
         if edited:
             raise BundleError(
                 f"Bundle '{self.path}': {edited} differ from their recorded hashes; it was edited or cut."
+            )
+        found = [f for folder in ("weights", "tokenizer") for f in (self.path / folder).rglob("*") if not f.is_dir()]
+        extra = [str(f.relative_to(self.path)) for f in found if not any(f.match(p) for p in BUILT_ON_DEVICE)]
+        unlisted = sorted(set(extra) - set(listed))
+        if unlisted:
+            raise BundleError(
+                f"Bundle '{self.path}' holds {unlisted}, which its manifest does not list: they would be read without "
+                "having been measured. Remove them, or run the stage again."
             )
 
     @cached_property
@@ -142,24 +141,28 @@ class Bundle:
 
         Gates do not count: a bundle that is examined stays the parent of what was made from it.
         """
-        text = json.dumps(dataclasses.asdict(self.manifest) | {"gates": {}}, sort_keys=True)
+        text = json.dumps(self.manifest.to_dict() | {"gates": {}}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @cached_property
     def robot(self) -> Embodiment:
-        return Embodiment.from_dict(self.manifest.robot)
+        with understood(self.path, "robot"):
+            return Embodiment.from_dict(self.manifest.robot)
 
     @cached_property
     def normalizer(self) -> Normalizer:
-        return Normalizer.from_dict(self.manifest.normalizer)
+        with understood(self.path, "normaliser"):
+            return Normalizer.from_dict(self.manifest.normalizer)
 
     @cached_property
     def spec(self) -> Spec:
-        return architecture.spec_from_dict(self.manifest.family, self.manifest.spec)
+        with understood(self.path, "specification"):
+            return architecture.spec_from_dict(self.manifest.family, self.manifest.spec)
 
     @cached_property
     def golden(self) -> Golden:
-        return Golden.load(self.path / "golden.npz", self.robot.camera_names)
+        with understood(self.path, "golden example"):
+            return Golden.load(self.path / "golden.npz", self.robot.camera_names)
 
     def tokenizer_files(self) -> dict[str, bytes]:
         return {f.name: f.read_bytes() for f in sorted((self.path / "tokenizer").iterdir())}
@@ -239,6 +242,18 @@ class Bundle:
         return parent
 
 
+@contextlib.contextmanager
+def understood(where: Path, what: str) -> Iterator[None]:
+    """Turn whatever a damaged part of a bundle raises into one sentence about it."""
+    try:
+        yield
+    except AthenaError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, OSError, zipfile.BadZipFile) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise BundleError(f"The {what} of bundle '{where}' cannot be understood: {reason}. Make it again.") from error
+
+
 def open_base(where: str | Path) -> Bundle | Release:
     """What can be fine-tuned: a bundle, or a released checkpoint as a folder or Hub id. Raises `BundleError`."""
     path = Path(where).expanduser()
@@ -300,11 +315,11 @@ def writing(path: Path, manifest: Manifest, golden: Golden | None, tokenizer: Ma
 def seal(folder: Path, manifest: Manifest) -> None:
     """Hash all files of the folder and write its manifest by rename."""
     files = {
-        str(f.relative_to(folder)): sha256(f)
+        f.relative_to(folder).as_posix(): FileEntry(sha256(f), f.stat().st_size)
         for f in sorted(folder.rglob("*"))
         if f.is_file() and f.name != "manifest.json"
     }
-    _write_manifest(folder, dataclasses.replace(manifest, files=files, tools=tool_versions()))
+    _write_manifest(folder, dataclasses.replace(manifest, files=files, tools=tool_versions(), format=FORMAT))
 
 
 def mark(bundle: Bundle, gates: Mapping[str, Any]) -> None:
@@ -317,7 +332,7 @@ def mark(bundle: Bundle, gates: Mapping[str, Any]) -> None:
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
     temporary = folder / ".manifest.json"
-    temporary.write_text(json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=True))
+    temporary.write_text(json.dumps(manifest.to_dict(), indent=1, sort_keys=True))
     os.replace(temporary, folder / "manifest.json")
 
 
