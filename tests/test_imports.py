@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "check": {"recordings", "annotate"},
     "dataset": {"recordings", "annotate", "check"},
     "models": SETS,
-    "bundle": SETS | {"models"},
+    "bundle": SETS | {"models", "manifest"},
     "manifest": {"errors"},
     "engines": SETS | {"models", "bundle"},
     "policy": SETS | {"models", "bundle", "engines"},

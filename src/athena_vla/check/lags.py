@@ -101,14 +101,17 @@ def align(config: AlignConfig) -> AlignReport:
     settings: dict[str, Any] = {"leads": "state", "camera_offset": 0, "drop_head": 0, "drop_tail": 0}
     if real is not None and declared and abs(real / declared - 1) > 0.03:
         settings["fps"] = round(real, 3)
-        notes.append(f"the time stamps run at {real:.2f} Hz, declared are {declared:g}: --fps {real:.2f}")
+        measured_rate = f"the time stamps run at {real:.2f} Hz, declared are {declared:g}: --fps {real:.2f}"
+        notes.append(Note("clock.rate", measured_rate))
     known = [lag for lag in camera_lag.values() if lag is not None]
     if known and len(set(known)) == 1 and known[0] != 0:
         settings["camera_offset"] = known[0]
-        notes.append(f"pictures follow the joints by {known[0]} frames: --camera-offset {known[0]}")
+        late = f"pictures follow the joints by {known[0]} frames: --camera-offset {known[0]}"
+        notes.append(Note("camera.lag", late))
     action_lag = round(float(np.median(joint_lags))) if joint_lags else None
     if action_lag is not None and action_lag > 1:
-        notes.append(f"states follow actions by {action_lag} frames: that is the controller, kept as it is")
+        lag = f"states follow actions by {action_lag} frames: that is the controller, kept as it is"
+        notes.append(Note("action.lag", lag))
     return AlignReport(
         declared_fps=declared,
         real_fps=real,

@@ -8,10 +8,13 @@ from athena_vla.errors import UnknownName
 
 # What each code stands for. Programs decide by the code; the text of a note is for people and may change.
 NOTE_CODES: dict[str, str] = {
+    "action.lag": "states follow actions",
     "action.next_positions": "the recording has no commands; targets are the next positions",
     "articulation.several": "joint positions of several articulations are recorded, none is chosen",
     "camera.depth": "a depth stream is named and left out",
+    "camera.joined_by_time": "rows were cut where images were not; each row has the image of its time",
     "camera.joined_by_rank": "time stamps and pictures do not meet; pictures are taken in their order",
+    "camera.lag": "images follow the joints",
     "camera.missing": "a camera that the metadata promises is not there",
     "camera.only": "the only recorded camera is taken as the robot's",
     "camera.pictures_lost": "rows without a picture",
@@ -20,6 +23,7 @@ NOTE_CODES: dict[str, str] = {
     "camera.sparse": "a camera was rendered more seldom than states; its last picture is held",
     "clock.guessed": "no rate is recorded; a known one of the recorder or environment is taken",
     "clock.missing": "no clock and no rate are recorded",
+    "clock.rate": "time stamps run at another rate than the declared one",
     "column.missing": "a column that the metadata promises is not there",
     "column.renamed": "a column is read under another name",
     "column.unnamed": "columns without names are taken in the order of the robot",

@@ -13,7 +13,7 @@ import re
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from athena_vla.recordings.notes import Note
 MAX_ARRAY_BYTES = 8 * 2**30  # one array of one episode; more is a damaged header or a file to split first
 MAX_JSON_BYTES = 256 * 2**20
 LFS_MARK = b"version https://git-lfs"
+DEEP_MODES = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 # Names Replicator gives to images that are not camera pictures.
 NOT_RGB = re.compile(r"segmentation|normals|depth|distance_to|instance|motion_vectors|occlusion|bounding_box|skeleton")
@@ -178,7 +179,18 @@ def decode_image(data: bytes, what: str) -> Image:
     with guarded(what), PillowImage.open(io.BytesIO(data)) as picture:
         if picture.width * picture.height > 2**26:
             raise RecordingError(f"{what} claims {picture.width}x{picture.height} pixels; that is no camera frame.")
+        if picture.mode in DEEP_MODES:
+            raise RecordingError(f"{what} holds more than 8 bits a pixel: it is a depth image, not colour.")
         return np.asarray(picture.convert("RGB"), dtype=np.uint8)
+
+
+def is_depth_image(data: bytes | Path) -> bool:
+    """True for an encoded image with more than 8 bits a pixel, such as depth in millimetres; its header says so."""
+    try:
+        with PillowImage.open(data if isinstance(data, Path) else io.BytesIO(data)) as picture:
+            return picture.mode in DEEP_MODES
+    except (OSError, ValueError, SyntaxError):
+        return False  # damaged: reading it says so
 
 
 def image_size(data: bytes | Path, what: str) -> tuple[int, int]:
@@ -211,9 +223,21 @@ class ImageFiles(StillFrames):
 
     files: tuple[Path | None, ...]
     where: str
+    first: int = 0  # number in the name of the first file
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def for_rows(self, rows: int) -> "ImageFiles":
+        """The same images, with the places of a lost head where the last number says that there was one.
+
+        Recorders count from 0 or from 1: images 25..119 of 120 rows, or 26..120, belong to the last 95.
+        """
+        last = self.first + len(self.files) - 1
+        lost = self.first - (last - (rows - 1)) if last in (rows - 1, rows) else 0
+        if self.first <= 1 or lost <= 0 or len(self.files) >= rows:
+            return self
+        return replace(self, files=(*[None] * lost, *self.files), first=self.first - lost)
 
     def describe(self, index: int, /) -> str:
         return f"frame {index} of {self.where}"
@@ -244,13 +268,13 @@ def image_files(folder: Path) -> ImageFiles:
     span = last[-1] - last[0] + 1
     if span > 4 * len(names) + 100:  # numbered by time stamp or simulation step, not by frame
         return ImageFiles(tuple(folder / n for n in names), f"'{folder}'")
-    start = last[0]  # recorders count from 0 or from 1; a lost head is for the checks to find
+    start = last[0]  # recorders count from 0 or from 1; see `for_rows` for a lost head
     places: list[Path | None] = [None] * (last[-1] - start + 1)
     for number, name in zip(last, names, strict=True):
         if places[number - start] is not None:
             raise RecordingError(f"'{folder}' has two pictures with number {number}.")
         places[number - start] = folder / name
-    return ImageFiles(tuple(places), f"'{folder}'")
+    return ImageFiles(tuple(places), f"'{folder}'", start)
 
 
 def broken_note(episode: BrokenEpisode) -> Note:

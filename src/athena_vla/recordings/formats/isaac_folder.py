@@ -116,7 +116,7 @@ class IsaacFolder(BaseRecording):
             actions=actions,
             state_names=state_names,
             states=states,
-            cameras=_cameras(folder, metadata),
+            cameras=_cameras(folder, metadata, length),
             texts=texts,
             marks=marks,
             segments=_segments(metadata, length, folder),
@@ -353,15 +353,15 @@ def _names(metadata: dict[str, Any], key: str, width: int, folder: Path) -> list
     return names
 
 
-def _cameras(folder: Path, metadata: dict[str, Any]) -> dict[str, Frames]:
+def _cameras(folder: Path, metadata: dict[str, Any], length: int) -> dict[str, Frames]:
     images = folder / "images"
     if not images.is_dir():
         return {}
     named = sorted((e.name for e in os.scandir(images) if e.is_dir()), key=natural_key)
     declared = metadata.get("cameras")
     order = declared if isinstance(declared, list) and sorted(map(str, declared)) == sorted(named) else named
-    cameras: dict[str, Frames] = {str(name): image_files(images / str(name)) for name in order}
-    flat = image_files(images)
+    cameras: dict[str, Frames] = {str(name): image_files(images / str(name)).for_rows(length) for name in order}
+    flat = image_files(images).for_rows(length)
     if len(flat):
         name = declared[0] if isinstance(declared, list) and len(declared) == 1 else DEFAULT_CAMERA
         cameras[str(name)] = flat

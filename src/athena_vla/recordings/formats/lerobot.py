@@ -3,12 +3,14 @@
 Follows what the files hold; where metadata and files disagree, the files win and a note says so.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -18,23 +20,37 @@ from athena_vla.recordings.formats.arrow import numbers, pictures
 from athena_vla.recordings.formats.common import (
     BaseRecording,
     OpenOptions,
+    StillFrames,
     guarded,
     image_size,
+    is_depth_image,
     optional_bool,
     refuse_lfs,
     text_list,
 )
+from athena_vla.recordings.formats.lerobot_columns import (
+    INDICES,
+    SINGLE,
+    STRINGS,
+    Columns,
+    joined_parts,
+    language_columns,
+    names_of,
+    parts_of,
+    read_columns,
+)
 from athena_vla.recordings.formats.lerobot_meta import LeRobotMeta
-from athena_vla.recordings.formats.lerobot_names import column_names, language_segments, runs
+from athena_vla.recordings.formats.lerobot_names import language_segments, runs
 from athena_vla.recordings.marks import Marks
+from athena_vla.recordings.media.joined import by_time, joined
 from athena_vla.recordings.media.video import VideoFrames
 from athena_vla.recordings.notes import Note
 from athena_vla.recordings.streams import Clock, Stream
 from athena_vla.recordings.texts import Texts, from_frames, said, texts_from_json
 
 NAME = "lerobot"
-ACTIONS, STATES = ("action", "actions"), ("observation.state", "state")
-INDICES = {"timestamp", "frame_index", "episode_index", "index", "task_index"}
+SEGMENTS = re.compile(r"segment|subtask|skill|(?:coarse|fine)_action", re.IGNORECASE)  # of a part of the task
+DEEP_PIXELS = ("gray10", "gray12", "gray14", "gray16", "gray9", "grayf", "gray32")
 IMAGE_PREFIX = "observation.images."
 EXACT_TIME = "athena.timestamp"  # the recorder's own time stamps, where the format's float32 would round them
 
@@ -69,7 +85,7 @@ class LeRobot(BaseRecording):
             return self._read(index)
 
     def info(self) -> RecordingInfo:
-        notes = list(self.meta.notes)
+        notes = [*self.meta.notes, *self.meta.shared_spans()]
         files: dict[Path, int] = {}
         readable = frames = 0
         for index in sorted(self.meta.rows):
@@ -151,35 +167,19 @@ class LeRobot(BaseRecording):
         path = self.meta.data_file(index)
         table = self._table(path, index)
         length = table.num_rows
-        columns: dict[str, NDArray[Any]] = {}
-        images: dict[str, Frames] = {}
-        missing: list[Note] = []
-        for name in table.column_names:
-            kind = str(self.meta.features.get(name, {}).get("dtype", ""))
-            if kind == "image":
-                images[name.removeprefix(IMAGE_PREFIX)] = pictures(table[name], self.path, f"{name} of episode {index}")
-            elif kind not in ("language", "string"):
-                columns[name] = numbers(table[name], f"column '{name}' of '{path}'")
-        promised = [k for k, f in self.meta.features.items() if f.get("dtype") in ("video", "image")]
-        for key in promised:
-            if self.meta.features[key].get("dtype") == "image" and key not in table.column_names:
-                lacks = f"camera '{key}' is promised, but the data file has no such column"
-                missing.append(Note("camera.missing", lacks, (key,), str(index)))
-            elif self.meta.features[key].get("dtype") == "video":
-                try:
-                    images[key.removeprefix(IMAGE_PREFIX)] = VideoFrames(*self.meta.video_span(index, key))
-                except RecordingError as error:
-                    code = "file.lfs_pointer" if isinstance(error, LfsPointer) else "camera.missing"
-                    missing.append(Note(code, f"camera '{key}': {error}", (key,), str(index)))
-        actions, states = _pick(columns, ACTIONS), _pick(columns, STATES)
-        missing += [
+        read = read_columns(table, self.meta.features, str(path), str(index))
+        columns, notes = read.numbers, read.notes
+        images = self._cameras(index, table, columns, notes)
+        actions, states = (
+            parts_of(kind, columns, self.meta.features, self.meta.modality.get(kind)) for kind in ("action", "state")
+        )
+        notes += [
             Note("column.missing", f"column '{k}' is promised, but missing", (k,), str(index))
-            for k in ACTIONS
-            if k in self.meta.features and actions is None
+            for k in SINGLE["action"]
+            if k in self.meta.features and not actions
         ]
-        action_values = np.zeros((length, 0), np.float32) if actions is None else _matrix(columns[actions])
-        state_values = np.zeros((length, 0), np.float32) if states is None else _matrix(columns[states])
-        texts, segments = self._language(index, columns, table, length)
+        action_values, state_values = joined_parts(actions, columns, length), joined_parts(states, columns, length)
+        texts, segments = self._language(index, read, table, length)
         side = self.meta.sidecar.get(index, {})
         if side.get("segments"):
             segments = tuple(Segment(**s) for s in side["segments"])
@@ -190,14 +190,14 @@ class LeRobot(BaseRecording):
         marks = Marks(success)
         if side.get("marks"):
             marks = replace(Marks.from_dict(side["marks"]), success=success)
-        used = INDICES | {actions, states, EXACT_TIME}
+        used = INDICES | {p.column for p in (*actions, *states)} | {EXACT_TIME}
         streams, names = {k: v for k, v in columns.items() if k not in used}, side.get("streams") or {}
         return Episode(
             id=str(index),
             clock=self._clock(columns, length),
-            joint_names=self._named("action", actions, action_values.shape[1]),
+            joint_names=self.names("action", action_values.shape[1], names_of(actions)),
             actions=action_values,
-            state_names=self._named("state", states, state_values.shape[1]),
+            state_names=self.names("state", state_values.shape[1], names_of(states)),
             states=state_values,
             cameras=images,
             texts=texts,
@@ -214,7 +214,7 @@ class LeRobot(BaseRecording):
                 recorded_id=str(side.get("id") or ""),
                 declared_length=declared if isinstance(declared := self.meta.rows[index].get("length"), int) else None,
             ),
-            notes=tuple(missing),
+            notes=tuple(notes),
         )
 
     def _clock(self, columns: Mapping[str, NDArray[Any]], length: int) -> Clock:
@@ -223,24 +223,70 @@ class LeRobot(BaseRecording):
                 return Clock(columns[name].reshape(-1).astype(np.float64), self.meta.fps)
         return Clock.at_rate(length, self.meta.fps)
 
-    def _named(self, kind: str, column: str | None, width: int) -> tuple[str, ...]:
-        recorded = column_names(
-            self.meta.features.get(column or "", {}), self.meta.modality.get(kind), column or "", width
-        )
-        return self.names(kind, width, recorded)
+    def _cameras(
+        self, index: int, table: Any, columns: Mapping[str, NDArray[Any]], notes: list[Note]
+    ) -> dict[str, Frames]:
+        """The colour images of each row; what is promised and not there, or is depth, is noted."""
+        found: dict[str, Frames] = {}
+        for key, feature in self.meta.features.items():
+            kind, name = feature.get("dtype"), key.removeprefix(IMAGE_PREFIX)
+            if kind not in ("image", "video"):
+                continue
+            if kind == "image" and key not in table.column_names:
+                lacks = f"camera '{key}' is promised, but the data file has no such column"
+                notes.append(Note("camera.missing", lacks, (key,), str(index)))
+                continue
+            try:
+                if kind == "image":
+                    stream: Frames = pictures(table[key], self.path, f"{key} of episode {index}")
+                    is_depth = says_depth(feature) or first_is_depth(stream)
+                else:
+                    path, start, stop = self.meta.video_span(index, key)
+                    video = VideoFrames(path, start, stop)
+                    is_depth = says_depth(feature) or video.pixels.startswith(DEEP_PIXELS)
+                    stream = self._joined(index, key, video, start, columns, notes)
+            except RecordingError as error:
+                code = "file.lfs_pointer" if isinstance(error, LfsPointer) else "camera.missing"
+                notes.append(Note(code, f"camera '{key}': {error}", (key,), str(index)))
+                continue
+            if is_depth:
+                left = f"'{key}' holds depth, not colour, and is left out"
+                notes.append(Note("camera.depth", left, (key,), str(index)))
+            else:
+                found[name] = stream
+        for key in table.column_names:  # images that no feature declares
+            if key not in self.meta.features and pa.types.is_struct(table.schema.field(key).type):
+                found[key.removeprefix(IMAGE_PREFIX)] = pictures(table[key], self.path, f"{key} of episode {index}")
+        return found
 
-    def _language(
-        self, index: int, columns: Mapping[str, NDArray[Any]], table: Any, length: int
-    ) -> tuple[Texts, tuple[Segment, ...]]:
+    def _joined(
+        self,
+        index: int,
+        key: str,
+        video: VideoFrames,
+        start: float | None,
+        columns: Mapping[str, NDArray[Any]],
+        notes: list[Note],
+    ) -> Frames:
+        """The frames of a video by the time stamps of the rows, which is how the format pairs them."""
+        stamps = columns.get("timestamp")
+        if stamps is None or not np.isfinite(stamps).all() or not len(video):
+            return video
+        seconds = video.seconds - (video.seconds[0] if start is None else start)
+        place, said_of = by_time(stamps.reshape(-1).astype(np.float64), seconds, key, str(index))
+        notes += said_of
+        return joined(video, place, f"camera '{key}' of episode {index}")
+
+    def _language(self, index: int, read: Columns, table: Any, length: int) -> tuple[Texts, tuple[Segment, ...]]:
         """(texts of each frame, segments where the text changes within the episode)."""
-        said_at: list[list[str]] = []
+        columns = read.numbers
+        said_at = [[t.strip() for t in words] for name, words in sorted(read.words.items()) if STRINGS.match(name)]
         segments: list[Segment] = []
-        labels = [k for k in columns if k.startswith("annotation.") and "valid" not in k]
-        for name in ("task_index", *labels):
-            if name not in columns:
+        for name in ("task_index", *language_columns(columns)):
+            if name not in columns or columns[name].dtype.kind not in "iu":
                 continue
             words = [self.meta.tasks.get(int(i), "").strip() for i in columns[name].reshape(-1)]
-            said_at += [] if name.endswith(".segment") else [words]
+            said_at += [] if SEGMENTS.search(name) else [words]
             spans = runs(np.array(words))
             if len(spans) > 1:
                 segments += [Segment(a, b, "task", text, "human", 1.0) for a, b, text in spans if text]
@@ -268,7 +314,7 @@ class LeRobot(BaseRecording):
             return table
         if self._cached is None or self._cached[0] != path:
             self._cached = (path, _EpisodeRows(path))
-        return self._cached[1].table(index)
+        return self._cached[1].table(self.meta.number(index))
 
 
 class _EpisodeRows:
@@ -303,10 +349,12 @@ def note_code(error: AthenaError) -> str:
     return "file.lfs_pointer" if isinstance(error, LfsPointer) else "episode.broken"
 
 
-def _pick(columns: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
-    return next((n for n in names if n in columns), None)
+def says_depth(feature: Mapping[str, Any]) -> bool:
+    """True where a feature declares itself a depth map."""
+    details = [d for d in (feature.get("info"), feature.get("video_info")) if isinstance(d, Mapping)]
+    return any(d.get(k) is True for d in details for k in ("is_depth_map", "video.is_depth_map"))
 
 
-def _matrix(values: NDArray[Any]) -> NDArray[Any]:
-    matrix = values.reshape(len(values), -1) if len(values) else values.reshape(0, 0)
-    return matrix if matrix.dtype.kind == "f" else matrix.astype(np.float64)
+def first_is_depth(stream: StillFrames) -> bool:
+    """Whether the first image of a stream has more than 8 bits a pixel."""
+    return len(stream) > 0 and is_depth_image(stream.encoded(0))

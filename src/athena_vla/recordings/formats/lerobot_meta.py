@@ -3,6 +3,7 @@
 Follows the files where the metadata disagrees with them, and notes it. Reads no frames.
 """
 
+import itertools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from athena_vla.recordings.formats.common import (
 )
 from athena_vla.recordings.notes import Note
 
+ROWS_OF_EPISODE = ("data/chunk_index", "data/file_index", "dataset_from_index")  # where its rows lie
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 FIELD = re.compile(r"\{(\w+)(?::0(\d{1,2})d)?\}")
 
@@ -49,6 +51,30 @@ class LeRobotMeta:
         self.tasks = self._tasks()
         self.sidecar = self._sidecar()
         self.rows = self._episodes_v3() if self.version == "v3.0" else self._episodes_v2()
+
+    def number(self, index: int) -> int:
+        """The number that the rows of an episode carry."""
+        return int(self.rows[index].get("episode_index", index))
+
+    def shared_spans(self) -> list[Note]:
+        """Cameras of which two episodes show the same stretch of video: the files of one of them were mixed up."""
+        seen: dict[tuple[str, Path], list[tuple[float, float, int]]] = {}
+        for index in self.rows if self.version == "v3.0" else ():
+            for key, feature in self.features.items():
+                try:
+                    span = self.video_span(index, key) if feature.get("dtype") == "video" else None
+                except (RecordingError, KeyError, TypeError, ValueError):
+                    continue  # named when the episode is read
+                if span is not None and span[1] is not None and span[2] is not None:
+                    seen.setdefault((key, span[0]), []).append((span[1], span[2], index))
+        notes: list[Note] = []
+        for (key, path), spans in seen.items():
+            spans.sort()
+            for (start, stop, one), (again, _, two) in itertools.pairwise(spans):
+                if again < stop - 0.5 / self.fps and start <= again:
+                    said = f"episodes {one} and {two} show one stretch of '{path.name}' on camera '{key}'"
+                    notes.append(Note("camera.shared_span", said, (key, str(one)), str(two)))
+        return notes
 
     def data_file(self, index: int) -> Path:
         """The parquet file of an episode. Raises `RecordingError` where none exists."""
@@ -113,13 +139,15 @@ class LeRobotMeta:
             missing = "meta/episodes.jsonl is missing: episodes are those with a data file"
             self.notes.append(Note("metadata.missing", missing))
         found = {int(m[1]) for f in self.path.glob("data/*/*.parquet") if (m := re.fullmatch(r"episode_(\d+)", f.stem))}
+        if not path.is_file():
+            return {i: {} for i in sorted(found)}
         for index in sorted(found - set(rows)):
-            unlisted = f"episode {index} has a data file, but no line in episodes.jsonl"
-            self.notes.append(Note("episode.unlisted", unlisted, episode=str(index)))
-        return rows | {i: {} for i in found - set(rows)}
+            left = f"episode {index} has a data file, but no line in episodes.jsonl: it is left out"
+            self.notes.append(Note("episode.unlisted", left, episode=str(index)))
+        return rows
 
     def _episodes_v3(self) -> dict[int, dict[str, Any]]:
-        rows: dict[int, dict[str, Any]] = {}
+        found: list[dict[str, Any]] = []
         files = sorted(self.path.glob("meta/episodes/*/*.parquet"), key=lambda p: natural_key(str(p)))
         if not files:
             raise RecordingError(f"'{self.path}' has no episode table under meta/episodes.")
@@ -127,11 +155,24 @@ class LeRobotMeta:
             refuse_lfs(file)
             with guarded(f"'{file}'"):
                 names = [n for n in pq.read_schema(file).names if not n.startswith("stats/")]
-                for row in pq.read_table(file, columns=names).to_pylist():
-                    if int(row["episode_index"]) in rows:
-                        twice = f"episode {row['episode_index']} is in the episode table twice"
-                        self.notes.append(Note("episode.duplicate_number", twice, episode=str(row["episode_index"])))
-                    rows[int(row["episode_index"])] = row
+                found += pq.read_table(file, columns=names).to_pylist()
+        rows: dict[int, dict[str, Any]] = {}
+        again: list[dict[str, Any]] = []
+        for row in found:
+            number = int(row["episode_index"])
+            if rows.setdefault(number, row) is row:
+                continue
+            same = all(row.get(k) == rows[number].get(k) for k in ROWS_OF_EPISODE)
+            if same:
+                twice = f"episode {number} is in the episode table twice"
+                self.notes.append(Note("episode.duplicate_number", twice, episode=str(number)))
+            else:
+                again.append(row)
+        for row in again:  # a session that was numbered from 0 again: its episodes are others
+            number, name = int(row["episode_index"]), max(rows) + 1
+            rows[name] = row
+            other = f"two episodes have number {number}; the second is read as episode {name}"
+            self.notes.append(Note("episode.duplicate_number", other, episode=str(name)))
         return rows
 
     def _v2_values(self, index: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """MobilityGen recordings (Isaac Sim): refused where their states are pickled, read where they are npz."""
 
+import bisect
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,11 @@ import numpy as np
 from athena_vla.errors import RecordingError
 from athena_vla.recordings.episode import Episode, Frames, RecordingInfo
 from athena_vla.recordings.formats.common import (
+    IMAGE_SUFFIXES,
     BaseRecording,
+    ImageFiles,
     OpenOptions,
     guarded,
-    image_files,
     image_size,
     natural_key,
     npz_arrays,
@@ -60,15 +62,16 @@ class MobilityGen(BaseRecording):
         fps = self.options.fps
         length = len(files)
         cameras: dict[str, Frames] = {}
-        sparse: list[Note] = []
-        for folder in sorted((self.path / "state" / "rgb").glob("*")) if (self.path / "state" / "rgb").is_dir() else ():
-            stream = image_files(folder)
-            present = sum(f is not None for f in stream.files)
-            if present == length:
-                cameras[folder.name] = stream
-            else:
-                said = f"camera '{folder.name}' has {present} pictures for {length} states and is left out"
-                sparse.append(Note("camera.sparse", said, (folder.name,)))
+        notes = [Note("action.next_positions", "targets are the next positions: no actions are recorded")]
+        folder = self.path / "state" / "rgb"
+        for camera in sorted(folder.glob("*")) if folder.is_dir() else ():
+            stream, missing = _held(camera, [int(f.stem) for f in files if f.stem.isdigit()])
+            if len(stream) != length or missing == length:
+                continue
+            if missing:
+                said = f"camera '{camera.name}' was rendered at {length - missing} of {length} states; images are held"
+                notes.append(Note("camera.sparse", said, (camera.name,)))
+            cameras[camera.name] = stream
         return Episode(
             id=self.path.name,
             clock=Clock.at_rate(length, fps) if fps else Clock.counted(length),
@@ -78,10 +81,7 @@ class MobilityGen(BaseRecording):
             states=states,
             cameras=cameras,
             source=f"{NAME}:{self.path}",
-            notes=(
-                Note("action.next_positions", "targets are the next positions: no actions are recorded"),
-                *sparse,
-            ),
+            notes=tuple(notes),
         )
 
     def info(self) -> RecordingInfo:
@@ -107,3 +107,14 @@ class MobilityGen(BaseRecording):
             successes=None,
             notes=episode.notes,
         )
+
+
+def _held(folder: Path, states: list[int]) -> tuple[ImageFiles, int]:
+    """(for each state the image of its step, or the last one before it; how many states have none of their own)."""
+    found = {int(p.stem): p for p in folder.iterdir() if p.stem.isdigit() and p.suffix.lower() in IMAGE_SUFFIXES}
+    numbers = sorted(found)
+    files: list[Path | None] = []
+    for state in states:
+        place = bisect.bisect_right(numbers, state) - 1
+        files.append(found[numbers[place]] if place >= 0 else None)
+    return ImageFiles(tuple(files), f"'{folder}'"), sum(state not in found for state in states)

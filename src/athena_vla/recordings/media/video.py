@@ -3,6 +3,7 @@
 Random access seeks to the key frame before; reading in order decodes every frame once. PyAV only.
 """
 
+import copy
 import functools
 import os
 import threading
@@ -39,6 +40,7 @@ class VideoIndex:
     height: int
     width: int
     codec: str
+    pixels: str  # pixel format, such as yuv420p
     is_in_order: bool  # packets are stored in the order of presentation: none depends on a later one
 
 
@@ -56,8 +58,8 @@ def _index(path: str, size: int, modified: int) -> VideoIndex:
         order = np.argsort(times, kind="stable")
         in_order = bool((np.diff(times) > 0).all())
         codec = stream.codec_context.name
-        height, width = stream.height, stream.width
-        return VideoIndex(times[order], sizes[order], keys[order] > 0, base, height, width, codec, in_order)
+        height, width, pixels = stream.height, stream.width, str(stream.codec_context.pix_fmt or "")
+        return VideoIndex(times[order], sizes[order], keys[order] > 0, base, height, width, codec, pixels, in_order)
     raise AssertionError
 
 
@@ -122,7 +124,7 @@ class VideoFrames:
         status = path.stat()
         self._file = (str(path), status.st_size, status.st_mtime_ns)
         times = index.times
-        self.height, self.width, self.codec = index.height, index.width, index.codec
+        self.height, self.width, self.codec, self.pixels = index.height, index.width, index.codec, index.pixels
         self.is_in_order = index.is_in_order
         seconds = (times - (times[0] if start is None else 0)) * float(index.base)
         # Half a frame of slack: times are stored as float32 upstream.
@@ -132,6 +134,14 @@ class VideoFrames:
         self._first = first
         self.times, self.sizes, self.is_key = times[first:last], index.sizes[first:last], index.is_key[first:last]
         self.seconds = self.times * float(index.base)
+
+    def part(self, first: int, stop: int) -> "VideoFrames":
+        """Frames `first` to `stop` of these."""
+        found = copy.copy(self)
+        found._first = self._first + first
+        found.times, found.sizes, found.is_key = (a[first:stop] for a in (self.times, self.sizes, self.is_key))
+        found.seconds = self.seconds[first:stop]
+        return found
 
     def __len__(self) -> int:
         return len(self.times)

@@ -1,0 +1,239 @@
+"""What is read is what was recorded: words of the right frames, images of the right rows, and nothing lost unsaid.
+
+Oracles: images that carry their own number, and the rows as they were written.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from athena_vla.dataset.build import BuildConfig, build
+from athena_vla.dataset.dataset import Dataset
+from athena_vla.errors import DatasetError
+from athena_vla.recordings.convert import ConvertConfig, convert
+from athena_vla.recordings.formats import open_recording
+from athena_vla.recordings.formats.tfrecord import parse_example, read_record, record_offsets
+from athena_vla.recordings.texts import TextSpan
+from lerobot_sets import FRONT, NAMES, Take, fixed, number_of, write_v21, write_v30
+from recordings import clean, write
+
+PICK, PLACE = "pick up the red cube", "put the cube into the bin"
+WRITERS = {"v2.1": write_v21, "v3.0": write_v30}
+
+
+def built(source: Path, out: Path, **options) -> Dataset:
+    build(BuildConfig(input=source, out=out, robot="toy", workers=1, horizon=4, **options))
+    return Dataset.open(out)
+
+
+def two_tasks(count: int = 3) -> list[Take]:
+    return [Take(i, tasks=np.repeat([0, 1], [30, 30]).astype(np.int64)) for i in range(count)]
+
+
+@pytest.mark.parametrize("version", WRITERS)
+def test_each_frame_has_the_words_of_its_own_task(tmp_path: Path, version: str) -> None:
+    source = WRITERS[version](tmp_path / "in", two_tasks(), [PICK, PLACE])
+    episode = open_recording(source).read("0")
+    assert episode.texts == (TextSpan(0, 30, (PICK,)), TextSpan(30, 60, (PLACE,)))
+    for dataset in (built(source, tmp_path / "set"), built(source, tmp_path / "linked", link=True)):
+        assert len(dataset) == 180
+        for i in range(len(dataset)):
+            sample = dataset[i]
+            assert sample.observation.instruction == (PICK if sample.frame < 30 else PLACE)
+    again = open_recording(tmp_path / "set").read("1")
+    assert again.texts == episode.texts
+
+
+@pytest.mark.parametrize("target", ["lerobot_v3", "lerobot_v21", "rlds", "isaac_folder"])
+def test_successive_words_survive_every_format(tmp_path: Path, target: str) -> None:
+    source = write_v21(tmp_path / "in", two_tasks(), [PICK, PLACE])
+    convert(ConvertConfig(input=source, out=tmp_path / "out", to=target))  # pyright: ignore[reportArgumentType]
+    recording = open_recording(tmp_path / "out")
+    episode = recording.read(recording.ids()[0])
+    assert episode.texts == (TextSpan(0, 30, (PICK,)), TextSpan(30, 60, (PLACE,)))
+
+
+def test_other_programs_see_the_words_of_each_step(tmp_path: Path) -> None:
+    source = write_v21(tmp_path / "in", two_tasks(1), [PICK, PLACE])
+    convert(ConvertConfig(input=source, out=tmp_path / "rlds", to="rlds"))
+    file = next((tmp_path / "rlds").rglob("*.tfrecord*"))
+    offset, length = record_offsets(file)[0]
+    words = parse_example(read_record(file, offset, length, "0"))["steps/language_instruction"]
+    assert words == [PICK.encode()] * 30 + [PLACE.encode()] * 30
+    convert(ConvertConfig(input=source, out=tmp_path / "v3", to="lerobot_v3"))
+    tasks = {
+        r["task_index"]: r["__index_level_0__"] for r in pq.read_table(tmp_path / "v3/meta/tasks.parquet").to_pylist()
+    }
+    column = pq.read_table(tmp_path / "v3/data/chunk-000/file-000.parquet")["task_index"].to_pylist()
+    assert [tasks[i] for i in column] == [PICK] * 30 + [PLACE] * 30
+
+
+def test_alternatives_hold_for_a_frame_together(tmp_path: Path) -> None:
+    """Two language columns are two ways to say it, each with its own changes."""
+    other = {"annotation.human.action.task_description": pa.array(np.repeat([2, 3], [30, 30]))}
+    takes = [Take(i, tasks=np.repeat([0, 1], [30, 30]).astype(np.int64), extra=other) for i in range(2)]
+    declared = {k: {"dtype": "int64", "shape": [1], "names": None} for k in other}
+    source = write_v21(tmp_path / "in", takes, [PICK, PLACE, "grab the cube", "drop it in the bin"], extra=declared)
+    dataset = built(source, tmp_path / "set")
+    assert len(dataset) == 240
+    said = {(dataset[i].frame < 30, dataset[i].observation.instruction) for i in range(len(dataset))}
+    assert said == {(True, PICK), (True, "grab the cube"), (False, PLACE), (False, "drop it in the bin")}
+
+
+def test_frames_without_words_are_no_samples_unless_words_are_given(tmp_path: Path) -> None:
+    episode = clean(0, texts=(TextSpan(0, 20, (PICK,)),))
+    source = write(tmp_path / "in", episode, clean(1))
+    assert len(built(source, tmp_path / "set")) == 20 + 60
+    filled = built(source, tmp_path / "filled", instruction=PLACE)
+    assert len(filled) == 120
+    mine = [filled[i] for i in range(120) if filled[i].episode == "episode_0000"]
+    assert all(s.observation.instruction == (PICK if s.frame < 20 else PLACE) for s in mine)
+
+
+CUTS = {"head": np.arange(25, 60), "middle": np.r_[0:20, 35:60], "tail": np.arange(0, 45), "none": np.arange(60)}
+
+
+@pytest.mark.parametrize("version", WRITERS)
+@pytest.mark.parametrize("cut", CUTS)
+def test_rows_have_the_image_of_their_time(tmp_path: Path, version: str, cut: str) -> None:
+    takes = [Take(i, kept=CUTS[cut]) for i in range(3)]
+    source = WRITERS[version](tmp_path / "in", takes, [PICK])
+    for dataset in (built(source, tmp_path / "set"), built(source, tmp_path / "linked", link=True)):
+        for i in range(0, len(dataset), 2):
+            sample = dataset[i]
+            number, episode = number_of(sample.observation.images["front"])
+            assert (number, episode) == (CUTS[cut][sample.frame], int(sample.episode))
+    convert(ConvertConfig(input=source, out=tmp_path / "out", to="lerobot_v3"))
+    again = open_recording(tmp_path / "out").read("1")
+    assert [number_of(again.cameras["front"][k])[0] for k in range(len(again))] == CUTS[cut].tolist()
+    notes = {n.code for n in open_recording(source).read("0").notes}
+    assert notes == ({"camera.joined_by_time"} if cut in ("head", "middle") else set())
+
+
+def test_stamps_that_meet_no_image_are_said_or_refused(tmp_path: Path) -> None:
+    source = write_v21(tmp_path / "in", [Take(0), Take(1)], [PICK])
+    for name, stamps, code in (
+        ("one late", np.arange(1, 61) / 10, "camera.joined_by_rank"),
+        ("another clock", 1.7e5 + np.arange(60) / 10, "camera.joined_by_rank"),
+        ("drifting", np.arange(60) / 9.27, "camera.joined_by_rank"),
+    ):
+        _with_stamps(source, stamps)
+        episode = open_recording(source).read("0")
+        assert {n.code for n in episode.notes} == {code}, name
+        assert [number_of(episode.cameras["front"][k])[0] for k in (0, 30, 59)] == [0, 30, 59], name
+    _with_stamps(source, np.arange(50) / 6.1, 50)
+    episode = open_recording(source).read("0")
+    assert "front" not in episode.cameras
+    assert any("cannot be told" in n.text for n in episode.notes)
+
+
+def _with_stamps(source: Path, stamps: np.ndarray, rows: int = 60) -> None:
+    path = source / "data/chunk-000/episode_000000.parquet"
+    table = Take(0).columns(0) | {"timestamp": pa.array(stamps.astype(np.float32))}
+    pq.write_table(pa.table({k: v[:rows] for k, v in table.items()}), path)
+
+
+def test_a_lost_head_of_images_shifts_nothing(tmp_path: Path) -> None:
+    source = write(tmp_path / "in", clean(0))
+    whole = open_recording(source).read("episode_0000").cameras["front"]
+    for k in range(25):
+        (source / f"episode_0000/images/front/rgb_{k:04d}.png").unlink()
+    found = open_recording(source).read("episode_0000").cameras["front"]
+    assert all((found[k] == whole[k]).all() for k in range(25, 60))
+    with pytest.raises(DatasetError, match="missing"):
+        built(source, tmp_path / "set")
+
+
+def test_actions_spread_over_columns_are_joined_as_declared(tmp_path: Path) -> None:
+    takes = [Take(i) for i in range(2)]
+    source = write_v21(tmp_path / "in", takes, [PICK])
+    info = json.loads((source / "meta/info.json").read_text())
+    keys = {"actions.joint.position": (0, 2), "actions.effector.position": (2, 3)}
+    keys |= {"observation.states.joint.position": (0, 2), "observation.states.effector.position": (2, 3)}
+    for take in takes:
+        path = source / f"data/chunk-000/episode_{take.index:06d}.parquet"
+        table, motion = pq.read_table(path).drop_columns(["action", "observation.state"]), take.motion()
+        for key, (a, b) in reversed(keys.items()):  # the order of columns must not matter
+            table = table.append_column(key, fixed((motion[1:] if "action" in key else motion[:-1])[:, a:b]))
+        pq.write_table(table, path)
+    for key in ("action", "observation.state"):
+        del info["features"][key]
+    for key, (a, b) in keys.items():
+        info["features"][key] = {"dtype": "float32", "shape": [b - a], "names": {"motors": NAMES[a:b]}}
+    (source / "meta/info.json").write_text(json.dumps(info))
+    for modality in (None, _modality()):
+        if modality:
+            (source / "meta/modality.json").write_text(json.dumps(modality))
+        episode = open_recording(source).read("1")
+        assert episode.joint_names == episode.state_names == tuple(NAMES)
+        assert np.array_equal(episode.actions, takes[1].motion()[1:])
+        assert np.array_equal(episode.states, takes[1].motion()[:-1])
+
+
+def _modality() -> dict:
+    parts = {"hand": ("effector", 1), "arm": ("joint", 2)}
+    return {
+        kind: {k: {"original_key": f"{column}.{c}.position", "start": 0, "end": n} for k, (c, n) in order}
+        for kind, column, order in (
+            ("state", "observation.states", sorted(parts.items())),
+            ("action", "actions", sorted(parts.items())),
+        )
+    }
+
+
+def test_a_label_is_no_instruction_and_a_null_costs_no_episode(tmp_path: Path) -> None:
+    labels = {
+        "annotation.human.quality": pa.array(np.full(60, 1)),
+        "annotation.human.validity": pa.array(np.full(60, 2)),
+        "annotation.human.progress": pa.array(np.linspace(0, 1, 60)),
+        "next.reward": pa.array([0.0] * 59 + [None], pa.float32()),
+        "operator": pa.array(["Ada"] * 60),
+    }
+    kinds = {k: {"dtype": "int64", "shape": [1], "names": None} for k in list(labels)[:2]}
+    source = write_v21(tmp_path / "in", [Take(0, extra=labels)], [PICK, "good", "operator hesitated"], extra=kinds)
+    episode = open_recording(source).read("0")
+    assert episode.instructions == (PICK,)
+    assert episode.segments == ()
+    assert [(n.code, n.items) for n in episode.notes] == [("column.unreadable", ("next.reward",))]
+
+
+def test_what_the_table_says_is_what_counts(tmp_path: Path) -> None:
+    source = write_v21(tmp_path / "in", [Take(i) for i in range(4)], [PICK])
+    lines = (source / "meta/episodes.jsonl").read_text().splitlines(keepends=True)
+    (source / "meta/episodes.jsonl").write_text("".join(lines[:2] + lines[3:]))
+    recording = open_recording(source)
+    assert recording.ids() == ("0", "1", "3")
+    assert [n.episode for n in recording.info().notes if n.code == "episode.unlisted"] == ["2"]
+    (source / "meta/episodes.jsonl").unlink()
+    assert open_recording(source).ids() == ("0", "1", "2", "3")
+
+
+def test_two_episodes_of_one_number_are_two(tmp_path: Path) -> None:
+    """A session that was resumed and counted from 0 again, in files of its own."""
+    source = write_v30(tmp_path / "in", [Take(0), Take(1)], [PICK])
+    second = write_v30(tmp_path / "more", [Take(0, seed=7), Take(1, seed=8)], [PICK])
+    table = pq.read_table(second / "meta/episodes/chunk-000/file-000.parquet").to_pylist()
+    for line in table:
+        line |= {"data/file_index": 1, f"videos/{FRONT}/file_index": 1}
+        line["dataset_from_index"] += 120
+        line["dataset_to_index"] += 120
+    pq.write_table(pa.Table.from_pylist(table), source / "meta/episodes/chunk-000/file-001.parquet")
+    for folder in ("data/chunk-000", f"videos/{FRONT}/chunk-000"):
+        file = next((second / folder).iterdir())
+        file.rename(source / folder / file.name.replace("file-000", "file-001"))
+    recording = open_recording(source)
+    assert recording.ids() == ("0", "1", "2", "3")
+    motions = [Take(0), Take(1), Take(0, seed=7), Take(1, seed=8)]
+    for name, take in zip(recording.ids(), motions, strict=True):
+        assert np.array_equal(recording.read(name).actions, take.motion()[1:])
+    assert [n.code for n in recording.info().notes] == ["episode.duplicate_number"] * 2 + ["count.declared"] * 2
+
+
+def test_two_episodes_at_one_stretch_of_video_are_named(tmp_path: Path) -> None:
+    wrong = {1: {f"videos/{FRONT}/from_timestamp": 0.0, f"videos/{FRONT}/to_timestamp": 6.0}}
+    recording = open_recording(write_v30(tmp_path / "in", [Take(0), Take(1)], [PICK], rows=wrong))
+    assert [(n.code, n.episode) for n in recording.info().notes] == [("camera.shared_span", "1")]
