@@ -80,9 +80,9 @@ def test_make_targets_and_links_exist(page: Path) -> None:
             assert (page.parent / link).exists(), f"{page.name} links to {link}, which is not there"
 
 
-def test_readme_tree_is_true() -> None:
+def test_the_trees_are_true() -> None:
     """The file tree in the README has one line for every file, taken from its docstring."""
-    script = REPOSITORY / "scripts" / "readme_tree.py"
+    script = REPOSITORY / "scripts" / "file_list.py"
     done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -1,4 +1,4 @@
-"""Stage 5: open loop, closed loop and comparison against baselines, with intervals."""
+"""Open loop, closed loop and comparison against baselines, with intervals."""
 
 from athena_vla.evaluate.commands import CompareConfig, EvaluateConfig, Loop, compare, evaluate
 

@@ -1,4 +1,4 @@
-"""Stage: fine-tune with LoRA, QLoRA, DoRA, in full, or the heads only. Bundle in, new bundle out."""
+"""Fine-tuning with LoRA, QLoRA, DoRA, in full, or the heads only. Bundle in, new bundle out."""
 
 from athena_vla.finetune.finetune_config import PRESETS, FinetuneConfig
 from athena_vla.finetune.finetuning import finetune

@@ -1,1 +1,1 @@
-"""Stage 2: samples become loss and actions. torch; normalised units in [-1, 1]."""
+"""Samples become loss and actions. torch; normalised units in [-1, 1]."""

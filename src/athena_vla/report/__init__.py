@@ -1,4 +1,4 @@
-"""Stage 5: the report, one self-contained HTML page made from a run folder."""
+"""The report, one self-contained HTML page made from a run folder."""
 
 from athena_vla.report.assemble import ReportConfig, ReportResult, report
 
