@@ -129,6 +129,8 @@ class TraceLog:
     def error(self, words: str) -> None:
         if (not self._errors or self._errors[-1] != words) and len(self._errors) < MOST_ERRORS:
             self._errors.append(words)
+            if self._recorder is not None:
+                self._recorder.noted(self._rows[-1][0] if self._rows else self.last_seen, "error", words)
 
     def note(self, time: float, kind: str, words: str) -> None:
         self._events.append(Event(time, kind, words))

@@ -93,6 +93,11 @@ class RemotePolicy:
         """Most committed rows the server's policy can be given; 0 until the first connection."""
         return self.metadata.get("prefix", 0)
 
+    @property
+    def policy_id(self) -> str:
+        """Hash of the bundle that the server answers with; "" until the first connection, or where it says none."""
+        return str(self.metadata.get("bundle_hash", ""))
+
     def connect(self) -> dict[str, Any]:
         """Connect now and return the server's metadata. Raises `ServerError`."""
         with self._within_deadline() as deadline:
