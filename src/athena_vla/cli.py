@@ -67,6 +67,9 @@ COMMANDS: dict[str, Command] = {
     "train": Command(
         "plan.advised_finetune", "finetune", "FinetuneConfig", "fine-tune with LoRA, QLoRA or DoRA", (), "PRESETS"
     ),
+    "checkpoint": Command(
+        "finetune", "bundle_of_checkpoint", "CheckpointConfig", "a bundle of one checkpoint of a run", ("run",)
+    ),
     "sweep": Command(
         "sweep", "sweep", "SweepConfig", "several presets or ranks on the same data and seeds", kept="finished runs"
     ),

@@ -40,8 +40,9 @@ DISK_SHARE = 0.5  # of the free disk that decoded pictures may take; beyond it t
 class Dataset:
     """Samples of a built set; index it with any integer below `len()`.
 
-    `train` and `validation` hold sample indices, `kinds` the kind of task of each sample, for balanced drawing, and
-    `marks` those of each episode.
+    `train` and `validation` hold sample indices. `kinds` says of each sample the kind of task, or its first
+    instruction where no kind is named; `named_kinds`, for balanced drawing, "" there. `marks` are those of each
+    episode.
     """
 
     def __init__(self, path: Path, sidecar: Mapping[str, Any]) -> None:
@@ -113,6 +114,10 @@ class Dataset:
             frame=within,
             kind="validation" if episode["split"] == "validation" else "train",
         )
+
+    def texts(self, episode: int) -> tuple[str, ...]:
+        """Every text of an episode that a sample may carry, once."""
+        return tuple(dict.fromkeys(t for span in self._texts[episode] for t in span.alternatives))
 
     @property
     def frame_of_sample(self) -> NDArray[np.intp]:
@@ -248,10 +253,11 @@ class Dataset:
         is_validation = held_out[self._sample_episode]
         self.train: NDArray[np.intp] = np.flatnonzero(~is_validation)
         self.validation: NDArray[np.intp] = np.flatnonzero(is_validation)
-        # The kind the recorder named, else the first instruction of the frame: what balanced drawing balances.
+        named = [str(e["kind"] or "") for e in self.episodes]
         kinds: list[list[str]] = []  # of each frame of each episode
-        for episode, spans in zip(self.episodes, self._texts, strict=True):
+        for name, episode, spans in zip(named, self.episodes, self._texts, strict=True):
             length = int(episode["length"])
-            kinds.append([episode["kind"]] * length if episode["kind"] else first_of_frames(spans, length))
+            kinds.append([name] * length if name else first_of_frames(spans, length))
         within = self._sample_frame - self._first[self._sample_episode]
         self.kinds: tuple[str, ...] = tuple(kinds[i][k] for i, k in zip(self._sample_episode, within, strict=True))
+        self.named_kinds: tuple[str, ...] = tuple(named[i] for i in self._sample_episode)

@@ -1,15 +1,45 @@
 """What a fine-tuning starts from: a float base bound to the dataset's robot; refused where it cannot be trained."""
 
 import dataclasses
+from dataclasses import dataclass
+
+import torch
 
 import athena_vla.bundle as bundles
 from athena_vla.bundle import Bundle
 from athena_vla.dataset.dataset import Dataset
-from athena_vla.errors import TrainingError
+from athena_vla.errors import InvalidObservation, TrainingError
 from athena_vla.finetune.finetune_config import FinetuneConfig
+from athena_vla.models import lora
 from athena_vla.models.architecture import DEFAULT_FAMILY, Architecture, family
+from athena_vla.models.lora import LoraSettings, Trainables
 from athena_vla.models.released import pretrained
 from athena_vla.models.released.pretrained import Release
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model with its adapters attached, and what it was made of."""
+
+    dataset: Dataset
+    base: Bundle | Release
+    model: Architecture
+    settings: LoraSettings
+    trainables: Trainables
+
+
+def start(config: FinetuneConfig, dataset: Dataset, device: str = "cpu") -> Start:
+    """Open the base, bind it to the dataset's robot and attach the adapters; the same tensors for the same seed.
+
+    Raises `TrainingError`, `BundleError`, `ModelError`.
+    """
+    require_usable(dataset, config)
+    base = open_base(config)
+    torch.manual_seed(config.seed)
+    model = bound_model(base, dataset, config, device)
+    require_sayable(model, dataset)
+    settings = LoraSettings(**config.lora())
+    return Start(dataset, base, model, settings, lora.attach(model, settings))
 
 
 def open_base(config: FinetuneConfig) -> Bundle | Release:
@@ -74,4 +104,21 @@ def require_usable(dataset: Dataset, config: FinetuneConfig) -> None:
         raise TrainingError(
             f"The dataset '{dataset.path}' has no validation episode, so neither the best step nor early stopping can "
             "be decided. Build it with --validation 0.1 and more episodes, or use --select last --patience 0."
+        )
+
+
+def require_sayable(model: Architecture, dataset: Dataset) -> None:
+    """Raises `TrainingError` naming the episodes whose instruction this model cannot read."""
+    problems: list[str] = []
+    for number, episode in enumerate(dataset.episodes):
+        for text in dataset.texts(number):
+            try:
+                model.require_instruction(text)
+            except InvalidObservation as error:
+                problems.append(f"{episode['id']}: {error}")
+                break
+    if problems:
+        raise TrainingError(
+            f"{len(problems)} of {len(dataset.episodes)} episodes have an instruction that the model cannot read. "
+            f"{' '.join(problems[:4])} Mend them in the recording (athena data annotate), and build it again."
         )

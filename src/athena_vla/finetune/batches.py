@@ -24,6 +24,7 @@ from athena_vla.policy import continued, encode
 from athena_vla.recordings.episode import Sample
 
 _AUGMENT, _NOISE, _VARIANT, _PREFIX = 1, 2, 3, 5  # streams of random numbers; 4 is the feature cache's
+_COUNTED = 5_000_000  # draws that are counted at most, to say what an epoch means
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,20 @@ class Batch:
 
 
 class Order:
-    """Sample indices of every step: epochs without repetition, or balanced over the kinds of task."""
+    """Sample indices of every step: epochs without repetition, or balanced over the named kinds of task.
+
+    Samples whose recording names no kind are drawn together, as one kind.
+    """
 
     def __init__(self, dataset: Dataset, indices: NDArray[np.intp], config: FinetuneConfig, world: int) -> None:
         self.indices = indices
+        self.frames = dataset.frame_of_sample
         self.seed = config.seed
         self.batch, self.accumulation, self.world = config.batch, config.accumulation, world
-        kinds = np.array([dataset.kinds[i] for i in indices])
-        self.groups = [indices[kinds == k] for k in sorted(set(kinds.tolist()))] if config.balance else [indices]
+        kinds = np.array([dataset.named_kinds[i] for i in indices])
+        self.kinds = sorted(set(kinds.tolist())) if config.balance else [""]
+        self.groups = [indices[kinds == k] for k in self.kinds] if config.balance else [indices]
+        self._step, self._drawn = 0, 0  # where this process took up the run: steps done, samples drawn in them
 
     @property
     def step_size(self) -> int:
@@ -59,13 +66,52 @@ class Order:
     def steps_per_epoch(self) -> int:
         return max(1, -(-len(self.indices) // self.step_size))
 
+    def go_on(self, step: int, drawn: int) -> None:
+        """Begin after `step` steps that drew `drawn` samples, perhaps in steps of another size."""
+        self._step, self._drawn = step, drawn
+
+    def drawn(self, step: int) -> int:
+        """Samples drawn in the first `step` steps."""
+        return self._drawn + (step - self._step) * self.step_size
+
+    def steps_of(self, epochs: float) -> int:
+        """Steps in all, until so many epochs are drawn."""
+        left = int(np.ceil(epochs * len(self.indices))) - self._drawn
+        return max(1, self._step + -(-left // self.step_size))
+
     def micro_batch(self, step: int, part: int, rank: int) -> list[int]:
         """Sample indices of forward pass `part` of optimiser step `step` in process `rank`.
 
         Neighbouring ranks and parts split one global order, so any number of processes sees the same samples per step.
         """
-        first = step * self.step_size + (part * self.world + rank) * self.batch
+        first = self.drawn(step) + self.place(part, rank)
         return [self._sample(first + i) for i in range(self.batch)]
+
+    def place(self, part: int, rank: int) -> int:
+        """Where in its step a forward pass begins."""
+        return (part * self.world + rank) * self.batch
+
+    def meaning(self, steps: int) -> str:
+        """What an epoch is in this run: how often each frame is drawn, by drawing the whole run once."""
+        total = self.drawn(steps)
+        count = len(self.indices)
+        draws = np.zeros(len(self.frames), np.int64)
+        for epoch in range(-(-min(total, _COUNTED) // count)):
+            draws += np.bincount(self._epoch(epoch)[: total - epoch * count], minlength=len(draws))
+        per_frame = np.bincount(self.frames, draws)[np.unique(self.frames[self.indices])]
+        least, most = int(per_frame.min()), int(per_frame.max())
+        texts = count / len(per_frame)
+        said = f"An epoch is {count:,} draws, as many as there are training samples"
+        said += f" ({len(per_frame):,} frames, {texts:.3g} texts each). " if texts > 1 else ". "
+        part = "" if total <= _COUNTED else f"first {_COUNTED:,} of {total:,} draws of the "
+        said += f"In the {part}{total / count:.3g} epochs of this run a frame is drawn {least} to {most} times"
+        if len(self.groups) > 1:
+            largest, smallest = (f(len(g) for g in self.groups) for f in (max, min))
+            said += (
+                f": {len(self.groups)} kinds are drawn equally often, so a sample of the smallest kind is drawn "
+                f"{largest / smallest:.3g} times as often as one of the largest (--no-balance draws all alike)"
+            )
+        return f"{said}."
 
     def _sample(self, position: int) -> int:
         epoch, place = divmod(position, len(self.indices))
@@ -95,11 +141,15 @@ class Loader:
         self.dataset, self.model, self.config, self.features = dataset, model, config, features
         self.augmentation = AugmentConfig(crop_area=config.augment_crop)
 
-    def training(self, indices: Sequence[int], step: int) -> Batch:
-        """Augmented, with noise on the state."""
+    def training(self, indices: Sequence[int], step: int, first: int = 0) -> Batch:
+        """Augmented, with noise on the state; `first` is the place of these samples in their optimiser step.
+
+        What is drawn follows from seed, step and place: parts and processes may split a step in any way.
+        """
         changed: list[Sample] = []
         variants: list[int] = []
-        for place, index in enumerate(indices):
+        noise: list[NDArray[np.float32]] = []
+        for place, index in enumerate(indices, first):
             sample = self.dataset[index]
             key = [self.config.seed, step, place, index]
             if self.config.augment and self.features is None:
@@ -111,13 +161,14 @@ class Loader:
                 sample = continued(sample, rows)
             if self.features is not None:
                 variants.append(int(np.random.default_rng([*key, _VARIANT]).integers(self.features.variants)))
+            if self.config.state_noise > 0:
+                size = self.model.spec.state_dim
+                drawn = np.random.default_rng([*key, _NOISE]).normal(0.0, self.config.state_noise, size)
+                noise.append(drawn.astype(np.float32))
             changed.append(sample)
         batch = self._batch(indices, changed, variants)
-        if self.config.state_noise > 0:
-            rng = np.random.default_rng([self.config.seed, step, *indices[:1], len(indices), _NOISE])
-            state = batch.inputs["state"]
-            noise = rng.normal(0.0, self.config.state_noise, tuple(state.shape)).astype(np.float32)
-            batch.inputs["state"] = state + torch.from_numpy(noise)
+        if noise:
+            batch.inputs["state"] = batch.inputs["state"] + torch.from_numpy(np.stack(noise))
         return batch
 
     def ahead(self, order: Order, first: int, steps: int, rank: int) -> Iterator[Batch]:
@@ -180,6 +231,7 @@ class _Rows(torch.utils.data.Dataset[Batch | str]):
         ahead, part = divmod(index, self.parts)
         step = self.first + ahead
         try:
-            return self.loader.training(self.order.micro_batch(step, part, self.rank), step)
+            indices = self.order.micro_batch(step, part, self.rank)
+            return self.loader.training(indices, step, self.order.place(part, self.rank))
         except AthenaError as error:
             return str(error)

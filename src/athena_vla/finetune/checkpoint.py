@@ -4,11 +4,12 @@ A checkpoint is a folder that appears by rename. One that was cut is skipped, wi
 """
 
 import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,27 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from athena_vla.errors import TrainingError
+from athena_vla.finetune.finetune_config import NO_EFFECT
 from athena_vla.finetune.sharding import like
 
 _PREFIX = "step-"
-BEST = "best"
+
+
+@dataclass
+class Progress:
+    """Counters that travel in checkpoints."""
+
+    best_loss: float = math.inf
+    best_step: int = 0
+    bad_evaluations: int = 0
+    scaler: dict[str, float] = field(default_factory=dict)  # of the loss, in fp16
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    drawn: int = 0  # samples, in all steps so far
+    steps: int = 0  # planned in all
+    skipped: int = 0  # steps whose gradient was not finite
+
+    def evaluated(self, step: int) -> bool:
+        return any(e["step"] == step for e in self.evaluations)
 
 
 @dataclass(frozen=True)
@@ -31,7 +49,7 @@ class Checkpoint:
     step: int  # optimiser steps done
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]  # "parameter name.state name" -> tensor
-    progress: dict[str, Any]  # best loss, evaluations without improvement, curves
+    progress: Progress
 
 
 def save(folder: Path, checkpoint: Checkpoint, identity: Mapping[str, Any]) -> Path:
@@ -42,7 +60,7 @@ def save(folder: Path, checkpoint: Checkpoint, identity: Mapping[str, Any]) -> P
     try:
         save_file(_plain(checkpoint.weights), temporary / "adapter.safetensors")
         save_file(_plain(checkpoint.optimizer), temporary / "optimizer.safetensors")
-        content = {"step": checkpoint.step, "identity": dict(identity), "progress": checkpoint.progress}
+        content = {"step": checkpoint.step, "identity": dict(identity), "progress": asdict(checkpoint.progress)}
         (temporary / "state.json").write_text(json.dumps(content, indent=1, sort_keys=True))
         for file in temporary.iterdir():  # a rename must not become visible before the bytes are on the disk
             with file.open("rb") as stream:
@@ -64,6 +82,15 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(p.name.removeprefix(_PREFIX)) for p in folder.glob(f"{_PREFIX}[0-9]*") if p.is_dir())
 
 
+def kept(folder: Path, planned: int = 0) -> str:
+    """A sentence for somebody who interrupted a training, from the checkpoints that are there."""
+    done = steps(folder)
+    if not done:
+        return "no training step was kept; the same command starts the training again."
+    whole = f" of {planned}" if planned else ""
+    return f"the checkpoint of step {done[-1]}{whole} is kept in '{folder}'; the same command goes on from it."
+
+
 def load(folder: Path, step: int) -> tuple[Checkpoint, dict[str, Any]]:
     """The checkpoint of that step and the identity of the run that wrote it. Raises `TrainingError`."""
     path = folder / f"{_PREFIX}{step:06d}"
@@ -73,7 +100,7 @@ def load(folder: Path, step: int) -> tuple[Checkpoint, dict[str, Any]]:
             int(content["step"]),
             load_file(path / "adapter.safetensors"),
             load_file(path / "optimizer.safetensors"),
-            content["progress"],
+            Progress(**content["progress"]),
         )
         return checkpoint, content["identity"]
     except (OSError, SafetensorError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
@@ -90,15 +117,50 @@ def latest(folder: Path, warn: Any) -> tuple[Checkpoint, dict[str, Any]] | None:
     return None
 
 
-def require_same(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
-    """Raises `TrainingError` naming what differs between the run on disk and the one asked for."""
-    differing = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
+def update(folder: Path, step: int, progress: Progress) -> None:
+    """Write new counters into a checkpoint that is there."""
+    file = folder / f"{_PREFIX}{step:06d}" / "state.json"
+    content = json.loads(file.read_text()) | {"progress": asdict(progress)}
+    temporary = file.with_name(".state.json")
+    temporary.write_text(json.dumps(content, indent=1, sort_keys=True))
+    os.replace(temporary, file)
+
+
+def require_same(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> list[str]:
+    """Sentences on what may differ and is worth saying; options that change no number are not compared.
+
+    Raises `TrainingError` naming what differs otherwise between the run on disk and the one asked for.
+    """
+    split = {"batch", "accumulation", "processes"}
+    names = {*found, *wanted} - NO_EFFECT - split
+    differing = sorted(k for k in names if found.get(k) != wanted.get(k))
+    changed: list[str] = []
+    if {k: found.get(k) for k in split} != {k: wanted.get(k) for k in split}:
+        there, now = step_size(found), step_size(wanted)
+        moved = sorted(k for k in split if found.get(k) != wanted.get(k))
+        said = ", ".join(f"{k} {found.get(k)} there, {wanted.get(k)} now" for k in moved)
+        if there == now:
+            changed.append(f"{said}: the same samples in every step, in other parts; sums are rounded otherwise.")
+        elif moved == ["processes"]:
+            changed.append(
+                f"{said}: a step has {now} samples from here on, it had {there}. The order of samples goes on where it "
+                "was; steps per epoch, and what a step of the learning rate sees, change. With "
+                f"--accumulation times {there / now:.3g} nothing would."
+            )
+        else:
+            differing += moved
     if differing:
         changes = "; ".join(f"{k}: {found.get(k)} there, {wanted.get(k)} now" for k in differing[:6])
         raise TrainingError(
             f"'{folder}' holds checkpoints of another run ({changes}). "
             "Choose another --out, or --resume never to start again and replace them."
         )
+    return changed
+
+
+def step_size(identity: Mapping[str, Any]) -> int:
+    """Samples per optimiser step of a run."""
+    return int(identity["batch"]) * int(identity["accumulation"]) * int(identity["processes"])
 
 
 def prune(folder: Path, keep: int, best: int | None) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,6 +16,20 @@ Resume = Literal["auto", "never"]
 Select = Literal["best", "last"]
 Tracker = Literal["off", "offline", "online"]
 Sharding = Literal["ddp", "fsdp2"]
+NotFinite = Literal["refuse", "skip"]
+
+_POSITIVE = 1e-300  # the least number that counts as more than zero
+_BELOW_ONE = 0.999999
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    *((n, 1, math.inf) for n in ("rank", "batch", "accumulation", "log_every", "keep", "threads", "processes")),
+    *((n, 1, math.inf) for n in ("evaluate_samples",)),
+    *((n, _POSITIVE, math.inf) for n in ("alpha", "learning_rate", "epochs")),
+    *((n, 0, math.inf) for n in ("warmup_steps", "weight_decay", "clip_norm", "max_steps", "evaluate_every")),
+    *((n, 0, math.inf) for n in ("checkpoint_every", "patience", "head_learning_rate", "state_noise", "workers")),
+    *((n, 0, math.inf) for n in ("augment_variants", "prefix")),
+    ("dropout", 0, _BELOW_ONE),
+    ("augment_crop", 0.01, 1),
+)
 
 DECODER_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -88,19 +103,23 @@ class FinetuneConfig:
     epochs: float = 3.0
     """Passes over the training split, unless max_steps says otherwise."""
     max_steps: int = 0
-    """Optimiser steps in all; 0 = as many as `epochs` need."""
+    """Optimiser steps in all; 0 = as many as `epochs` need. A larger number of either extends a finished run."""
     precision: Precision = "auto"
     """Of the forward pass; auto = bf16 where the hardware has it, else fp32."""
     gradient_checkpointing: bool = False
     """Recompute each decoder layer in the backward pass: less memory, a third more time."""
     compile: bool = False
     """torch.compile the decoder layers: worth it on GPUs in long runs; on CPUs it takes a minute and gains nothing."""
+    not_finite: NotFinite = "refuse"
+    """A gradient that is not finite changes no weight. refuse: the run ends and names the frames; skip: the step is
+    left out and counted, 25 in a row at most. In fp16 such steps are always left out: its scale is found that way."""
     seed: int = 0
     """Of everything drawn: order, augmentation, dropout, new weights."""
 
     # Data
     balance: bool = True
-    """Draw every kind of task equally often, however many recordings it has."""
+    """Draw every kind of task that recordings name equally often, however many there are of it; what names no kind is
+    drawn together. The start of a run says how often each frame is drawn."""
     augment: bool = True
     """Random crop and colour of the pictures. With cached features: `augment_variants` fixed variants per picture."""
     augment_crop: float = 0.9
@@ -123,7 +142,7 @@ class FinetuneConfig:
     evaluate_samples: int = 512
     """At most so many validation samples per evaluation, the same ones each time."""
     checkpoint_every: int = 0
-    """Optimiser steps between checkpoints; 0 = at every evaluation. The last step is always saved."""
+    """Optimiser steps between checkpoints, beside those that every evaluation makes; 0 = only those."""
     keep: int = 2
     """Checkpoints kept, beside the best one."""
     select: Select = "best"
@@ -156,25 +175,10 @@ class FinetuneConfig:
             value = getattr(self, name)
             if all(isinstance(k, str) for k in known) and value not in known:
                 raise UnknownName(f"value of --{name.replace('_', '-')}", value, known)
-        for name in ("batch", "accumulation", "log_every", "keep", "threads", "processes", "evaluate_samples", "rank"):
-            if getattr(self, name) < 1:
-                raise TrainingError(f"--{name.replace('_', '-')} must be at least 1, it is {getattr(self, name)}.")
-        for name in ("learning_rate", "epochs"):
+        for name, low, high in _RANGES:
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise TrainingError(f"--{name.replace('_', '-')} must be a positive number, it is {value}.")
-        not_negative = ("warmup_steps", "weight_decay", "clip_norm", "max_steps", "evaluate_every", "checkpoint_every")
-        for name in (
-            *not_negative,
-            "patience",
-            "head_learning_rate",
-            "state_noise",
-            "augment_variants",
-            "workers",
-            "prefix",
-        ):
-            if not getattr(self, name) >= 0:
-                raise TrainingError(f"--{name.replace('_', '-')} must not be negative, it is {getattr(self, name)}.")
+            if not (math.isfinite(value) and low <= value <= high):
+                raise TrainingError(f"--{name.replace('_', '-')} {_range(low, high)}, it is {value}.")
         if self.vision and self.cache_features == "always":
             raise TrainingError("Features of vision towers that train cannot be cached; drop one of the two options.")
 
@@ -194,9 +198,26 @@ class FinetuneConfig:
             del raw["prefix"]
         return {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in raw.items()}
 
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> "FinetuneConfig":
+        """Inverse of `to_dict`. Raises `UnknownName` for a field that is none."""
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        for name in raw:
+            if name not in fields:
+                raise UnknownName("field of fine-tuning", name, fields)
+        return cls(**{k: Path(v) if isinstance(fields[k].default, Path) else v for k, v in raw.items()})
+
     def identity(self) -> dict[str, Any]:
         """The fields that change the numbers: a run may be resumed only with the same ones."""
-        return {k: v for k, v in self.to_dict().items() if k not in _NO_EFFECT}
+        return {k: v for k, v in self.to_dict().items() if k not in NO_EFFECT}
+
+
+def _range(low: float, high: float) -> str:
+    """Bounds in words."""
+    if high == math.inf and low == 0:
+        return "must not be negative"
+    least = "must be a positive number" if low == _POSITIVE else f"must be at least {low:g}"
+    return least if high == math.inf else f"{least} and at most {high:g}"
 
 
 def parse_changes(text: str) -> dict[str, Any]:
@@ -233,10 +254,12 @@ _LORA_FIELDS = (
     "quantization",
     "double_quantization",
 )
-# Where it lies, how it is watched and how often it is saved changes no weight. The data is compared by its hash.
-_NO_EFFECT = frozenset(
-    {"data", "out", "model", "log_every", "checkpoint_every", "keep", "resume", "tensorboard", "wandb", "progress"}
-    | {"robot", "workers"}
+# What changes no weight of a given step: where it lies, how it is watched, how long it runs, what of it is kept, and
+# how the work is split, up to the rounding of sums. The data is compared by its hash.
+NO_EFFECT = frozenset(
+    {"data", "out", "model", "robot", "log_every", "tensorboard", "wandb", "progress"}
+    | {"epochs", "max_steps", "patience", "evaluate_every", "evaluate_samples", "checkpoint_every", "keep", "select"}
+    | {"resume", "device", "threads", "workers", "sharding", "compile", "gradient_checkpointing", "not_finite"}
 )
 
 # The user's three, exactly their numbers: learning rate 5e-5, batch 1 x accumulation 16, 3 epochs, 100 warm-up steps.

@@ -6,39 +6,32 @@ Knows bundles, datasets and the loop; how processes are started is in `launch`.
 import contextlib
 import dataclasses
 import functools
-import platform
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 
-import athena_vla.bundle as bundles
-from athena_vla.bundle import Bundle, Golden, Manifest
+from athena_vla.bundle import Golden
 from athena_vla.dataset.dataset import Dataset
 from athena_vla.errors import TrainingError
 from athena_vla.finetune import checkpoint as checkpoints
 from athena_vla.finetune import features, launch, sharding
-from athena_vla.finetune.base import bound_model, open_base, require_usable
+from athena_vla.finetune.base import Start, start
 from athena_vla.finetune.batches import Loader
+from athena_vla.finetune.evaluation import weak_joints
 from athena_vla.finetune.finetune_config import FinetuneConfig
 from athena_vla.finetune.log import RunLog
-from athena_vla.finetune.loop import Trainer, kept
+from athena_vla.finetune.loop import Trainer
 from athena_vla.finetune.result import FinetuneResult, result_of
+from athena_vla.finetune.written import Outcome, answers, is_small, write_bundle
 from athena_vla.models import lora, precision
 from athena_vla.models.architecture import Architecture
 from athena_vla.models.lora import LoraSettings
 from athena_vla.models.released.pretrained import Release
-from athena_vla.policy import Policy, asked, record_golden, sensitivity
 from athena_vla.stopping import Interrupted
-
-GOLDEN_EXAMPLES = 4
-_LARGE = 1_000_000_000  # parameters; larger models answer where and as they were trained
-
 
 Advice = Callable[[Architecture, FinetuneConfig, LoraSettings], str]
 
@@ -55,29 +48,34 @@ def finetune(config: FinetuneConfig, out_of_memory: Advice = plain_advice) -> Fi
 
     Raises `TrainingError`, `DatasetError`, `BundleError`, `ModelError`, and `Interrupted`, which says what is kept.
     """
+    started: list[Start] = []
     try:
         if config.processes > 1 and not launch.is_distributed():
             launch.run(config, functools.partial(finetune, out_of_memory=out_of_memory))
             return result_of(config)
         config = launch.with_precision(config)
         with launch.one_accelerator(config) as accelerator, launch.threads(config.threads):
-            return _finetune(config, accelerator, out_of_memory)
+            return _finetune(config, accelerator, started)
+    except torch.OutOfMemoryError as error:
+        if started:
+            raise TrainingError(out_of_memory(started[0].model, config, started[0].settings)) from error
+        raise TrainingError(
+            f"The memory ran out while '{config.model}' was opened, before any step: a base of this size does not fit. "
+            "`athena plan --gpu` shows what fits; --quantization nf4 takes a quarter of a large base's memory."
+        ) from error
     except KeyboardInterrupt as error:  # also before the first step, and while the result is measured and written
         if str(error):
             raise
         number = error.number if isinstance(error, Interrupted) else signal.SIGINT
-        raise Interrupted(kept(config.run_folder / "checkpoints"), number) from error
+        raise Interrupted(checkpoints.kept(config.run_folder / "checkpoints"), number) from error
 
 
-def _finetune(config: FinetuneConfig, accelerator: Accelerator, out_of_memory: Advice) -> FinetuneResult:
+def _finetune(config: FinetuneConfig, accelerator: Accelerator, started: list[Start]) -> FinetuneResult:
     with accelerator.main_process_first():  # a recording trained on in place is prepared by one process
         dataset = Dataset.open(config.data, config.robot)
-    require_usable(dataset, config)
-    base = open_base(config)
-    torch.manual_seed(config.seed)
-    model = bound_model(base, dataset, config, str(accelerator.device))
-    settings = LoraSettings(**config.lora())
-    trainables = lora.attach(model, settings)
+    begin = start(config, dataset, str(accelerator.device))
+    started.append(begin)
+    model, base, settings, trainables = begin.model, begin.base, begin.settings, begin.trainables
     if config.gradient_checkpointing:
         model.checkpoint_layers()
     log = RunLog(config, main=accelerator.is_main_process)
@@ -110,20 +108,26 @@ def _finetune(config: FinetuneConfig, accelerator: Accelerator, out_of_memory: A
         )
     trainer = Trainer(model, dataset, Loader(dataset, model, config, cached), config, accelerator, log)
     launch.restart_peak_memory()
-    started, cpu = time.monotonic(), time.process_time()
+    started_at, cpu = time.monotonic(), time.process_time()
     before = (checkpoints.steps(trainer.folder) or [0])[-1]
-    try:
-        steps = trainer.train(identity)
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(out_of_memory(model, config, settings)) from error
-    seconds, cpu = time.monotonic() - started, time.process_time() - cpu
+    steps = trainer.train(identity)
+    seconds, cpu = time.monotonic() - started_at, time.process_time() - cpu
     spent = cpu if accelerator.device.type == "cpu" else seconds
     peak = launch.peak_memory_gb()
+    progress = trainer.progress
     chosen = steps
-    if config.select == "best" and trainer.progress.best_step not in (0, steps):
-        chosen = trainer.progress.best_step
-        trainer.restore(chosen)
-    measured = next((e for e in trainer.progress.evaluations if e["step"] == chosen), {})
+    if config.select == "best" and progress.best_step not in (0, steps):
+        if progress.best_step in checkpoints.steps(trainer.folder):
+            chosen = progress.best_step
+            trainer.restore(chosen)
+        else:  # a run that began under an earlier version, which did not keep it
+            log.note(
+                f"The best step {progress.best_step} has no checkpoint any more: the last step's weights are taken."
+            )
+    measured = next((e for e in progress.evaluations if e["step"] == chosen), {})
+    weak = weak_joints(measured["per_joint_rad"], dataset.robot) if measured else ""
+    left_out = f"{progress.skipped} steps were left out: their gradient was not finite." if progress.skipped else ""
+    notes = (*notes, *(text for text in (weak, left_out) if text))
     result = FinetuneResult(
         bundle=config.out,
         run_folder=config.run_folder,
@@ -147,7 +151,7 @@ def _finetune(config: FinetuneConfig, accelerator: Accelerator, out_of_memory: A
                 result = dataclasses.replace(
                     result, notes=(*notes, f"It fails gates and is not served: {', '.join(failed)}. Train longer.")
                 )
-            _write(model, tensors, golden, gates, dataset, base, config, settings, trainer, result)
+            write_bundle(config, begin, tensors, golden, gates, Outcome(steps, chosen, progress.evaluations))
             result.write()
     log.close()
     accelerator.wait_for_everyone()
@@ -172,63 +176,12 @@ def _answers(trainer: Trainer, dataset: Dataset) -> tuple[Golden, dict[str, Any]
     lora.fuse_forward(model, on=False)
     if trainer.config.compile:
         model.compile_layers(on=False)
-    model.eval()
-    small = sum(p.numel() for p in model.parameters()) < _LARGE
+    small = is_small(model)
     if not trainer.sharded and small:
         model.cpu().float()
     narrow = contextlib.nullcontext() if small else trainer.accelerator.autocast()
-    pool = dataset.validation if len(dataset.validation) else dataset.train
-    places = np.unique(np.linspace(0, len(pool) - 1, GOLDEN_EXAMPLES).round().astype(int))
-    observations = asked([dataset[int(i)] for i in pool[places]], model.prefix)
     with sharding.gathered(trainer.root), narrow:
-        policy = Policy.of_model(model, dataset.robot, dataset.normalizer)
-        golden = record_golden(policy, observations)
-        return golden, sensitivity(policy, observations)
-
-
-def _write(
-    model: Architecture,
-    tensors: dict[str, torch.Tensor],
-    golden: Golden,
-    gates: dict[str, Any],
-    dataset: Dataset,
-    base: Bundle | Release,
-    config: FinetuneConfig,
-    settings: LoraSettings,
-    trainer: Trainer,
-    result: FinetuneResult,
-) -> None:
-    manifest = Manifest(
-        stage="finetuned",
-        family=model.family,
-        spec=model.spec.to_dict(),
-        robot=dataset.robot.to_dict(),
-        normalizer=dataset.normalizer.to_dict(),
-        dataset_hash=dataset.hash,
-        parent_hash=base.hash,
-        parent_path=_where(config.model) if isinstance(base, Bundle) else "",
-        checkpoint=base.source if isinstance(base, Release) else "",
-        adapter=dataclasses.asdict(settings) | {"targets": list(settings.targets)},
-        config=config.to_dict(),
-        gates=gates,
-        stage_info={
-            "steps": result.steps,
-            "chosen_step": result.chosen_step,
-            "trainable": result.trainable,
-            "total": result.total,
-            "validation": result.validation,
-            "evaluations": [
-                {"step": e["step"], "loss": e["loss"], "mae_rad": e["mae_rad"]} for e in trainer.progress.evaluations
-            ],
-            "machine": platform.processor() or platform.machine(),
-        },
-    )
-    with bundles.writing(config.out, manifest, golden, model.tokenizer_files()) as folder:
-        bundles.save_tensors(tensors, folder / bundles.ADAPTER_FILE)
-
-
-def _where(model: str) -> str:
-    return model if model.startswith(bundles.BUILTIN) else str(Path(model).resolve())
+        return answers(model, dataset)
 
 
 def _reporter(log: RunLog) -> Any:

@@ -9,6 +9,8 @@ from typing import Any
 from athena_vla.errors import MissingDependency, TrainingError
 from athena_vla.finetune.finetune_config import FinetuneConfig
 
+CONFIG = "config.json"  # of a run folder: what was asked for
+
 
 class RunLog:
     """Writes only in the main process; the others keep silent."""
@@ -24,7 +26,7 @@ class RunLog:
             return
         try:
             config.run_folder.mkdir(parents=True, exist_ok=True)
-            (config.run_folder / "config.json").write_text(json.dumps(config.to_dict(), indent=1, sort_keys=True))
+            (config.run_folder / CONFIG).write_text(json.dumps(config.to_dict(), indent=1, sort_keys=True))
         except OSError as error:
             raise TrainingError(f"The run folder '{config.run_folder}' cannot be written: {error}.") from error
         if config.tensorboard:

@@ -5,13 +5,27 @@ Used with `--sharding fsdp2` under torchrun (GPUs) or `--processes` (CPU, for te
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch import Tensor, distributed, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from athena_vla.models.architecture import Architecture, Tensors
+from athena_vla.models.body.llama import DecoderLayer
 from athena_vla.models.weights import nf4 as four_bit
+
+
+class LossOf(nn.Module):
+    """The model's loss as a forward pass: what data-parallel wrappers understand."""
+
+    def __init__(self, model: Architecture) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Tensors, target: Tensor, valid: Tensor) -> Tensor:
+        return self.model.loss(inputs, target, valid)
 
 
 def shard(root: nn.Module) -> None:
@@ -28,6 +42,8 @@ def shard(root: nn.Module) -> None:
             for block in module:
                 # Layers that nothing computes are left to the root: nothing would ever gather them.
                 fully_shard(block)
+                if isinstance(block, DecoderLayer):  # decoding calls it by another name, and needs it whole there too
+                    register_fsdp_forward_method(block, "extend")
     fully_shard(root)
 
 
@@ -62,7 +78,23 @@ def like(tensor: Tensor, place: Tensor) -> Tensor:
     return distribute_tensor(tensor.to(place.device), place.device_mesh, place.placements)
 
 
-def number(value: Tensor) -> float:
-    """A scalar, reduced over the processes if need be."""
-    value = value.detach()
-    return float(value.full_tensor() if isinstance(value, DTensor) else value)
+def gradient_norm(gradients: list[Tensor]) -> Tensor:
+    """Length of all gradients together, of whole tensors where they are sharded."""
+    value = nn.utils.get_total_norm(gradients)
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def total(values: Tensor) -> Tensor:
+    """The sum over all processes; itself where there is one."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(values)
+    return values
+
+
+def gathered_texts(text: str) -> list[str]:
+    """What each process says, in order of their ranks; those that say nothing are left out."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [text] if text else []
+    texts: list[Any] = [""] * distributed.get_world_size()
+    distributed.all_gather_object(texts, text)
+    return [str(t) for t in texts if t]

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -28,6 +28,7 @@ FAMILIES: dict[str, str] = {
     "openvla_chunk": "athena_vla.models.openvla_chunk:OpenVLAChunk",
 }
 DEFAULT_FAMILY = "openvla_chunk"  # one pass per chunk: the one to deploy
+SMALLEST_WEIGHT = 1e-6  # a loss is divided by no less: a batch in which no step counts has the loss 0
 
 
 @dataclass(frozen=True)
@@ -91,12 +92,26 @@ class Architecture(nn.Module, ABC):
         """Batch of graph inputs on the CPU. Raises `InvalidObservation` for images or text no model can take."""
 
     @abstractmethod
-    def loss(self, inputs: Tensors, target: Float[Tensor, "b h d"], valid: Bool[Tensor, "b h"]) -> Float[Tensor, ""]:
-        """Training loss on targets in [-1, 1]; rows that are not valid do not count."""
+    def loss(self, inputs: Tensors, target: Float[Tensor, "b h d"], valid: Shaped[Tensor, "b h"]) -> Float[Tensor, ""]:
+        """Training loss on targets in [-1, 1]: a mean over the steps that are valid.
+
+        `valid` is a flag, or a weight that is not negative, of each step.
+        """
+
+    def counted(self, valid: Shaped[Tensor, "b h"]) -> Float[Tensor, ""]:
+        """How many terms `loss` averages over, or the sum of their weights: loss times this is their sum.
+
+        Sums of several batches, parts of one step or of several processes, divided by the sum of this, are the loss
+        of all of them together.
+        """
+        return valid.sum().float()
 
     @abstractmethod
     def graphs(self) -> tuple[Graph, ...]:
         """Everything `decode` runs, by name, with example inputs of batch 1."""
+
+    def require_instruction(self, text: str) -> None:
+        """Raises `InvalidObservation` for an instruction that `collate` would not take."""
 
     @property
     def reads_state(self) -> bool:

@@ -60,8 +60,8 @@ class LoraSettings:
                 raise UnknownName(f"{name} of fine-tuning", value, known)
         if self.method == "lora" and (self.rank < 1 or not self.targets):
             raise ModelError(f"LoRA needs rank >= 1 and at least one target; got {self.rank} and {self.targets}.")
-        if not (math.isfinite(self.alpha) and 0 <= self.dropout < 1):
-            raise ModelError(f"LoRA alpha {self.alpha} must be finite and dropout {self.dropout} in [0, 1).")
+        if not (math.isfinite(self.alpha) and self.alpha > 0 and 0 <= self.dropout < 1):
+            raise ModelError(f"LoRA alpha {self.alpha} must be a positive number and dropout {self.dropout} in [0, 1).")
         if self.method == "full" and self.quantization != "none":
             raise ModelError("Weights in 4 bits cannot be trained in full; use method lora, or quantization none.")
 
@@ -215,6 +215,11 @@ def _inject(model: Architecture, settings: LoraSettings) -> None:
     except ImportError as error:
         raise MissingDependency("peft", "train", "for LoRA") from error
     paths = model.lora_modules(settings.targets, vision=settings.vision, projector=settings.projector)
+    if not paths:
+        raise ModelError(
+            f"The family {model.family} has no layer for {', '.join(settings.targets)}, so nothing would be adapted. "
+            "Choose other --targets (all-linear takes every decoder layer), or --method heads."
+        )
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=cast(int, settings.alpha),

@@ -11,13 +11,13 @@ from typing import ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int, Shaped
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from athena_vla.errors import ModelError
 from athena_vla.models.action_tokens import ActionTokens
-from athena_vla.models.architecture import Graph, Run, Spec, Tensors
+from athena_vla.models.architecture import SMALLEST_WEIGHT, Graph, Run, Spec, Tensors
 from athena_vla.models.body.llama import attention_mask
 from athena_vla.models.body.prismatic import Prismatic, full_7b_body, spliced, tiny_body
 from athena_vla.models.body.prompt import EOS
@@ -126,16 +126,22 @@ class OpenVLA(VisionLanguageModel, Chooses):
         rows = lengths[:, None] - 2 + torch.arange(count + 1, device=ids.device)[None]
         return language.lm_head(torch.gather(hidden, 1, rows[:, :, None].expand(-1, -1, hidden.shape[2])))
 
-    def loss(self, inputs: Tensors, target: Float[Tensor, "b h d"], valid: Bool[Tensor, "b h"]) -> Float[Tensor, ""]:
+    def loss(self, inputs: Tensors, target: Float[Tensor, "b h d"], valid: Shaped[Tensor, "b h"]) -> Float[Tensor, ""]:
         """Cross entropy over action tokens and the end token, averaged over the batch's counted tokens."""
         batch = target.shape[0]
         tokens = torch.from_numpy(self.action_tokens.encode(target.detach().float().cpu().numpy()))
         tokens = tokens.reshape(batch, -1).to(target.device)
         logits = self.answer_logits(inputs, tokens).float()
         wanted = torch.cat([tokens, torch.full_like(tokens[:, :1], EOS)], dim=1)
-        counted = torch.cat([valid.repeat_interleave(self.spec.action_dim, dim=1), valid[:, -1:]], dim=1)
         each = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").reshape(wanted.shape)
-        return (each * counted).sum() / counted.sum().clamp(min=1)
+        return (each * self._counted_tokens(valid)).sum() / self.counted(valid).clamp(min=SMALLEST_WEIGHT)
+
+    def counted(self, valid: Shaped[Tensor, "b h"]) -> Float[Tensor, ""]:
+        """Tokens: one per joint of a valid step, and the end token of a chunk whose last step is valid."""
+        return self._counted_tokens(valid).sum().float()
+
+    def _counted_tokens(self, valid: Tensor) -> Tensor:
+        return torch.cat([valid.repeat_interleave(self.spec.action_dim, dim=1), valid[:, -1:]], dim=1)
 
     def graphs(self) -> tuple[Graph, ...]:
         inputs = self.example_inputs()

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from athena_vla.models.architecture import Graph, Run, Tensors
+from athena_vla.models.architecture import SMALLEST_WEIGHT, Graph, Run, Tensors
 from athena_vla.models.body.prismatic import Prismatic
 from athena_vla.models.vla import LONGEST_PROMPT, VisionLanguageModel, VlaSpec
 
@@ -93,11 +93,11 @@ class ParallelModel(VisionLanguageModel):
     def reads_state(self) -> bool:
         return self.proprio
 
-    def loss(self, inputs: Tensors, target: Float[Tensor, "b h d"], valid: Bool[Tensor, "b h"]) -> Float[Tensor, ""]:
-        """Mean absolute error over joints and valid rows."""
+    def loss(self, inputs: Tensors, target: Float[Tensor, "b h d"], valid: Shaped[Tensor, "b h"]) -> Float[Tensor, ""]:
+        """Mean absolute error over joints and valid steps."""
         hidden = self.hidden(**self._language_inputs(self.encode_images(inputs), inputs))
         error = (self.head(hidden).float() - target).abs().mean(dim=2)
-        return (error * valid).sum() / valid.sum().clamp(min=1)
+        return (error * valid).sum() / self.counted(valid).clamp(min=SMALLEST_WEIGHT)
 
     def graphs(self) -> tuple[Graph, ...]:
         inputs = self.example_inputs()

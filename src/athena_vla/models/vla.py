@@ -100,6 +100,9 @@ class VisionLanguageModel(Architecture):
             "state": torch.from_numpy(np.stack([item.state for item in inputs]).astype(np.float32)),
         }
 
+    def require_instruction(self, text: str) -> None:
+        self.prompter.answer_ids(text)
+
     def encode_images(self, inputs: Tensors) -> Tensor:
         """Patch embeddings of a batch; inputs may carry them as `patches` where the vision part is frozen."""
         return inputs["patches"] if "patches" in inputs else self.body.vision(inputs["pixel_values"])

@@ -1,0 +1,72 @@
+"""What a model in training does on the validation split, and where it is weak; each process does its share."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from athena_vla.embodiment import Embodiment
+from athena_vla.finetune import sharding
+from athena_vla.finetune.batches import Loader
+from athena_vla.finetune.finetune_config import FinetuneConfig
+from athena_vla.models.architecture import SMALLEST_WEIGHT, Architecture, run_torch
+
+WEAK = 0.05  # mean error of a joint, as a share of its range of motion, from which on it is named
+_NAMED = 5  # joints that are named at most
+
+
+def measure(
+    model: Architecture, root: nn.Module, loader: Loader, config: FinetuneConfig, accelerator: Accelerator
+) -> dict[str, Any]:
+    """Loss and mean absolute error per joint [rad] of `evaluate_samples` validation samples, the same ones each time.
+
+    The loss is that of all samples in one batch: a mean over the steps that count. Every process has to call it.
+    """
+    dataset, world = loader.dataset, accelerator.num_processes
+    chosen = dataset.validation
+    if len(chosen) > config.evaluate_samples:
+        places = np.linspace(0, len(chosen) - 1, config.evaluate_samples).round().astype(int)
+        chosen = chosen[places]
+    # Sharded models answer only when all processes ask: those with less to do ask again, and do not count it.
+    mine = np.resize(chosen, -(-len(chosen) // world) * world)[accelerator.process_index :: world]
+    counts = np.arange(len(mine)) * world + accelerator.process_index < len(chosen)
+    size = max(8, config.batch)
+    sums = np.zeros(3 + dataset.robot.action_dim)  # loss, counted terms, valid steps, error of each joint [rad]
+    with sharding.gathered(root):
+        run = run_torch(model)
+    for first, batch in zip(range(0, len(mine), size), loader.plain_batches([int(i) for i in mine], size), strict=True):
+        valid = batch.valid & torch.from_numpy(counts[first : first + size])[:, None]
+        inputs = {k: v.to(accelerator.device) for k, v in batch.inputs.items()}
+        with sharding.gathered(root), torch.no_grad(), accelerator.autocast():
+            loss = model.loss(inputs, batch.target.to(accelerator.device), valid.to(accelerator.device))
+            unit = model.decode(run, inputs, {}).float().cpu().numpy()
+        samples = [dataset[i] for i in batch.samples]
+        truth = np.stack([s.chunk for s in samples])
+        miss = np.abs(dataset.normalizer.decode(unit, np.stack([s.observation.state for s in samples])) - truth)
+        terms = float(model.counted(valid))
+        sums[:3] += float(loss) * terms, terms, float(valid.sum())
+        sums[3:] += miss[valid.numpy()].sum(axis=0)
+    total = sharding.total(torch.from_numpy(sums).to(accelerator.device)).cpu().numpy()
+    errors = total[3:] / max(total[2], 1.0)
+    return {
+        "loss": float(total[0] / max(total[1], SMALLEST_WEIGHT)),
+        "mae_rad": float(errors.mean()),
+        "per_joint_rad": dict(zip(dataset.robot.action_joints, errors.tolist(), strict=True)),
+        "samples": len(chosen),
+    }
+
+
+def weak_joints(per_joint: dict[str, float], robot: Embodiment) -> str:
+    """A sentence on the joints whose error is large against their range of motion; "" where none is."""
+    shares = {n: e / (robot.joint(n).upper - robot.joint(n).lower) for n, e in per_joint.items()}
+    weak = sorted((n for n, share in shares.items() if share > WEAK), key=lambda n: -shares[n])
+    if not weak:
+        return ""
+    listed = ", ".join(f"{n} {per_joint[n]:.3f} rad ({100 * shares[n]:.0f}%)" for n in weak[:_NAMED])
+    more = f" and {len(weak) - _NAMED} more" if len(weak) > _NAMED else ""
+    return (
+        f"Weak: the mean error of {len(weak)} of {len(shares)} joints is above {100 * WEAK:.0f}% of their range of "
+        f"motion: {listed}{more}."
+    )
