@@ -137,6 +137,10 @@ PLANTED: dict[str, tuple[Callable[[Episode], Episode], tuple[int, int] | None]] 
     "joint.limits": (lambda e: replace(e, actions=e.actions + 1.5, states=e.states + 1.5), None),
     "joint.velocity": (fast, None),
     "joint.jump": (jump, (30, 31)),
+    "column.unused": (lambda e: replace(e, actions=np.c_[e.actions, e.actions], joint_names=(*e.joint_names, *"abc")),
+                      None),
+    "column.unused_state": (lambda e: replace(e, states=np.c_[e.states, e.states],
+                                              state_names=(*e.state_names, *"abc")), None),
     "joint.constant": (lambda e: replace(e, actions=e.actions * np.array([1, 0, 1], np.float32)), None),
     "joint.saturated": (saturated, None),
     "joint.mismatch": (lambda e: replace(e, joint_names=("a", "b", "c"), state_names=("a", "b", "c")), None),
@@ -388,6 +392,7 @@ def test_a_defect_planted_in_a_lerobot_set_is_found(tmp_path, code):
 
 def test_every_code_has_a_planted_defect():
     elsewhere = {"episode.duplicate", "split.leakage"}  # need two episodes: tests of their own above
+    elsewhere |= {"channel.limits", "channel.rate", "channel.unit"}  # need a robot with channels: test_channels_data.py
     assert set(PLANTED) | set(ON_DISK) | set(IN_SET) | elsewhere == set(RULES)
 
 

@@ -86,7 +86,7 @@ def test_a_robot_without_channels_keeps_its_hash(name: str) -> None:
     assert "channels" not in robot.to_dict()
 
 
-HEIGHT = Channel("base_height", "m", 0.4, 0.8, 0.2, 1.0, default=0.74, observed=True)
+HEIGHT = Channel("base_height", "m", 0.4, 0.8, 0.2, 1.0, default=0.74, owner="policy", observed=True)
 
 
 def test_channels_are_read_from_toml_and_change_the_hash(toy: Embodiment, tmp_path: Path) -> None:
@@ -100,6 +100,7 @@ upper = 0.8
 max_rate = 0.2
 max_rate_derivative = 1.0
 default = 0.74
+owner = "policy"
 observed = true
 """
     (tmp_path / "tall.toml").write_text(source.read_text() + text)

@@ -10,7 +10,8 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "athena_vla"
 
 # From the ground up; a module may import from its own room and from the rooms that its line names.
-SPINE = {"errors", "stopping", "progress", "machine", "jobs", "files", "embodiment", "version"}
+SPINE = {"errors", "stopping", "progress", "machine", "jobs", "files", "version"}
+SPINE |= {"robot_parts", "channels", "robot_columns", "embodiment"}
 SETS = {"recordings", "annotate", "check", "dataset"}
 MODELS = SETS | {"models", "bundle", "engines", "policy", "offload", "constrained"}
 ROBOT_SIDE = {"control", "wire", "ros2"}
@@ -26,7 +27,10 @@ ALLOWED: dict[str, set[str]] = {
     "machine": {"errors"},
     "files": {"errors"},
     "jobs": {"errors", "progress"},
-    "embodiment": {"errors"},
+    "robot_parts": set(),
+    "channels": {"robot_parts"},
+    "robot_columns": {"robot_parts", "channels"},
+    "embodiment": {"errors", "robot_parts", "channels", "robot_columns"},
     "recordings": set(),
     "annotate": {"recordings"},
     "check": {"recordings", "annotate"},
@@ -57,7 +61,7 @@ ALLOWED: dict[str, set[str]] = {
     "cli": EVIDENCE | ROBOT_SIDE | {"serve", "bench", "sweep", "report", "demo", "doctor", "extras"},
 }
 OWN_RULE = {"errors", "manifest", "stopping", "version", "moved", "extras", "progress", "machine", "files", "jobs"}
-OWN_RULE |= {"embodiment"}
+OWN_RULE |= {"robot_parts", "channels", "robot_columns", "embodiment"}
 WITHOUT_TORCH = (SPINE | SETS | ROBOT_SIDE | {"sim", "cli", "doctor", "extras", "moved"}) - {"machine"}
 LARGEST_ROOM = 0.2  # share of all lines
 MOST_FILES = 25  # in one folder

@@ -1,6 +1,8 @@
-"""What the robot is, sees and does: joints, cameras and rates as data, and the two things that cross its boundary.
+"""What the robot is, sees and does: joints, channels, cameras and rates as data, and what crosses its boundary.
 
-Knows nothing of models, datasets or simulators. Joints are found by name, never by position in a list.
+Knows nothing of models, datasets or simulators. Joints and channels are found by name, never by position in a list.
+Three vectors, each in one order: a state is all joints, then observed channels; a command is all joints, then commanded
+channels; an action (one row of a chunk) is the joints that are not locked, then commanded channels.
 """
 
 import hashlib
@@ -12,75 +14,39 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from athena_vla.channels import Channel, Resample, problem_of_keys
 from athena_vla.errors import InvalidEmbodiment, InvalidObservation, UnknownName
+from athena_vla.robot_columns import Array, RobotColumns, fixed
+from athena_vla.robot_parts import Camera, Joint, Mode, Owner
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-Array = NDArray[np.float64]
-Owner = Literal["policy", "balance", "locked"]
-Mode = Literal["absolute", "delta"]
-ChannelUnit = Literal["m", "m/s", "rad", "rad/s", "1"]
-WhenNothing = Literal["hold", "zero", "default"]
-Resample = Literal["interpolate", "hold", "mean"]
+__all__ = [
+    "ActionChunk",
+    "Array",
+    "Camera",
+    "Channel",
+    "Embodiment",
+    "Joint",
+    "Mode",
+    "Observation",
+    "Owner",
+    "Resample",
+    "RobotColumns",
+    "known_robots",
+    "load",
+]
+
 MAX_SIDE = 4096  # [px] of an image; padded to a square and resized it takes 50 MB, whatever its shape
 MAX_ASPECT = 8  # longer side over shorter one
-
-
-@dataclass(frozen=True)
-class Joint:
-    """One actuated joint. Angles in [rad] (or [m] for a prismatic joint, see `unit`)."""
-
-    name: str
-    group: str
-    lower: float  # [rad]
-    upper: float  # [rad]
-    max_velocity: float  # [rad/s]
-    max_acceleration: float  # [rad/s^2]
-    max_jerk: float  # [rad/s^3]
-    default: float = 0.0  # [rad], the pose the robot rests in
-    owner: Owner = "policy"
-    mode: Mode = "absolute"
-    unit: Literal["rad", "m"] = "rad"
-
-
-@dataclass(frozen=True)
-class Channel:
-    """One commanded quantity that is no joint: base height, planar velocity, gripper opening, a latent token.
-
-    Values are in `unit`; rates are in `unit` per second and its derivative in `unit` per second squared.
-    """
-
-    name: str
-    unit: ChannelUnit
-    lower: float  # [unit]
-    upper: float  # [unit]
-    max_rate: float  # [unit/s]
-    max_rate_derivative: float  # [unit/s^2]
-    default: float = 0.0  # [unit]
-    when_nothing: WhenNothing = "hold"  # what it does while there is no command to trust
-    owner: Owner = "policy"
-    observed: bool = False  # True where its present value is part of the state
-    resample: Resample = "interpolate"  # how it is brought from the recorded rate to the control rate
-
-
-@dataclass(frozen=True)
-class Camera:
-    """One camera stream in the order the model sees it."""
-
-    name: str
-    width: int  # [px]
-    height: int  # [px]
-    fps: float  # [Hz]
-    fov_deg: float  # vertical field of view
-    mount: str = ""  # body of the robot, or "world"
 
 
 @dataclass(frozen=True)
@@ -114,19 +80,12 @@ class Embodiment:
             twice = sorted({n for n in names if names.count(n) > 1})
             if twice:
                 refuse(f"{kind} names appear twice: {', '.join(twice)}.")
-        for joint in self.joints:
-            refuse_where(_problem_of_joint(joint))
-        for channel in self.channels:
-            refuse_where(_problem_of_channel(channel))
+        for part in (*self.joints, *self.channels, *self.cameras):
+            refuse_where(part.problem)
         names = {*(j.name for j in self.joints), *(c.name for c in self.cameras)}
         shared = sorted(names & {c.name for c in self.channels})
         if shared:
             refuse(f"channels {', '.join(shared)} have the name of a joint or camera.")
-        for camera in self.cameras:
-            if min(camera.width, camera.height) <= 0 or not 0 < camera.fov_deg < 180 or camera.fps <= 0:
-                refuse(
-                    f"camera '{camera.name}' needs a positive size and rate and a field of view in (0, 180) degrees."
-                )
         if not (math.isfinite(self.control_hz) and math.isfinite(self.command_hz) and self.control_hz > 0):
             refuse(f"control_hz {self.control_hz} and command_hz {self.command_hz} must be positive and finite.")
         ratio = self.command_hz / self.control_hz
@@ -175,22 +134,85 @@ class Embodiment:
         return tuple(j.name for j in self.joints if j.owner != "locked")
 
     @cached_property
-    def action_index(self) -> NDArray[np.intp]:
-        """Positions of `action_joints` in the full joint vector."""
-        return self.index(self.action_joints)
-
-    @cached_property
     def camera_names(self) -> tuple[str, ...]:
         return tuple(c.name for c in self.cameras)
 
+    # The three vectors, joints first and channels after them; for a robot without channels they are its joints alone.
+
+    @cached_property
+    def commanded_channels(self) -> tuple[Channel, ...]:
+        return tuple(c for c in self.channels if c.is_commanded)
+
+    @cached_property
+    def observed_channels(self) -> tuple[Channel, ...]:
+        return tuple(c for c in self.channels if c.observed)
+
+    @cached_property
+    def state_columns(self) -> RobotColumns:
+        """[S] what is measured: the position of every joint, then the observed channels."""
+        return RobotColumns.of(self.joints, self.observed_channels)
+
+    @cached_property
+    def command_columns(self) -> RobotColumns:
+        """[C] what the robot is told at `command_hz`: the position of every joint, then the commanded channels."""
+        return RobotColumns.of(self.joints, self.commanded_channels)
+
+    @cached_property
+    def action_columns(self) -> RobotColumns:
+        """[D] one row of a chunk: the joints that are not locked, then the commanded channels."""
+        return RobotColumns.of((j for j in self.joints if j.owner != "locked"), self.commanded_channels)
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        return self.state_columns.names
+
+    @property
+    def command_names(self) -> tuple[str, ...]:
+        return self.command_columns.names
+
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        return self.action_columns.names
+
     @property
     def state_dim(self) -> int:
-        """The state is the position of every joint."""
-        return len(self.joints)
+        return len(self.joints) + len(self.observed_channels)
+
+    @property
+    def command_dim(self) -> int:
+        return len(self.joints) + len(self.commanded_channels)
 
     @property
     def action_dim(self) -> int:
-        return len(self.action_joints)
+        return len(self.action_joints) + len(self.commanded_channels)
+
+    @cached_property
+    def action_index(self) -> NDArray[np.intp]:
+        """Positions of the action columns in the command vector."""
+        return self.command_columns.places(self.action_names)
+
+    @cached_property
+    def action_state_index(self) -> NDArray[np.intp]:
+        """Positions of the action columns in the state; -1 for a channel that is not observed."""
+        return self.state_columns.places(self.action_names)
+
+    def action_of(self, state: NDArray[Any]) -> NDArray[Any]:
+        """[..., D] the action that stays where the state [..., S] is; unobserved channels stand at their default."""
+        return self.action_columns.taken(state, self.action_state_index)
+
+    def command_of(self, state: NDArray[Any]) -> NDArray[Any]:
+        """[..., C] the command that stays where the state [..., S] is; unobserved channels stand at their default."""
+        return self.command_columns.taken(state, self.state_columns.places(self.command_names))
+
+    @property
+    def open_channels(self) -> tuple[str, ...]:
+        """Channels whose limits are still to be taken from data."""
+        return tuple(c.name for c in self.channels if c.is_open)
+
+    @property
+    def learned_limits(self) -> tuple[str, ...]:
+        """Commanded channels whose limits are what training data showed: bounded, and never to be called safe."""
+        return tuple(c.name for c in self.commanded_channels if c.limits == "data")
 
     @cached_property
     def hash(self) -> str:
@@ -235,6 +257,10 @@ class Embodiment:
         joints = fields.pop("joints", [])
         cameras = fields.pop("cameras", [])
         channels = fields.pop("channels", [])
+        for channel in channels:
+            problem = problem_of_keys(channel)
+            if problem:
+                raise InvalidEmbodiment(name, problem)
         try:
             return cls(
                 joints=tuple(Joint(**j) for j in joints),
@@ -246,47 +272,7 @@ class Embodiment:
             raise InvalidEmbodiment(name, f"its description does not fit: {error}.") from error
 
     def _column(self, attribute: str) -> Array:
-        column = np.array([getattr(j, attribute) for j in self.joints], dtype=np.float64)
-        column.setflags(write=False)
-        return column
-
-
-def _problem_of_joint(j: Joint) -> str:
-    """What contradicts itself in a joint's description; "" where nothing does."""
-    numbers = (j.lower, j.upper, j.max_velocity, j.max_acceleration, j.max_jerk, j.default)
-    if not all(math.isfinite(x) for x in numbers):
-        return f"joint '{j.name}' has a limit that is not a finite number."
-    if j.lower >= j.upper:
-        return f"joint '{j.name}' has lower {j.lower} not below upper {j.upper}."
-    if min(j.max_velocity, j.max_acceleration, j.max_jerk) <= 0:
-        return f"joint '{j.name}' needs positive max_velocity, max_acceleration and max_jerk."
-    if not j.lower <= j.default <= j.upper:
-        return f"joint '{j.name}' rests at {j.default}, outside [{j.lower}, {j.upper}]."
-    if j.owner not in get_args(Owner) or j.mode not in get_args(Mode):
-        return f"joint '{j.name}' has owner '{j.owner}' / mode '{j.mode}'; owners are {get_args(Owner)}."
-    return ""
-
-
-def _problem_of_channel(c: Channel) -> str:
-    """What contradicts itself in a channel's description; "" where nothing does."""
-    numbers = {k: getattr(c, k) for k in ("lower", "upper", "max_rate", "max_rate_derivative", "default")}
-    for key, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            return f"channel '{c.name}' has {key} = {value!r}, which is not a finite number."
-    if c.lower >= c.upper:
-        return f"channel '{c.name}' has lower {c.lower} not below upper {c.upper}."
-    if min(c.max_rate, c.max_rate_derivative) <= 0:
-        return f"channel '{c.name}' needs a positive max_rate and max_rate_derivative."
-    if not c.lower <= c.default <= c.upper:
-        return f"channel '{c.name}' has the default {c.default}, outside [{c.lower}, {c.upper}]."
-    if c.when_nothing == "zero" and not c.lower <= 0.0 <= c.upper:
-        return f"channel '{c.name}' goes to zero when there is nothing to trust, but 0 is outside its limits."
-    for key, known in (("unit", ChannelUnit), ("when_nothing", WhenNothing), ("owner", Owner), ("resample", Resample)):
-        if getattr(c, key) not in get_args(known):
-            return f"channel '{c.name}' has {key} '{getattr(c, key)}'; known are {', '.join(get_args(known))}."
-    return (
-        "" if isinstance(c.observed, bool) else f"channel '{c.name}' has observed = {c.observed!r}, not true or false."
-    )
+        return fixed(getattr(j, attribute) for j in self.joints)
 
 
 @dataclass(frozen=True)
@@ -294,10 +280,10 @@ class Observation:
     """What the robot perceives at one instant."""
 
     images: dict[str, NDArray[np.uint8]]  # camera name -> [height, width, 3] RGB
-    state: NDArray[np.floating[Any]]  # [rad], every joint in the robot's order
+    state: NDArray[np.floating[Any]]  # [S] every joint in the robot's order [rad], then every observed channel
     instruction: str
     time: float = 0.0  # [s], the robot's clock when the images were taken
-    committed: Array | None = None  # [p, D] [rad], first rows of the answer, already decided; see `control.prefix`
+    committed: Array | None = None  # [p, D] first rows of the answer, already decided; see `control.action_prefix`
 
     def require(self, robot: Embodiment) -> "Observation":
         """The same observation, checked against the robot. Raises `InvalidObservation`."""
@@ -318,27 +304,29 @@ class Observation:
                     f"and at most {MAX_ASPECT} times the other. Crop or scale the image before it is sent."
                 )
         if self.state.shape != (robot.state_dim,):
+            channels = f" and {len(robot.observed_channels)} observed channels" if robot.observed_channels else ""
             raise InvalidObservation(
-                f"{robot.name} has {robot.state_dim} joints, the observed state has shape {list(self.state.shape)}."
+                f"{robot.name} has {len(robot.joints)} joints{channels}, the observed state has shape "
+                f"{list(self.state.shape)}; {robot.state_columns.wrong_width(self.state.shape)}."
             )
         if not np.isfinite(self.state).all():
-            bad = [n for n, x in zip(robot.joint_names, self.state, strict=True) if not np.isfinite(x)]
+            bad = [n for n, x in zip(robot.state_names, self.state, strict=True) if not np.isfinite(x)]
             raise InvalidObservation(f"The observed state is not a number for joints {bad}.")
         rows = self.committed
         if rows is not None and (rows.ndim != 2 or rows.shape[1] != robot.action_dim or not np.isfinite(rows).all()):
             raise InvalidObservation(
-                f"Committed rows must be finite radians [p, {robot.action_dim}] in the order of {robot.name}'s action "
-                f"joints; they have shape {list(rows.shape)}."
+                f"Committed rows must be finite numbers [p, {robot.action_dim}] in the order of {robot.name}'s action "
+                f"columns ({', '.join(robot.action_names)}); they have shape {list(rows.shape)}."
             )
         return self
 
 
 @dataclass(frozen=True)
 class ActionChunk:
-    """Joint position targets for the next `H` control steps; row `i` is meant for `time + (i + 1) * dt`."""
+    """Targets for the next `H` control steps; row `i` is meant for `time + (i + 1) * dt`."""
 
-    positions: Array  # [H, D] [rad]
-    joint_names: tuple[str, ...]  # D names
+    positions: Array  # [H, D] [rad] for joints, else in the channel's unit
+    joint_names: tuple[str, ...]  # D names, of joints and commanded channels
     dt: float  # [s]
     time: float = 0.0  # [s], the clock of the observation it answers
     info: dict[str, Any] = field(default_factory=dict)

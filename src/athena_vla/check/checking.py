@@ -36,7 +36,7 @@ COLLECTIVE = {
     "clock.missing", "joint.unnamed", "joint.mismatch", "joint.width", "joint.degrees", "joint.ticks",
     "success.missing", "camera.none", "camera.missing", "camera.black", "action.none", "action.next_state",
     "action.delta", "action.unrelated", "action.lag", "language.missing", "language.useless", "joint.limits",
-    "replay.mismatch",
+    "replay.mismatch", "column.unused", "column.unused_state", "channel.limits", "channel.rate",
 }  # fmt: skip
 COUNTS = ("count.declared", "count.gaps", "count.mask")  # notes that say that metadata and files disagree
 COMMANDS_SHARE = 0.3  # of the episodes, from which on actions count as commands other than joint targets
@@ -196,8 +196,8 @@ class _State:
         yield from check_clock(episode)
         yield from check_numbers(episode)
         yield from check_names(episode, self.robot)
-        yield from check_units(episode)
-        yield from check_motion(episode)
+        yield from check_units(episode, self.robot)
+        yield from check_motion(episode, self.robot)
         yield from check_relations(episode)
         yield from check_idle(episode)
         yield from check_language(episode)

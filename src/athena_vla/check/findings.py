@@ -133,6 +133,29 @@ RULES: dict[str, Rule] = {
     "joint.mismatch": Rule(
         "error", "The recording does not have the joints of this robot.", "Choose the robot, or give --joint-map FILE."
     ),
+    "column.unused": Rule(
+        "warning",
+        "Recorded commands that no joint or channel of the robot takes are not learned.",
+        "Name them as [[channel]] in the robot's description, or with --joint-map FILE, unless they do not matter.",
+    ),
+    "column.unused_state": Rule(
+        "info",
+        "Recorded measurements that no joint or channel of the robot takes are not seen by the policy.",
+        "Name them as [[channel]] with observed = true, where the policy should see them.",
+    ),
+    "channel.limits": Rule(
+        "warning",
+        "Commands beyond a channel's limits train the policy to ask for what the safety filter must refuse.",
+        "Check the unit and sign of these channels, and their limits in the robot's description.",
+    ),
+    "channel.unit": Rule(
+        "error", "A channel is recorded in another unit than the robot's.", "Convert it before it is recorded."
+    ),
+    "channel.rate": Rule(
+        "warning",
+        "The channel may not change that fast; the filter will hold it back.",
+        "Check the rate, or raise max_rate if the robot can do it.",
+    ),
     "joint.width": Rule(
         "info",
         "Actions and states have a different number of columns, so the actions are not one target per joint.",

@@ -6,14 +6,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from athena_vla.check.findings import Finding, finding, some
-from athena_vla.embodiment import Embodiment
-from athena_vla.recordings.alignment import plain_name
+from athena_vla.embodiment import Channel, Embodiment
+from athena_vla.recordings.column_names import plain_name, unused
 from athena_vla.recordings.episode import Episode
 from athena_vla.recordings.formats.common import are_placeholders, ask_for_names
 from athena_vla.recordings.intervals import stretches
 
 ANGLE = 2 * np.pi  # [rad] no joint of a robot turns further than this without being continuous
 TICKS = 400.0  # values beyond any angle in degrees
+OTHER_UNITS = {  # unit of a channel -> factor and name of units that are recorded in its place
+    "m": ((1e-3, "millimetres"), (1e-2, "centimetres")),
+    "m/s": ((1e-3, "millimetres a second"), (1e-2, "centimetres a second"), (1 / 3.6, "kilometres an hour")),
+    "rad": ((np.pi / 180, "degrees"),),
+    "rad/s": ((np.pi / 180, "degrees a second"),),
+    "1": ((1e-2, "percent"),),
+}
+SHARE = 0.02  # of a channel's range or rate, beyond which it is outside
 SLACK = 0.02  # [rad] beyond a limit that is still rounding
 STILL = 1e-4  # [rad] travel below which a joint is constant
 JUMP_RATIO = 6.0  # one step against the typical step of a joint that moves,
@@ -44,32 +52,42 @@ def check_names(episode: Episode, robot: Embodiment | None) -> Iterator[Finding]
             message = f"The {width} action columns have no names; {ask_for_names(width)}."
             yield finding("joint.unnamed", message, episode.id)
     elif are_placeholders(episode.joint_names):
-        if len(episode.joint_names) not in (robot.action_dim, robot.state_dim):
+        width = len(episode.joint_names)
+        if width not in (robot.action_dim, robot.command_dim):
+            lacking = f" {robot.action_columns.wrong_width((width,))}." if robot.channels else ""
             message = (
-                f"{len(episode.joint_names)} unnamed action columns, robot '{robot.name}' has {robot.action_dim} "
-                f"action joints of {robot.state_dim}."
+                f"{width} unnamed action columns, robot '{robot.name}' has {len(robot.action_joints)} "
+                f"action joints of {len(robot.joints)}{_and_channels(robot)}.{lacking}"
             )
             yield finding("joint.mismatch", message, episode.id)
     elif episode.joint_names:
         recorded = {plain_name(n) for n in episode.joint_names}
-        missing = [j for j in robot.action_joints if plain_name(j) not in recorded]
+        missing = [j for j in robot.action_names if plain_name(j) not in recorded]
         if missing:
             message = f"No action column for {some(missing)} of robot '{robot.name}'."
             yield finding("joint.mismatch", message, episode.id)
+    if robot is not None:
+        left = unused(episode, robot, {})
+        for kind, code in (("action", "column.unused"), ("state", "column.unused_state")):
+            if left[kind]:
+                what = f"{len(left[kind])} {kind} columns are no joint or channel of '{robot.name}'"
+                yield finding(code, f"{what}: {some(left[kind])}.", episode.id)
     if episode.state_names and episode.joint_names and len(episode.state_names) != len(episode.joint_names):
         message = f"{len(episode.joint_names)} action columns, {len(episode.state_names)} state columns."
         yield finding("joint.width", message, episode.id)
 
 
-def check_units(episode: Episode) -> Iterator[Finding]:
-    """Degrees and servo ticks in place of radians; velocities among the states are left alone."""
+def check_units(episode: Episode, robot: Embodiment | None = None) -> Iterator[Finding]:
+    """Degrees and servo ticks in place of radians; velocities among the states, and channels, are left alone."""
     width = len(episode.joint_names)
+    others = _channels_of(robot)
     for kind, names, values in _tables(episode):
         values = values[:, :width] if kind == "states" and width else values
         finite = np.where(np.isfinite(values), values, 0.0)
         reach = np.abs(finite).max(axis=0) if len(finite) else np.zeros(0)
         # The middle of the values decides, not one glitch.
         high = np.quantile(np.abs(finite), 0.9, axis=0) if len(finite) else reach
+        high = np.where([plain_name(n) in others for n in names[: len(high)]], 0.0, high)
         ticks = [names[int(c)] for c in np.flatnonzero(high > TICKS)]
         degrees = [names[int(c)] for c in np.flatnonzero((high > ANGLE) & (high <= TICKS))]
         if ticks:
@@ -79,8 +97,10 @@ def check_units(episode: Episode) -> Iterator[Finding]:
 
 
 def check_limits(episode: Episode, robot: Embodiment, actions: NDArray[np.float64]) -> Iterator[Finding]:
-    """Targets `[T, action joints]` in the robot's order against its position and velocity limits."""
-    index = robot.action_index
+    """Targets `[T, D]` in the robot's order against the limits of its joints on position and velocity."""
+    index = robot.index(robot.action_joints)
+    yield from _check_channels(episode, robot, actions[:, len(index) :])
+    actions = actions[:, : len(index)]
     is_absolute = np.array([robot.joint(n).mode == "absolute" for n in robot.action_joints])
     low, high = robot.lower[index] - SLACK, robot.upper[index] + SLACK
     outside = ((actions < low) | (actions > high)) & is_absolute
@@ -108,8 +128,29 @@ def check_limits(episode: Episode, robot: Embodiment, actions: NDArray[np.float6
             yield finding("joint.velocity", message, episode.id, (int(rows[0]), int(rows[-1]) + 2))
 
 
-def check_motion(episode: Episode) -> Iterator[Finding]:
-    """Jumps and saturation of the targets."""
+def _check_channels(episode: Episode, robot: Embodiment, values: NDArray[np.float64]) -> Iterator[Finding]:
+    """Commands `[T, commanded channels]` against their limits on value and rate."""
+    has_rate = len(values) > 1 and episode.clock.has_rate
+    rates = np.abs(np.diff(values, axis=0)) * episode.fps if has_rate else np.zeros((1, values.shape[1]))
+    for column, channel in enumerate(robot.commanded_channels):
+        low, high = float(values[:, column].min()), float(values[:, column].max())
+        slack, unit = SHARE * (channel.upper - channel.lower), channel.unit
+        if channel.limits == "robot" and (low < channel.lower - slack or high > channel.upper + slack):
+            said = f"{channel.name} {low:.3g}..{high:.3g} (limits {channel.lower:g}..{channel.upper:g} {unit})"
+            other = next((u for f, u in OTHER_UNITS.get(unit, ()) if _fits(channel, low * f, high * f, slack)), "")
+            if other:
+                yield finding("channel.unit", f"{said}: in {other} it would fit.", episode.id)
+            else:
+                yield finding("channel.limits", f"{said}.", episode.id)
+        fastest = float(rates[:, column].max())
+        if channel.limits == "robot" and fastest > channel.max_rate * (1.0 + SHARE):
+            message = f"{channel.name} changes by {fastest:.3g} {unit} a second (limit {channel.max_rate:g})."
+            yield finding("channel.rate", message, episode.id)
+
+
+def check_motion(episode: Episode, robot: Embodiment | None = None) -> Iterator[Finding]:
+    """Jumps and saturation of the targets; a channel may jump to its next value and stay there."""
+    others = _channels_of(robot)
     actions = np.asarray(episode.actions, np.float64)
     if len(actions) < 8 or not actions.shape[1] or not np.isfinite(actions).all():
         return
@@ -121,7 +162,7 @@ def check_motion(episode: Episode) -> Iterator[Finding]:
     jumps = (steps > JUMP_RATIO * typical) & (steps > JUMP_TAIL * tail) & (steps > JUMP_LEAST)
     # A gripper that snaps open and shut jumps by nature: it has two values and hardly any between.
     for c in range(actions.shape[1]):
-        if _is_binary(actions[:, c]):
+        if _is_binary(actions[:, c]) or plain_name(episode.joint_names[c]) in others:
             jumps[:, c] = False
     if jumps.any():
         rows = np.flatnonzero(jumps.any(axis=1))
@@ -134,7 +175,7 @@ def check_motion(episode: Episode) -> Iterator[Finding]:
     for c, name in enumerate(episode.joint_names):
         column = actions[:, c]
         span = np.ptp(column)
-        if span < 0.05 or _is_binary(column):
+        if span < 0.05 or _is_binary(column) or plain_name(name) in others:
             continue
         for extreme in (column.min(), column.max()):
             held = max((b - a for a, b in stretches(np.abs(column - extreme) < 1e-6)), default=0)
@@ -156,6 +197,18 @@ def constant_joints(low: NDArray[np.float64], high: NDArray[np.float64], names: 
     still = [n for n, a, b in zip(names, low, high, strict=True) if b - a < STILL]
     if still and len(still) < len(names):
         yield finding("joint.constant", f"{len(still)} of {len(names)} joints never move: {some(still)}.")
+
+
+def _fits(channel: Channel, low: float, high: float, slack: float) -> bool:
+    return channel.lower - slack <= low <= high <= channel.upper + slack
+
+
+def _channels_of(robot: Embodiment | None) -> set[str]:
+    return {plain_name(c.name) for c in robot.channels} if robot is not None else set()
+
+
+def _and_channels(robot: Embodiment) -> str:
+    return f" and {len(robot.commanded_channels)} commanded channels" if robot.commanded_channels else ""
 
 
 def _are_commands(episode: Episode) -> bool:

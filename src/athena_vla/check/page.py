@@ -19,7 +19,7 @@ from athena_vla.annotate.segments import episode_segments
 from athena_vla.check.findings import Finding
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import AthenaError
-from athena_vla.recordings.alignment import plain_name
+from athena_vla.recordings.column_names import plain_name
 from athena_vla.recordings.episode import Episode, Frames, Recording, Segment
 
 EPISODES = 12  # shown with pictures and plots; those with findings first
@@ -164,10 +164,14 @@ def _plots(
     episode: Episode, robot: Embodiment | None, segments: Sequence[Segment], spans: Sequence[tuple[int, int]]
 ) -> str:
     """One plot per moving joint: target and state, limits, segments behind, findings below."""
-    limits = {plain_name(j.name): (j.lower, j.upper) for j in robot.joints} if robot else {}
+    limits: dict[str, tuple[float, float]] = {}
     names = episode.joint_names
-    if robot is not None and len(names) == len(robot.joints) and plain_name(names[0]) not in limits:
-        names = robot.joint_names
+    if robot is not None:
+        ours = robot.command_columns
+        bounds = zip(ours.lower.tolist(), ours.upper.tolist(), strict=True)
+        limits = dict(zip(map(plain_name, ours.names), bounds, strict=True))
+        if len(names) == len(ours) and plain_name(names[0]) not in limits:
+            names = ours.names
     place = {n: i for i, n in enumerate(episode.state_names)}
     plots, still = [], []
     for column, name in enumerate(names):

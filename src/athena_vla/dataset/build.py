@@ -13,11 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 import athena_vla.embodiment as embodiment
 from athena_vla.dataset.build_config import BuildConfig, BuildResult
 from athena_vla.dataset.build_workers import run_jobs
+from athena_vla.dataset.learned_limits import with_learned_limits
 from athena_vla.dataset.normalize import Normalizer, NormalizerFit
 from athena_vla.dataset.prepare import ACTION, STATE, Job, shard_path
 from athena_vla.dataset.sidecar import SIDECAR_VERSION, episode_texts, sidecar_content, write_set
@@ -84,6 +87,7 @@ def build(config: BuildConfig, progress: Progress = quiet) -> BuildResult:
         )
     _require_one_shape(good)
     held_out = split(good, config.validation, config.seed)
+    robot = with_learned_limits(robot, (_numbers(work, f) for f in good if f["id"] not in held_out))
     normalizer = _fit(robot, good, held_out, work, config)
     content = sidecar_content(config, robot, normalizer, good, held_out, broken, failed, fixed)
     progress(len(ids), len(ids), "writing the set")
@@ -193,14 +197,20 @@ def _fit(
     for f in good:
         if f["id"] in held_out:
             continue
-        table = pq.read_table(shard_path(work, f["id"]), columns=[STATE, ACTION])
-        states, actions = (
-            table[c].combine_chunks().flatten().to_numpy().reshape(f["length"], -1) for c in (STATE, ACTION)
-        )
+        states, actions = _numbers(work, f)
         first = starts(f["length"], config.stride)
         windows, valid = chunks(actions, first, config.horizon)
         fit.add(windows, states[first], valid)
     return fit.finish()
+
+
+def _numbers(work: Path, facts: Mapping[str, Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """States `[T, S]` and actions `[T, D]` of one prepared episode."""
+    table = pq.read_table(shard_path(work, facts["id"]), columns=[STATE, ACTION])
+    states, actions = (
+        table[c].combine_chunks().flatten().to_numpy().reshape(facts["length"], -1) for c in (STATE, ACTION)
+    )
+    return states, actions
 
 
 def _first(reasons: Mapping[str, str]) -> str:

@@ -91,7 +91,7 @@ class BuildConfig:
         """How streams come onto one clock. Raises `DatasetError` for maps that are none."""
         joint_map = read_json(self.joint_map) if self.joint_map else {}
         if not isinstance(joint_map, dict):
-            raise DatasetError(f"'{self.joint_map}' is not a JSON object of robot joint -> recorded column.")
+            raise DatasetError(f"'{self.joint_map}' is not a JSON object of robot joint or channel -> recorded column.")
         pairs = [c.partition("=") for c in self.cameras]
         if any(not (a and b) for a, _, b in pairs):
             raise DatasetError(f"--cameras takes robot_camera=recorded_camera, not {self.cameras}.")

@@ -22,10 +22,13 @@ def dataset_card(content: Mapping[str, Any], robot: Embodiment) -> str:
             kinds[s["kind"]] = kinds.get(s["kind"], 0) + s["stop"] - s["start"]
     held_out = sum(e["split"] == "validation" for e in episodes)
     statistics = content["normalizer"]
+    ours = robot.action_columns
+    delta = {j.name for j in robot.joints if j.mode == "delta"}
     rows = [
-        f"| {name} | {robot.joint(name).unit} | {robot.joint(name).mode} | {low:.4f} | {high:.4f} | {mode} |"
-        for name, low, high, mode in zip(
+        f"| {name} | {unit} | {'delta' if name in delta else 'absolute'} | {low:.4f} | {high:.4f} | {mode} |"
+        for name, unit, low, high, mode in zip(
             statistics["joint_names"],
+            ours.units,
             statistics["action_low"],
             statistics["action_high"],
             statistics["modes"],
@@ -57,7 +60,7 @@ def dataset_card(content: Mapping[str, Any], robot: Embodiment) -> str:
         "",
         "## Actions",
         "",
-        "| joint | unit | mode | low | high | statistics |",
+        f"| {'joint or channel' if robot.channels else 'joint'} | unit | mode | low | high | statistics |",
         "|---|---|---|---|---|---|",
         *rows,
         "",

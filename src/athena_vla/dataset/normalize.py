@@ -27,9 +27,10 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Normalizer:
-    """Affine map per joint; `delta` joints are encoded relative to the current state of the same joint.
+    """Affine map per column; `delta` joints are encoded relative to the current state of the same joint.
 
-    All arrays in [rad] (or [rad] of difference for delta joints): the unit interval is [low, high].
+    All arrays in the columns' own units ([rad] for joints, of difference for delta joints): the unit interval is
+    [low, high].
     """
 
     robot_name: str
@@ -38,7 +39,7 @@ class Normalizer:
     state_names: tuple[str, ...]  # S state columns
     modes: tuple[NormalizationMode, ...]  # per action column
     is_delta: NDArray[np.bool_]  # [D]
-    state_column: NDArray[np.intp]  # [D], the state column of each action joint
+    state_column: NDArray[np.intp]  # [D], the state column of each action column; -1: it is not observed
     action_low: Array  # [D]
     action_high: Array  # [D]
     state_low: Array  # [S]
@@ -88,7 +89,7 @@ class Normalizer:
         """Itself, when these are the statistics of that robot. Raises `DatasetError`."""
         if robot.hash == self.robot_hash:
             return self
-        if robot.name != self.robot_name or robot.action_joints != self.joint_names:
+        if robot.name != self.robot_name or robot.action_names != self.joint_names:
             reason = "another robot's joints"
         else:
             reason = f"'{robot.name}' as it was described then ({self.robot_hash}); the description has changed since"
@@ -168,14 +169,17 @@ class NormalizerFit:
 
     def __init__(self, robot: Embodiment, mode: NormalizationMode | Mapping[str, NormalizationMode] = "minmax") -> None:
         if isinstance(mode, Mapping):
+            known = (*robot.groups, *robot.channel_names)
             for group in mode:
-                if group not in robot.groups:
-                    raise UnknownName(f"joint group of robot '{robot.name}'", group, robot.groups)
-        per_group = mode if isinstance(mode, Mapping) else dict.fromkeys(robot.groups, mode)
-        joints = [robot.joint(n) for n in robot.action_joints]
+                if group not in known:
+                    what = "joint group or channel" if robot.channels else "joint group"
+                    raise UnknownName(f"{what} of robot '{robot.name}'", group, known)
+        per_group = mode if isinstance(mode, Mapping) else dict.fromkeys((*robot.groups, *robot.channel_names), mode)
+        joints, channels = [robot.joint(n) for n in robot.action_joints], robot.commanded_channels
+        groups = (*(j.group for j in joints), *(c.name for c in channels))
         self.robot = robot
-        self.modes: tuple[NormalizationMode, ...] = tuple(_known_mode(per_group.get(j.group, "minmax")) for j in joints)
-        self.is_delta = np.array([j.mode == "delta" for j in joints])
+        self.modes: tuple[NormalizationMode, ...] = tuple(_known_mode(per_group.get(g, "minmax")) for g in groups)
+        self.is_delta = np.array([j.mode == "delta" for j in joints] + [False] * len(channels))
         self._actions = _Moments(robot.action_dim, "q01q99" in self.modes)
         self._states = _Moments(robot.state_dim, "q01q99" in self.modes)
 
@@ -193,7 +197,7 @@ class NormalizerFit:
             )
         if not np.isfinite(chunks).all() or not np.isfinite(states).all():
             raise DatasetError("Statistics cannot be fitted on values that are not finite; check the recording first.")
-        relative = chunks - np.where(self.is_delta, states[:, self.robot.action_index], 0.0)[:, None, :]
+        relative = chunks - np.where(self.is_delta, self.robot.action_of(states), 0.0)[:, None, :]
         self._actions.add(relative[valid] if valid is not None else relative.reshape(-1, self.robot.action_dim))
         self._states.add(states)
 
@@ -201,27 +205,27 @@ class NormalizerFit:
         robot = self.robot
         if self._states.count == 0:
             raise DatasetError(f"There is not one sample to fit the statistics of '{robot.name}' on.")
-        reach = (robot.upper - robot.lower)[robot.action_index]
-        low, high, still = _widen(*self._actions.range(self.modes), LEAST_RANGE_SHARE * reach)
+        low, high, still = _widen(*self._actions.range(self.modes), LEAST_RANGE_SHARE * robot.action_columns.span)
         state_modes: list[NormalizationMode] = ["minmax"] * robot.state_dim
-        for column, mode in zip(robot.action_index, self.modes, strict=True):
-            state_modes[column] = mode
+        for column, mode in zip(robot.action_state_index, self.modes, strict=True):
+            if column >= 0:
+                state_modes[column] = mode
         state_low, state_high, _ = _widen(
-            *self._states.range(tuple(state_modes)), LEAST_RANGE_SHARE * (robot.upper - robot.lower)
+            *self._states.range(tuple(state_modes)), LEAST_RANGE_SHARE * robot.state_columns.span
         )
         return Normalizer(
             robot_name=robot.name,
             robot_hash=robot.hash,
-            joint_names=robot.action_joints,
-            state_names=robot.joint_names,
+            joint_names=robot.action_names,
+            state_names=robot.state_names,
             modes=self.modes,
             is_delta=self.is_delta,
-            state_column=robot.action_index,
+            state_column=robot.action_state_index,
             action_low=low,
             action_high=high,
             state_low=state_low,
             state_high=state_high,
-            still=tuple(n for n, s in zip(robot.action_joints, still, strict=True) if s),
+            still=tuple(n for n, s in zip(robot.action_names, still, strict=True) if s),
             rows=self._states.count,
         )
 

@@ -63,7 +63,7 @@ def sidecar_content(
         "stride": config.stride,
         "validation": config.validation,
         "seed": config.seed,
-        "units": {j.name: j.unit for j in robot.joints},
+        "units": {x.name: x.unit for x in (*robot.joints, *robot.channels)},
         "pictures": LEFT if config.link else COPIED,
         "linked": _link(config) if config.link else None,
         "sizes": good[0]["sizes"],
@@ -104,8 +104,8 @@ def task_of_frames(facts: Mapping[str, Any]) -> list[str] | None:
 def write_set(folder: Path, robot: Embodiment, good: Sequence[Mapping[str, Any]], work: Path, content: Any) -> None:
     """The set itself: numbers and pictures of the prepared episodes, sidecar and card."""
     features: dict[str, dict[str, Any]] = {
-        STATE: numbers_feature(robot.joint_names),
-        ACTION: numbers_feature(robot.action_joints),
+        STATE: numbers_feature(robot.state_names),
+        ACTION: numbers_feature(robot.action_names),
     }
     if content["linked"]:
         features[PICTURE] = {"dtype": "int64", "shape": [1], "names": None}

@@ -102,11 +102,14 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_names(path: Path | None) -> tuple[str, ...]:
-    """Column names from a JSON list, a text file with one name per line, or the joints of a robot that is named."""
+    """Column names from a JSON list, a text file with one name per line, or the columns of a robot that is named.
+
+    A robot's columns are those of its commands: its joints, then its commanded channels.
+    """
     if path is None:
         return ()
     if path.suffix == ".toml" or (str(path) in known_robots() and not path.exists()):
-        return load(path).joint_names
+        return load(path).command_names
     if path.suffix == ".json":
         names = read_json(path)
     elif path.is_file():
@@ -308,13 +311,20 @@ class BaseRecording(ABC):
                 yield BrokenEpisode(episode_id, f"{self.format}:{self.path}#{episode_id}", str(error), error.code)
 
     def names(self, kind: str, width: int, recorded: Sequence[str] | None) -> tuple[str, ...]:
-        """Column names: recorded, else asserted by the user (actions), else placeholders that no robot has."""
-        if recorded is not None and len(recorded) == width:
+        """Column names: recorded, else asserted by the user (actions), else placeholders that no robot has.
+
+        Raises `RecordingError` for names that are not as many as there are columns.
+        """
+        if recorded is not None:
+            if len(recorded) != width:
+                names = ", ".join(map(str, recorded))
+                raise RecordingError(f"'{self.path}': {width} {kind} columns have {len(recorded)} names: {names}.")
             return tuple(str(n) for n in recorded)
         if kind == "action" and self.options.joints:
             if len(self.options.joints) != width:
                 raise RecordingError(
-                    f"'{self.path}': {width} {kind} columns, but --joints names {len(self.options.joints)}."
+                    f"'{self.path}': {width} {kind} columns, but --joints names {len(self.options.joints)}: "
+                    f"{', '.join(self.options.joints)}."
                 )
             return self.options.joints
         return tuple(f"{kind}_{i:02d}" for i in range(width))

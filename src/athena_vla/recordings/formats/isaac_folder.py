@@ -349,7 +349,8 @@ def _names(metadata: dict[str, Any], key: str, width: int, folder: Path) -> list
         return None
     if not isinstance(names, list) or len(names) != width or not all(isinstance(n, str) for n in names):
         count = len(names) if isinstance(names, list) else "no list of"
-        raise RecordingError(f"'{folder / 'metadata.json'}': {key} has {count} names for {width} columns.")
+        which = f": {', '.join(map(str, names))}" if isinstance(names, list) else ""
+        raise RecordingError(f"'{folder / 'metadata.json'}': {key} has {count} names for {width} columns{which}.")
     return names
 
 
