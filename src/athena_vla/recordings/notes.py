@@ -49,7 +49,6 @@ NOTE_CODES: dict[str, str] = {
     "state.missing": "no joint positions are recorded; the previous target stands for the state",
     "state.mismatch": "recorded joint positions contradict each other",
     "state.relative": "whether joint positions are relative, and what follows from it",
-    "stream.lag": "one stream runs late or at another rate; which option sets it right",
     "success.missing": "the recording does not say whether episodes succeeded",
     "text": "a note of an older version, of which only the words are known",
 }
