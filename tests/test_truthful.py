@@ -3,22 +3,30 @@
 Oracles: images that carry their own number, and the rows as they were written.
 """
 
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from athena_vla.check import CheckConfig, check
 from athena_vla.dataset.build import BuildConfig, build
 from athena_vla.dataset.dataset import Dataset
-from athena_vla.errors import DatasetError
+from athena_vla.errors import DatasetError, JointMismatch, RecordingError, UnknownName
+from athena_vla.recordings.alignment import Alignment, align
 from athena_vla.recordings.convert import ConvertConfig, convert
 from athena_vla.recordings.formats import open_recording
+from athena_vla.recordings.formats.common import decode_image
 from athena_vla.recordings.formats.tfrecord import parse_example, read_record, record_offsets
+from athena_vla.recordings.streams import Stream
 from athena_vla.recordings.texts import TextSpan
-from lerobot_sets import FRONT, NAMES, Take, fixed, number_of, write_v21, write_v30
+from lerobot_sets import FRONT, NAMES, Take, fixed, number_of, numbered, video, write_v21, write_v30
 from recordings import clean, write
 
 PICK, PLACE = "pick up the red cube", "put the cube into the bin"
@@ -28,6 +36,10 @@ WRITERS = {"v2.1": write_v21, "v3.0": write_v30}
 def built(source: Path, out: Path, **options) -> Dataset:
     build(BuildConfig(input=source, out=out, robot="toy", workers=1, horizon=4, **options))
     return Dataset.open(out)
+
+
+def codes_of(source: Path, **options) -> set[str]:
+    return {f.code for f in check(CheckConfig(input=source, pictures=False, **options)).findings}
 
 
 def two_tasks(count: int = 3) -> list[Take]:
@@ -112,6 +124,7 @@ def test_rows_have_the_image_of_their_time(tmp_path: Path, version: str, cut: st
     assert [number_of(again.cameras["front"][k])[0] for k in range(len(again))] == CUTS[cut].tolist()
     notes = {n.code for n in open_recording(source).read("0").notes}
     assert notes == ({"camera.joined_by_time"} if cut in ("head", "middle") else set())
+    assert ("camera.joined_by_time" in codes_of(source)) == bool(notes)
 
 
 def test_stamps_that_meet_no_image_are_said_or_refused(tmp_path: Path) -> None:
@@ -125,10 +138,15 @@ def test_stamps_that_meet_no_image_are_said_or_refused(tmp_path: Path) -> None:
         episode = open_recording(source).read("0")
         assert {n.code for n in episode.notes} == {code}, name
         assert [number_of(episode.cameras["front"][k])[0] for k in (0, 30, 59)] == [0, 30, 59], name
+        assert code in codes_of(source)
     _with_stamps(source, np.arange(50) / 6.1, 50)
     episode = open_recording(source).read("0")
     assert "front" not in episode.cameras
     assert any("cannot be told" in n.text for n in episode.notes)
+    _with_stamps(source, np.r_[np.arange(40), np.arange(40, 60) + 60.0] / 10)  # twenty rows after the film has ended
+    source.joinpath("videos/chunk-000", FRONT, "episode_000000.mp4").unlink()
+    video(source / f"videos/chunk-000/{FRONT}/episode_000000.mp4", [numbered(i) for i in range(70)])
+    assert "camera.pictures_lost" in codes_of(source)
 
 
 def _with_stamps(source: Path, stamps: np.ndarray, rows: int = 60) -> None:
@@ -199,6 +217,7 @@ def test_a_label_is_no_instruction_and_a_null_costs_no_episode(tmp_path: Path) -
     assert episode.instructions == (PICK,)
     assert episode.segments == ()
     assert [(n.code, n.items) for n in episode.notes] == [("column.unreadable", ("next.reward",))]
+    assert "column.unreadable" in codes_of(source)
 
 
 def test_what_the_table_says_is_what_counts(tmp_path: Path) -> None:
@@ -208,6 +227,7 @@ def test_what_the_table_says_is_what_counts(tmp_path: Path) -> None:
     recording = open_recording(source)
     assert recording.ids() == ("0", "1", "3")
     assert [n.episode for n in recording.info().notes if n.code == "episode.unlisted"] == ["2"]
+    assert "episode.unlisted" in codes_of(source)
     (source / "meta/episodes.jsonl").unlink()
     assert open_recording(source).ids() == ("0", "1", "2", "3")
 
@@ -231,9 +251,151 @@ def test_two_episodes_of_one_number_are_two(tmp_path: Path) -> None:
     for name, take in zip(recording.ids(), motions, strict=True):
         assert np.array_equal(recording.read(name).actions, take.motion()[1:])
     assert [n.code for n in recording.info().notes] == ["episode.duplicate_number"] * 2 + ["count.declared"] * 2
+    assert "episode.duplicate_number" in codes_of(source)
 
 
 def test_two_episodes_at_one_stretch_of_video_are_named(tmp_path: Path) -> None:
     wrong = {1: {f"videos/{FRONT}/from_timestamp": 0.0, f"videos/{FRONT}/to_timestamp": 6.0}}
     recording = open_recording(write_v30(tmp_path / "in", [Take(0), Take(1)], [PICK], rows=wrong))
     assert [(n.code, n.episode) for n in recording.info().notes] == [("camera.shared_span", "1")]
+    found = check(CheckConfig(input=tmp_path / "in", pictures=False))
+    assert [f.code for f in found.findings if f.severity == "error"] == ["camera.shared_span"]
+
+
+def wide(states: np.ndarray, actions: np.ndarray):
+    """A toy episode with more state columns than joints, none of them named."""
+    names = tuple(f"state_{i:02d}" for i in range(states.shape[1]))
+    return clean(0, length=len(actions), actions=actions, states=states, state_names=names)
+
+
+def toy_motion(length: int = 60) -> np.ndarray:
+    t = np.arange(length)[:, None] / 10
+    swing = np.sin(np.array([0.9, 1.3, 1.1]) * t + np.array([0.0, 1.0, 2.0]))
+    return np.array([0.1, 0.1, 0.3]) + np.array([0.8, 0.6, 0.4]) * swing
+
+
+def test_positions_then_velocities_are_told_from_another_order(toy) -> None:
+    path = toy_motion(61)
+    states, actions = path[:-1], path[1:]
+    seen = align(wide(np.c_[states, np.gradient(states, 0.1, axis=0), np.full(60, 0.8)], actions), toy, Alignment())
+    assert np.array_equal(seen.states, states.astype(np.float32))
+    assert [n.code for n in seen.notes if "unused" in n.code] == ["column.unused"]
+    assert seen.notes[-1].items == ("state_03", "state_04", "state_05", "state_06")
+    for order in ([2, 0, 1], [0, 2, 1]):
+        with pytest.raises(JointMismatch, match=r"state_00 to state_04.*base, shoulder, finger.*--state-joints"):
+            align(wide(np.c_[states[:, order], states[:, :2]], actions), toy, Alignment())
+
+
+def test_a_robot_near_rest_proves_no_order(toy) -> None:
+    rest = np.tile(toy.default, (60, 1)) + 0.005 * np.sin(np.arange(60))[:, None]
+    with pytest.raises(JointMismatch, match="does not say which is which"):
+        align(wide(np.c_[rest, rest], rest), toy, Alignment())
+
+
+def test_state_joints_name_what_a_file_does_not(tmp_path: Path, toy) -> None:
+    path = toy_motion(61)
+    order, names = [2, 0, 1], ["finger", "base", "shoulder", "lid"]
+    episode = wide(np.c_[path[:-1][:, order], np.ones(60)], path[1:])
+    source = write(tmp_path / "in", replace(episode, id="a"), replace(episode, id="b"))
+    for folder in source.iterdir():
+        meta = json.loads((folder / "metadata.json").read_text())
+        del meta["state_names"]
+        (folder / "metadata.json").write_text(json.dumps(meta))
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    dataset = built(source, tmp_path / "set", state_joints=tmp_path / "names.txt")
+    assert np.array_equal(dataset[5].observation.state, path[5].astype(np.float32))
+    with pytest.raises(RecordingError, match="4 state columns, but --state-joints names 2"):
+        open_recording(source, state_joints=("a", "b")).read("a")
+
+
+def test_what_is_recorded_and_not_used_is_said(tmp_path: Path, toy) -> None:
+    path = toy_motion()
+    more = np.c_[path, np.linspace(0.7, 0.8, 60), np.zeros(60)]
+    names = ("base", "shoulder", "finger", "base_height", "navigate_vx")
+    episode = clean(0, actions=more, joint_names=names, streams={"force": Stream(np.zeros((60, 6)))})
+    source = write(tmp_path / "in", episode, replace(episode, id="again"))
+    result = build(BuildConfig(input=source, out=tmp_path / "set", robot="toy", workers=1))
+    unused = {n.code: n.items for n in result.notes if n.code.endswith("unused")}
+    assert unused == {"column.unused": ("base_height", "navigate_vx"), "stream.unused": ("force",)}
+    found = {f.code: f for f in check(CheckConfig(input=source, robot="toy")).findings}
+    assert found["column.unused"].severity == "warning"
+    assert "base_height, navigate_vx" in found["column.unused"].message
+    assert found["stream.unused"].severity == "info"
+    assert "base_height" in (tmp_path / "set/README.md").read_text()
+
+
+def two_arms(path: Path, assets: dict[str, int]) -> np.ndarray:
+    """Isaac Lab's layout with several articulations; returns the positions [T, all joints] before each action."""
+    width = sum(assets.values())
+    t = np.arange(81)[:, None] / 60
+    q = (0.5 * np.sin(2 * np.pi * (0.3 + 0.05 * np.arange(width)) * t)).astype(np.float32)
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        data.attrs["env_args"] = json.dumps({"env_name": "Arms", "sim_args": {"dt": 1 / 60, "decimation": 1}})
+        demo, at = data.create_group("demo_0"), 0
+        demo.attrs["num_samples"] = 80
+        demo.create_dataset("actions", data=q[1:])
+        for name, count in assets.items():
+            part = q[:, at : at + count]
+            demo.create_dataset(f"states/articulation/{name}/joint_position", data=part[1:])
+            demo.create_dataset(f"initial_state/articulation/{name}/joint_position", data=part[:1])
+            at += count
+    return q[:-1]
+
+
+def test_several_articulations_are_chosen_and_not_lost(tmp_path: Path, toy) -> None:
+    positions = two_arms(tmp_path / "a.hdf5", {"right": 2, "left": 1})
+    names = ("shoulder", "base", "finger")
+    episode = open_recording(tmp_path / "a.hdf5", joints=names).read("demo_0")
+    assert episode.states.shape == (80, 0)
+    assert [(n.code, n.items) for n in episode.notes] == [("articulation.several", ("left", "right"))]
+    with pytest.raises(JointMismatch, match=r"left \(1\), right \(2\) are recorded; .*--articulation"):
+        align(episode, replace(toy, cameras=()), Alignment())
+    assert "articulation.several" in codes_of(tmp_path / "a.hdf5")
+    both = open_recording(tmp_path / "a.hdf5", joints=names, articulations=("right", "left")).read("demo_0")
+    assert np.array_equal(both.states, positions)
+    assert both.state_names == names
+    one = open_recording(tmp_path / "a.hdf5", joints=names, articulations=("left",)).read("demo_0")
+    assert np.array_equal(one.states, positions[:, 2:])
+    with pytest.raises(UnknownName, match="'head'. Known: left, right"):
+        open_recording(tmp_path / "a.hdf5", articulations=("head",)).read("demo_0")
+    two_arms(tmp_path / "b.hdf5", {"robot": 3, "drawer": 1})  # the robot is called so: nothing to ask
+    assert open_recording(tmp_path / "b.hdf5").read("demo_0").states.shape == (80, 3)
+
+
+def test_a_camera_that_was_rendered_seldom_is_held_by_step_number(tmp_path: Path) -> None:
+    root = tmp_path / "take"
+    (root / "state/common").mkdir(parents=True)
+    (root / "state/rgb/front").mkdir(parents=True)
+    for k, step in enumerate(range(0, 120, 2)):
+        np.savez(root / f"state/common/{step:08d}.npz", joint_positions=np.full(3, 0.01 * k))
+        if step % 10 == 0:
+            Image.fromarray(numbered(step)).save(root / f"state/rgb/front/{step:08d}.png")
+    episode = open_recording(root, fps=50.0).read("take")
+    seen = [number_of(episode.cameras["front"][k])[0] for k in range(60)]
+    assert seen == [2 * k // 10 * 10 for k in range(60)]
+    assert "camera.sparse" in codes_of(root)
+
+
+def test_depth_is_not_colour(tmp_path: Path) -> None:
+    """16 bit PNG in millimetres beside a colour camera: named, left out, and never clipped to white."""
+    depth = (600 + 20 * np.arange(64)[None] + 10 * np.arange(48)[:, None]).astype(np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(depth).save(buffer, "PNG")
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    column = pa.array([{"bytes": buffer.getvalue(), "path": ""}] * 60, kind)
+    key = "observation.images.front_depth"
+    for info in ({}, {"info": {"is_depth_map": True}}):
+        declared = {key: {"dtype": "image", "shape": [48, 64, 1], "names": ["height", "width", "channels"], **info}}
+        root = tmp_path / f"in{len(info)}"
+        takes = [Take(i, extra={key: column}) for i in range(2)]
+        source = write_v21(root, takes, [PICK], extra=declared)
+        episode = open_recording(source).read("0")
+        assert list(episode.cameras) == ["front"]
+        assert [(n.code, n.items) for n in episode.notes] == [("camera.depth", (key,))]
+        assert "camera.depth" in codes_of(source)
+    only = write_v21(tmp_path / "only", takes, [PICK], extra=declared, camera=None)
+    with pytest.raises(DatasetError, match="no camera 'front'"):
+        built(only, tmp_path / "set")
+    with pytest.raises(RecordingError, match="more than 8 bits a pixel"):
+        decode_image(buffer.getvalue(), "a depth image")

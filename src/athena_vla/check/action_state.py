@@ -7,7 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from athena_vla.check.findings import Finding, finding, some
+from athena_vla.recordings.column_order import follow_in_order
 from athena_vla.recordings.episode import Episode
+from athena_vla.recordings.formats.common import are_placeholders
 from athena_vla.recordings.intervals import idle_spans
 
 MOST_LAG = 15  # [frames]
@@ -39,12 +41,10 @@ def paired(episode: Episode) -> tuple[NDArray[np.float64], NDArray[np.float64]] 
     if common and len(common) >= len(episode.joint_names) // 2:
         actions, states = actions[:, [a for a, _ in common]], states[:, [s for _, s in common]]
     elif actions.shape[1] != states.shape[1]:
-        # The user's folder: 47 state columns that begin with the 23 joint positions, if they follow the targets at all.
-        if states.shape[1] < actions.shape[1]:
+        # 47 state columns may begin with the 23 joint positions, if they follow the targets column for column.
+        if not are_placeholders(episode.state_names) or not follow_in_order(states, actions):
             return None
         states = states[:, : actions.shape[1]]
-        if np.median(np.abs(states[1:] - actions[:-1])) > 0.15:
-            return None
     if not (np.isfinite(actions).all() and np.isfinite(states).all()):
         return None
     return actions, states

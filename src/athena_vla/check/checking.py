@@ -29,7 +29,7 @@ from athena_vla.errors import AthenaError, LfsPointer, NotFinite, RecordingError
 from athena_vla.recordings.alignment import Alignment, align
 from athena_vla.recordings.episode import Episode, Recording, RecordingInfo
 from athena_vla.recordings.formats import open_recording
-from athena_vla.recordings.formats.common import read_names
+from athena_vla.recordings.formats.common import read_list, read_names
 
 # Said once for the recording when every episode says it.
 COLLECTIVE = {
@@ -37,8 +37,15 @@ COLLECTIVE = {
     "success.missing", "camera.none", "camera.missing", "camera.black", "action.none", "action.next_state",
     "action.delta", "action.unrelated", "action.lag", "language.missing", "language.useless", "joint.limits",
     "replay.mismatch", "column.unused", "column.unused_state", "channel.limits", "channel.rate",
+    "column.unreadable", "camera.depth", "camera.joined_by_rank", "camera.joined_by_time", "camera.sparse",
+    "articulation.several", "stream.unused",
 }  # fmt: skip
 COUNTS = ("count.declared", "count.gaps", "count.mask")  # notes that say that metadata and files disagree
+OF_RECORDING = ("camera.shared_span", "episode.unlisted", "episode.duplicate_number")  # notes that are findings
+OF_EPISODE = (
+    "articulation.several", "column.unreadable", "camera.depth", "camera.joined_by_rank", "camera.joined_by_time",
+    "camera.pictures_lost", "camera.sparse",
+)  # fmt: skip
 COMMANDS_SHARE = 0.3  # of the episodes, from which on actions count as commands other than joint targets
 
 
@@ -56,6 +63,10 @@ class CheckConfig:
     """Format of the recording; found by content where not given."""
     joints: Path | None = None
     """Names of the action columns: a JSON list, a text file, or a robot whose joints they are."""
+    state_joints: Path | None = None
+    """Names of the recorded state columns, as for --joints; for files that name neither."""
+    articulation: str = ""
+    """Which recorded robot is meant where a file holds several, or its parts in order: left_arm,right_arm."""
     fps: float | None = None
     """Rate of the recording where it does not say it [Hz]."""
     pictures: bool = True
@@ -115,7 +126,14 @@ def check(config: CheckConfig, progress: Callable[[int, int, str], None] | None 
     robot = embodiment.load(config.robot) if config.robot else None
     joints = read_names(config.joints)
     try:
-        recording = open_recording(config.input, format=config.format, joints=joints, fps=config.fps)
+        recording = open_recording(
+            config.input,
+            format=config.format,
+            joints=joints,
+            fps=config.fps,
+            state_joints=read_names(config.state_joints),
+            articulations=read_list(config.articulation),
+        )
         ids = recording.ids()
     except RecordingError as error:
         return CheckReport(config.input, (unreadable(error, None),), None, 0, 0, config.strict)
@@ -193,6 +211,7 @@ class _State:
         if len(episode) < self.config.horizon:
             message = f"{len(episode)} frames cannot fill one chunk of {self.config.horizon}."
             yield finding("episode.short", message, episode.id)
+        yield from (finding(n.code, _sentence(n.text), episode.id) for n in episode.notes if n.code in OF_EPISODE)
         yield from check_clock(episode)
         yield from check_numbers(episode)
         yield from check_names(episode, self.robot)
@@ -223,6 +242,8 @@ class _State:
         except AthenaError as error:
             yield finding("joint.mismatch", str(error), episode.id)
             return
+        streams = [n for n in aligned.notes if n.code == "stream.unused"]
+        yield from (finding(n.code, _sentence(n.text), episode.id) for n in streams)
         yield from check_limits(episode, robot, aligned.actions.astype(np.float64))
 
     def _extremes(self, episode: Episode) -> None:
@@ -253,6 +274,10 @@ class _State:
         self.digests[episode.id] = digest
 
 
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+
 def _info(recording: Recording, found: list[Finding]) -> RecordingInfo | None:
     try:
         info = recording.info()
@@ -261,6 +286,12 @@ def _info(recording: Recording, found: list[Finding]) -> RecordingInfo | None:
             found.append(unreadable(error, None))
         return None
     lengths = {f.episode for f in found if f.code == "metadata.length"}
+    said = {(f.code, f.episode) for f in found}
+    found += [
+        finding(n.code, n.text[0].upper() + n.text[1:] + ".", n.episode or None)
+        for n in info.notes
+        if n.code in OF_RECORDING and (n.code, n.episode or None) not in said
+    ]
     counts = [n for n in info.notes if n.code in COUNTS and not (n.episode and n.episode in lengths)]
     found += [finding("metadata.count", n.text[0].upper() + n.text[1:] + ".") for n in counts]
     return info

@@ -156,6 +156,35 @@ RULES: dict[str, Rule] = {
         "The channel may not change that fast; the filter will hold it back.",
         "Check the rate, or raise max_rate if the robot can do it.",
     ),
+    "articulation.several": Rule(
+        "error",
+        "Joint positions are recorded, but of several robots or parts: without a choice no state is trained on.",
+        "Choose: --articulation NAME, or several in order: --articulation left_arm,right_arm.",
+    ),
+    "stream.unused": Rule("info", "These recorded streams do not become part of a set.", "Nothing, if that is meant."),
+    "column.unreadable": Rule(
+        "info", "A column that holds no plain numbers is left out.", "Nothing, if it is not needed."
+    ),
+    "camera.depth": Rule("info", "Depth is not colour: the stream is left out.", "Train on a colour camera."),
+    "camera.joined_by_rank": Rule(
+        "warning",
+        "Images and rows can only be paired in their order, which hides a lost frame.",
+        "Write time stamps of rows and images on one clock.",
+    ),
+    "camera.joined_by_time": Rule(
+        "info",
+        "Rows were cut and images were not; each row has the image of its time.",
+        "Nothing: it is as it should be.",
+    ),
+    "camera.pictures_lost": Rule("error", "Rows without an image cannot be trained on.", "Cut those rows."),
+    "camera.sparse": Rule("info", "Images are more seldom than rows and are held.", "Render every step."),
+    "camera.shared_span": Rule(
+        "error", "Two episodes show the same images: the files of one of them were mixed up.", "Convert or merge again."
+    ),
+    "episode.unlisted": Rule("info", "Files that the episode table does not name are left out.", "Remove the files."),
+    "episode.duplicate_number": Rule(
+        "warning", "Two episodes have one number: a session was resumed and counted from 0.", "Convert the recording."
+    ),
     "joint.width": Rule(
         "info",
         "Actions and states have a different number of columns, so the actions are not one target per joint.",

@@ -12,7 +12,7 @@ from athena_vla.check.cameras import joint_travel
 from athena_vla.errors import RecordingError
 from athena_vla.recordings.episode import BrokenEpisode, Episode, Frames
 from athena_vla.recordings.formats import open_recording
-from athena_vla.recordings.formats.common import broken_note, read_names
+from athena_vla.recordings.formats.common import broken_note, read_list, read_names
 from athena_vla.recordings.limbs import limbs
 from athena_vla.recordings.media.luma import luma_grids
 from athena_vla.recordings.notes import Note
@@ -34,6 +34,10 @@ class AlignConfig:
     """Format of the recording; found by content where not given."""
     joints: Path | None = None
     """Names of the action columns: a JSON list, a text file, or a robot whose joints they are."""
+    state_joints: Path | None = None
+    """Names of the recorded state columns, as for --joints; for files that name neither."""
+    articulation: str = ""
+    """Which recorded robot is meant where a file holds several, or its parts in order: left_arm,right_arm."""
     fps: float | None = None
     """Rate of the recording where it does not say it [Hz]."""
 
@@ -65,7 +69,14 @@ class AlignReport:
 
 def align(config: AlignConfig) -> AlignReport:
     """Measure a recording; nothing is changed. Raises `RecordingError` where nothing can be read."""
-    recording = open_recording(config.input, format=config.format, joints=read_names(config.joints), fps=config.fps)
+    recording = open_recording(
+        config.input,
+        format=config.format,
+        joints=read_names(config.joints),
+        fps=config.fps,
+        state_joints=read_names(config.state_joints),
+        articulations=read_list(config.articulation),
+    )
     rates: list[float] = []
     declared = 0.0
     lags: dict[str, list[int]] = {}

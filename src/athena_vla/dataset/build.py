@@ -29,7 +29,7 @@ from athena_vla.embodiment import Embodiment
 from athena_vla.errors import DatasetError
 from athena_vla.progress import Progress, quiet
 from athena_vla.recordings.formats import open_recording
-from athena_vla.recordings.formats.common import read_names
+from athena_vla.recordings.formats.common import read_list, read_names
 from athena_vla.recordings.notes import Note
 
 __all__ = ["BuildConfig", "BuildResult", "build", "linked_set", "split"]
@@ -39,7 +39,14 @@ def build(config: BuildConfig, progress: Progress = quiet) -> BuildResult:
     """Build the dataset. Raises `DatasetError` or `RecordingError`; nothing is left at `out` unless it is whole."""
     robot = embodiment.load(config.robot)
     config.require()
-    recording = open_recording(config.input, format=config.format, joints=read_names(config.joints), fps=config.fps)
+    recording = open_recording(
+        config.input,
+        format=config.format,
+        joints=read_names(config.joints),
+        fps=config.fps,
+        state_joints=read_names(config.state_joints),
+        articulations=read_list(config.articulation),
+    )
     ids = recording.ids()
     if not ids:
         raise DatasetError(f"'{config.input}' holds no episodes.")
@@ -56,6 +63,8 @@ def build(config: BuildConfig, progress: Progress = quiet) -> BuildResult:
         format=config.format,
         joints=read_names(config.joints),
         fps=config.fps,
+        state_joints=read_names(config.state_joints),
+        articulations=read_list(config.articulation),
         robot=robot.to_dict(),
         alignment=config.alignment(),
         image_size=config.image_size,

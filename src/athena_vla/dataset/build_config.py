@@ -39,6 +39,10 @@ class BuildConfig:
     """Format of the recording; found by content where not given."""
     joints: Path | None = None
     """Names of the recorded action columns: a JSON list, a text file, or a robot whose joints they are."""
+    state_joints: Path | None = None
+    """Names of the recorded state columns, as for --joints; for files that name neither."""
+    articulation: str = ""
+    """Which recorded robot is meant where a file holds several, or its parts in order: left_arm,right_arm."""
     joint_map: Path | None = None
     """JSON object: robot joint -> recorded column, where the names differ."""
     cameras: tuple[str, ...] = ()

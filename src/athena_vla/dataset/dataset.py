@@ -160,7 +160,12 @@ class Dataset:
                 steps = [self._picture[a:b] for a, b in itertools.pairwise(self._first)]
                 link = self._linked
                 recording = open_recording(
-                    link["path"], format=link["format"], joints=tuple(link["joints"]), fps=link["fps"]
+                    link["path"],
+                    format=link["format"],
+                    joints=tuple(link["joints"]),
+                    fps=link["fps"],
+                    state_joints=tuple(link.get("state_joints", ())),
+                    articulations=tuple(link.get("articulations", ())),
                 )
             self._store = PictureStore(recording, ids, cameras, steps)
         return self._store

@@ -45,6 +45,8 @@ class Job:
     format: str | None
     joints: tuple[str, ...]
     fps: float | None
+    state_joints: tuple[str, ...]
+    articulations: tuple[str, ...]
     robot: dict[str, Any]
     alignment: Alignment
     image_size: tuple[int, int] | None
@@ -92,7 +94,7 @@ def shard_path(work: Path, episode_id: str) -> Path:
 
 
 def _prepare(job: Job, episode_id: str, stem: Path) -> dict[str, Any]:
-    recording = _recording(job.input, job.format, job.joints, job.fps)
+    recording = _recording(job.input, job.format, job.joints, job.fps, job.state_joints, job.articulations)
     episode = recording.read(episode_id)
     if episode.success is False and not job.keep_failed:
         return {"id": episode_id, "status": "failed", "reason": "recorded with success = false"}
@@ -223,8 +225,17 @@ def resize(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8
 
 
 @functools.lru_cache(maxsize=2)
-def _recording(path: str, format: str | None, joints: tuple[str, ...], fps: float | None) -> Recording:
-    return open_recording(path, format=format, joints=joints, fps=fps)
+def _recording(
+    path: str,
+    format: str | None,
+    joints: tuple[str, ...],
+    fps: float | None,
+    state_joints: tuple[str, ...],
+    articulations: tuple[str, ...],
+) -> Recording:
+    return open_recording(
+        path, format=format, joints=joints, fps=fps, state_joints=state_joints, articulations=articulations
+    )
 
 
 @functools.lru_cache(maxsize=2)

@@ -13,7 +13,7 @@ from athena_vla.dataset.card import dataset_card
 from athena_vla.dataset.normalize import Normalizer
 from athena_vla.dataset.prepare import ACTION, IMAGES, PICTURE, STATE, read_stats, shard_path
 from athena_vla.embodiment import Embodiment
-from athena_vla.recordings.formats.common import read_names
+from athena_vla.recordings.formats.common import read_list, read_names
 from athena_vla.recordings.formats.lerobot_schema import image_feature, numbers_feature
 from athena_vla.recordings.formats.lerobot_write import LeRobotV3Writer
 from athena_vla.recordings.notes import Note
@@ -127,7 +127,12 @@ def write_set(folder: Path, robot: Embodiment, good: Sequence[Mapping[str, Any]]
 def _link(config: BuildConfig) -> dict[str, Any]:
     """What it takes to open the recording again."""
     names = list(read_names(config.joints))
-    return {"path": str(config.input.resolve()), "format": config.format, "joints": names, "fps": config.fps}
+    said = {
+        "state_joints": list(read_names(config.state_joints)),
+        "articulations": list(read_list(config.articulation)),
+    }
+    link = {"path": str(config.input.resolve()), "format": config.format, "joints": names, "fps": config.fps}
+    return link | {k: v for k, v in said.items() if v}
 
 
 def _licences(path: Path) -> list[str]:

@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 
 from athena_vla.embodiment import Embodiment, RobotColumns
 from athena_vla.errors import JointMismatch, UnknownName
+from athena_vla.recordings.column_order import follow_in_order
 from athena_vla.recordings.episode import Episode
 from athena_vla.recordings.formats.common import are_placeholders, ask_for_names
 from athena_vla.recordings.notes import Note
-
-POSITION_LIKENESS = 0.15  # [rad] median distance between next state and target below which columns are joint positions
 
 
 def plain_name(name: str) -> str:
@@ -105,8 +104,12 @@ def states_by_name(
             f"{[c.name for c in robot.observed_channels]} of '{robot.name}'. Record them, or take them out of the "
             "robot's description."
         )
+    several = next((n for n in episode.notes if n.code == "articulation.several"), None)
+    if several is not None:  # no state may be called unrecorded while several were found and none was chosen
+        raise JointMismatch(f"Episode {episode.id} ({episode.source}): {several.text}.")
+    looked = f" (recorded beside the actions: {', '.join(sorted(episode.streams))})" if episode.streams else ""
     stands = "no joint positions recorded: the previous target stands for the state, resting pose where there is none"
-    notes.append(Note("state.missing", stands))
+    notes.append(Note("state.missing", stands + looked))
     states = np.tile(robot.default, (len(actions), 1))
     joints = len(robot.action_joints)
     states[:, robot.action_index[:joints]] = np.concatenate([actions[:1], actions[:-1]])[:, :joints]
@@ -132,26 +135,25 @@ def _unnamed_states(
         )
         notes.append(Note("column.unnamed", taken))
         return episode.states
-    if width < joints:
-        raise JointMismatch(
-            f"Episode {episode.id} ({episode.source}) has {width} unnamed state columns, robot '{robot.name}' has "
-            f"{joints} joints. Name them with state_names in metadata.json."
-        )
     positions = episode.states[:, :joints]
-    follows = np.abs(positions[1:, robot.action_index[:driven]] - actions[:-1, :driven])
-    distance = float(np.median(follows)) if len(actions) > 1 else 0.0
-    if width != joints and distance >= POSITION_LIKENESS:
-        raise JointMismatch(
-            f"Episode {episode.id} ({episode.source}) has {width} unnamed state columns, and the first "
-            f"{joints} do not follow the targets (median distance {distance:.3f} rad). Name them with "
-            "state_names in metadata.json."
+    if width == joints:
+        taken = f"state columns are unnamed: taken as the {width} joints of '{robot.name}' in its order"
+        notes.append(Note("column.unnamed", taken))
+        return positions
+    if width > joints and driven == joints and follow_in_order(episode.states, actions[:, :driven]):
+        distance = float(np.median(np.abs(positions[1:] - actions[:-1, :driven])))
+        taken = (
+            f"state columns are unnamed: the first {joints} of {width} follow the targets column for column and are "
+            f"taken as joint positions (median distance to the previous target {distance:.4f} rad)"
         )
-    taken = (
-        f"state columns are unnamed: the first {joints} of {width} are taken as joint positions "
-        f"(median distance to the previous target {distance:.4f} rad)"
+        notes.append(Note("column.unnamed", taken))
+        return positions
+    raise JointMismatch(
+        f"Episode {episode.id} ({episode.source}) has {width} unnamed state columns "
+        f"({episode.state_names[0]} to {episode.state_names[-1]}); robot '{robot.name}' has {joints} joints "
+        f"({', '.join(robot.joint_names)}). Their motion does not say which is which: name them with --state-joints "
+        "FILE, or with state_names in metadata.json."
     )
-    notes.append(Note("column.unnamed", taken))
-    return positions
 
 
 def unused(episode: Episode, robot: Embodiment, names: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
@@ -167,6 +169,8 @@ def unused(episode: Episode, robot: Embodiment, names: Mapping[str, str]) -> dic
 
 def unused_columns(episode: Episode, robot: Embodiment, names: Mapping[str, str]) -> list[Note]:
     """What to say of recorded columns that do not become part of a set."""
+    streams = tuple(sorted(episode.streams))
+    said = f"{len(streams)} recorded streams are no part of the set: {', '.join(streams)}"
     return [
         Note(
             "column.unused",
@@ -176,7 +180,7 @@ def unused_columns(episode: Episode, robot: Embodiment, names: Mapping[str, str]
         )
         for kind, columns in unused(episode, robot, names).items()
         if columns
-    ]
+    ] + ([Note("stream.unused", said, streams)] if streams else [])
 
 
 def _nobodys(recorded: tuple[str, ...], columns: RobotColumns, names: Mapping[str, str]) -> tuple[str, ...]:

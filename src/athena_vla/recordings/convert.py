@@ -16,7 +16,7 @@ from athena_vla.recordings.annotations import read_annotations
 from athena_vla.recordings.episode import BrokenEpisode, Episode
 from athena_vla.recordings.fixes import FIXES, apply_fixes
 from athena_vla.recordings.formats import open_recording
-from athena_vla.recordings.formats.common import read_names
+from athena_vla.recordings.formats.common import read_list, read_names
 from athena_vla.recordings.formats.isaac_folder import write_episode
 from athena_vla.recordings.formats.lerobot import LeRobot
 from athena_vla.recordings.formats.lerobot_rows import episode_rows, features_of, sidecar_entry
@@ -42,6 +42,10 @@ class ConvertConfig:
     """Format of the recording; found by content where not given."""
     joints: Path | None = None
     """Names of the action columns: a JSON list, a text file, or a robot whose joints they are."""
+    state_joints: Path | None = None
+    """Names of the recorded state columns, as for --joints; for files that name neither."""
+    articulation: str = ""
+    """Which recorded robot is meant where a file holds several, or its parts in order: left_arm,right_arm."""
     fps: float | None = None
     """Rate of the recording where it does not say it [Hz]."""
     annotations: Path | None = None
@@ -82,7 +86,14 @@ def convert(config: ConvertConfig, progress: Callable[[int, int, str], None] | N
             raise UnknownName("fix", name, FIXES)
     if config.out.exists():
         raise RecordingError(f"'{config.out}' exists already. Remove it or choose another place.")
-    recording = open_recording(config.input, format=config.format, joints=read_names(config.joints), fps=config.fps)
+    recording = open_recording(
+        config.input,
+        format=config.format,
+        joints=read_names(config.joints),
+        fps=config.fps,
+        state_joints=read_names(config.state_joints),
+        articulations=read_list(config.articulation),
+    )
     segments = read_annotations(config.annotations) if config.annotations else {}
     config.out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{config.out.name}-", dir=config.out.parent))

@@ -6,7 +6,7 @@ from typing import Any
 
 from athena_vla.recordings.episode import RecordingInfo
 from athena_vla.recordings.formats import info_json, open_recording
-from athena_vla.recordings.formats.common import read_names
+from athena_vla.recordings.formats.common import read_list, read_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,10 @@ class InfoConfig:
     """Format of the recording; found by content where not given."""
     joints: Path | None = None
     """Names of the action columns: a JSON list, a text file, or a robot whose joints they are."""
+    state_joints: Path | None = None
+    """Names of the recorded state columns, as for --joints; for files that name neither."""
+    articulation: str = ""
+    """Which recorded robot is meant where a file holds several, or its parts in order: left_arm,right_arm."""
     fps: float | None = None
     """Rate of the recording where it does not say it [Hz]."""
 
@@ -54,5 +58,12 @@ class InfoResult:
 
 def info(config: InfoConfig) -> InfoResult:
     """Describe a recording. Raises `RecordingError`."""
-    recording = open_recording(config.input, format=config.format, joints=read_names(config.joints), fps=config.fps)
+    recording = open_recording(
+        config.input,
+        format=config.format,
+        joints=read_names(config.joints),
+        fps=config.fps,
+        state_joints=read_names(config.state_joints),
+        articulations=read_list(config.articulation),
+    )
     return InfoResult(config.input, recording.info())

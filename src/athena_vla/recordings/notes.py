@@ -28,7 +28,7 @@ NOTE_CODES: dict[str, str] = {
     "column.renamed": "a column is read under another name",
     "column.unnamed": "columns without names are taken in the order of the robot",
     "column.unreadable": "a column that holds no numbers is left out",
-    "column.unused": "recorded columns or streams do not become part of the set",
+    "column.unused": "recorded columns do not become part of the set",
     "count.declared": "declared counts are not those of the files",
     "count.gaps": "numbers of episodes or frames have gaps",
     "count.mask": "a mask names episodes that are not there",
@@ -49,6 +49,7 @@ NOTE_CODES: dict[str, str] = {
     "state.missing": "no joint positions are recorded; the previous target stands for the state",
     "state.mismatch": "recorded joint positions contradict each other",
     "state.relative": "whether joint positions are relative, and what follows from it",
+    "stream.unused": "recorded streams do not become part of the set",
     "success.missing": "the recording does not say whether episodes succeeded",
     "text": "a note of an older version, of which only the words are known",
 }

@@ -35,14 +35,21 @@ def format_module(name: str) -> ModuleType:
 
 
 def open_recording(
-    path: str | Path, *, format: str | None = None, joints: tuple[str, ...] = (), fps: float | None = None
+    path: str | Path,
+    *,
+    format: str | None = None,
+    joints: tuple[str, ...] = (),
+    fps: float | None = None,
+    state_joints: tuple[str, ...] = (),
+    articulations: tuple[str, ...] = (),
 ) -> Recording:
     """Open a recording, its format found by content unless it is named.
 
-    `joints` names the action columns and `fps` the rate where the recording does not. Raises `RecordingError`.
+    `joints` names the action columns, `state_joints` the state columns and `fps` the rate where the recording does
+    not; `articulations` chooses among several recorded robots. Raises `RecordingError`.
     """
     path = Path(path)
-    options = OpenOptions(tuple(joints), fps)
+    options = OpenOptions(tuple(joints), fps, tuple(state_joints), tuple(articulations))
     if not path.exists():
         raise RecordingError(f"There is nothing at '{path}'.")
     if path.is_dir() and not any(path.iterdir()):
@@ -57,7 +64,8 @@ def open_recording(
         raise LfsPointer(path)
     several = sorted(p.name for p in path.glob("*.[hH]*5") if p.is_file()) if path.is_dir() else []
     if len(several) == 1:  # a download as it came: the file, and perhaps a README beside it
-        return open_recording(path / several[0], joints=joints, fps=fps)
+        only = path / several[0]
+        return open_recording(only, joints=joints, fps=fps, state_joints=state_joints, articulations=articulations)
     if several:
         raise RecordingError(f"'{path}' holds HDF5 files {several[:8]}; name one of them.")
     raise RecordingError(

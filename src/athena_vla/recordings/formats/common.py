@@ -41,6 +41,8 @@ class OpenOptions:
 
     joints: tuple[str, ...] = ()  # names of the action columns, in the recorder's order
     fps: float | None = None  # [Hz]
+    state_joints: tuple[str, ...] = ()  # names of the state columns, in the recorder's order
+    articulations: tuple[str, ...] = ()  # which of several recorded robots or parts are meant, in this order
 
 
 @contextlib.contextmanager
@@ -120,6 +122,11 @@ def read_names(path: Path | None) -> tuple[str, ...]:
     if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
         raise RecordingError(f"'{path}' is not a list of joint names.")
     return tuple(names)
+
+
+def read_list(text: str) -> tuple[str, ...]:
+    """The names in `left_arm,right_arm`."""
+    return tuple(n.strip() for n in text.split(",") if n.strip())
 
 
 @functools.lru_cache(maxsize=64)
@@ -311,7 +318,7 @@ class BaseRecording(ABC):
                 yield BrokenEpisode(episode_id, f"{self.format}:{self.path}#{episode_id}", str(error), error.code)
 
     def names(self, kind: str, width: int, recorded: Sequence[str] | None) -> tuple[str, ...]:
-        """Column names: recorded, else asserted by the user (actions), else placeholders that no robot has.
+        """Column names: recorded, else asserted by the user, else placeholders that no robot has.
 
         Raises `RecordingError` for names that are not as many as there are columns.
         """
@@ -327,6 +334,12 @@ class BaseRecording(ABC):
                     f"{', '.join(self.options.joints)}."
                 )
             return self.options.joints
+        if kind == "state" and self.options.state_joints and width:
+            if len(self.options.state_joints) != width:
+                raise RecordingError(
+                    f"'{self.path}': {width} state columns, but --state-joints names {len(self.options.state_joints)}."
+                )
+            return self.options.state_joints
         return tuple(f"{kind}_{i:02d}" for i in range(width))
 
 

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from athena_vla.errors import RecordingError
+from athena_vla.errors import RecordingError, UnknownName
 from athena_vla.recordings.episode import Episode, Frames, Origin, RecordingInfo, Segment
 from athena_vla.recordings.formats.common import (
     NOT_RGB,
@@ -161,7 +161,7 @@ class IsaacLabHDF5(BaseRecording):
             width = actions.shape[1]
             unnamed = f"the {width} action columns have no names, in Isaac's own order; {ask_for_names(width)}"
             notes.append(Note("column.unnamed", unnamed))
-        if actions.shape[1] != states.shape[1] and states.shape[1]:
+        if actions.shape[1] != states.shape[1] and states.shape[1] and not self.options.joints:
             widths = (
                 f"{actions.shape[1]} action columns for {states.shape[1]} joints: which joints they drive, if any, "
             )
@@ -190,9 +190,9 @@ class IsaacLabHDF5(BaseRecording):
         )
 
     def _state_names(self, width: int) -> tuple[str, ...]:
-        if len(self.options.joints) == width:
+        if not self.options.state_joints and len(self.options.joints) == width:
             return self.options.joints
-        return tuple(f"state_{i:02d}" for i in range(width))
+        return self.names("state", width, None)
 
     def _instructions(self, group: h5py.Group) -> tuple[str, ...]:
         found: list[str] = []
@@ -207,12 +207,13 @@ class IsaacLabHDF5(BaseRecording):
     ) -> tuple[NDArray[Any], bool | None, list[float] | None]:
         """(absolute joint positions before each action, were they recorded relative, the default pose)."""
         articulations = group.get("states/articulation")
-        robot = _robot_name(articulations)
+        chosen = self._chosen(articulations, notes)
         after = initial = None
-        if robot and isinstance(articulations, h5py.Group):
-            after = numbers_of(articulations[robot]["joint_position"], "joint_position")
-            start = group.get(f"initial_state/articulation/{robot}/joint_position")
-            initial = numbers_of(start, "initial joint_position") if isinstance(start, h5py.Dataset) else None
+        if chosen and isinstance(articulations, h5py.Group):
+            after = _beside([numbers_of(articulations[n]["joint_position"], "joint_position") for n in chosen])
+            starts = [group.get(f"initial_state/articulation/{n}/joint_position") for n in chosen]
+            if all(isinstance(start, h5py.Dataset) for start in starts):
+                initial = _beside([numbers_of(start, "initial joint_position") for start in starts])
         observed = None
         obs = group.get("obs")
         if isinstance(obs, h5py.Group):
@@ -243,6 +244,21 @@ class IsaacLabHDF5(BaseRecording):
             differ = f"obs joint positions do not match the states (up to {error:.3f}); the states are used"
             notes.append(Note("state.mismatch", differ))
         return _before(after, initial), None, None
+
+    def _chosen(self, articulations: Any, notes: list[Note]) -> tuple[str, ...]:
+        """Articulations whose joint positions are the robot's; () where there are none, or several and no choice."""
+        widths = _articulations(articulations)
+        if self.options.articulations:
+            for name in self.options.articulations:
+                if name not in widths:
+                    raise UnknownName(f"articulation with joint positions in '{self.path}'", name, widths)
+            return self.options.articulations
+        if len(widths) > 1 and "robot" not in widths:
+            found = ", ".join(f"{n} ({w})" for n, w in widths.items())
+            asks = f"joint positions of {found} are recorded; say which are the robot's with --articulation NAME[,NAME]"
+            notes.append(Note("articulation.several", asks, tuple(widths)))
+            return ()
+        return ("robot",) if "robot" in widths else tuple(widths)
 
     def _clock(self, group: h5py.Group, length: int, notes: list[Note]) -> Clock:
         if self.options.fps:
@@ -293,11 +309,17 @@ def _environment(data: h5py.Group, path: Path) -> dict[str, Any]:
     return parsed if isinstance(parsed, dict) else {}
 
 
-def _robot_name(articulations: Any) -> str:
-    if not isinstance(articulations, h5py.Group):
-        return ""
-    names = [str(k) for k in articulations if isinstance(articulations.get(f"{k}/joint_position"), h5py.Dataset)]
-    return "robot" if "robot" in names else names[0] if len(names) == 1 else ""
+def _articulations(group: Any) -> dict[str, int]:
+    """Name -> joints of everything in a scene that has joints."""
+    if not isinstance(group, h5py.Group):
+        return {}
+    found = {str(k): group.get(f"{k}/joint_position") for k in group}
+    return {k: int(d.shape[-1]) for k, d in found.items() if isinstance(d, h5py.Dataset) and d.ndim == 2}
+
+
+def _beside(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    """[T, joints of all parts]; one part stays as it is."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
 def _before(after: NDArray[Any], initial: NDArray[Any] | None) -> NDArray[Any]:
@@ -309,7 +331,8 @@ def _before(after: NDArray[Any], initial: NDArray[Any] | None) -> NDArray[Any]:
 def _rate_from_velocities(group: h5py.Group) -> float | None:
     """[Hz] from positions and velocities of the same states: dq = v dt, by least squares over all joints."""
     articulations = group.get("states/articulation")
-    robot = _robot_name(articulations)
+    names = _articulations(articulations)
+    robot = "robot" if "robot" in names else next(iter(names), "")
     if not robot or not isinstance(articulations, h5py.Group) or "joint_velocity" not in articulations[robot]:
         return None
     positions = numbers_of(articulations[robot]["joint_position"], "joint_position").astype(np.float64)

@@ -140,9 +140,10 @@ class LeRobot(BaseRecording):
             for name, stream in first.cameras.items():
                 if isinstance(stream, VideoFrames):
                     cameras[name] = (stream.height, stream.width)
+                elif isinstance(stream, StillFrames):
+                    cameras[name] = image_size(stream.encoded(0), f"camera '{name}'")
                 else:
-                    data = stream.encoded(0)  # pyright: ignore[reportAttributeAccessIssue]
-                    cameras[name] = image_size(data, f"camera '{name}'")
+                    cameras[name] = (stream[0].shape[0], stream[0].shape[1])
             return first, cameras
         return None, {}
 
