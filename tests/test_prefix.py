@@ -169,7 +169,7 @@ def config(world: Path, out: Path, **changes) -> FinetuneConfig:
         "model": str(world / "base"),
         "data": world / "set",
         "out": out,
-        "learning_rate": 5e-3,
+        "learning_rate": 1e-3,
         "warmup_steps": 5,
         "schedule": "cosine",
         "batch": 16,
