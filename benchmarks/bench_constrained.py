@@ -30,6 +30,7 @@ from athena_vla.evaluate.results import Setup
 from athena_vla.finetune import FinetuneConfig, finetune
 from athena_vla.finetune.finetune_config import DECODER_LINEARS
 from athena_vla.models.architecture import family
+from athena_vla.models.robot_sizes import Sizes
 from athena_vla.policy import Policy, record_golden
 from athena_vla.sim.record import RecordConfig, record
 
@@ -45,9 +46,9 @@ def token_base(dataset: Dataset, out: Path) -> Path:
     body = dataclasses.replace(source.body_spec, text=dataclasses.replace(source.body_spec.text, output=True))
     kind: Any = family("openvla")
     robot = dataset.robot
-    options = {"horizon": HORIZON, "action_dim": robot.action_dim, "state_dim": robot.state_dim, "cameras": 1}
+    sizes = Sizes(horizon=HORIZON, action_dim=robot.action_dim, state_dim=robot.state_dim, cameras=1)
     torch.manual_seed(0)
-    model = kind(kind.spec_on(body, **options), source.tokenizer_files()).eval()
+    model = kind(kind.spec_on(body, sizes), source.tokenizer_files()).eval()
     missing, unexpected = model.body.load_state_dict(source.body.state_dict(), strict=False)
     assert not unexpected
     assert all("lm_head" in name for name in missing), missing

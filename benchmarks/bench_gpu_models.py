@@ -28,6 +28,7 @@ from athena_vla.models.architecture import ModelInput, Tensors, run_torch
 from athena_vla.models.body.prismatic import PrismaticSpec, tiny_body
 from athena_vla.models.body.tiny_tokenizer import tiny_tokenizer_files
 from athena_vla.models.released import released_weights as checkpoint
+from athena_vla.models.robot_sizes import Sizes
 from athena_vla.models.sizes import full_size
 from athena_vla.models.vla import VisionLanguageModel, VlaSpec
 
@@ -77,7 +78,7 @@ def build(family: str, source: Path | None, seed: int, device: str, *, tiny: boo
     assert issubclass(kind, VisionLanguageModel)
     torch.manual_seed(seed)
     if tiny:
-        return kind.from_spec(kind.spec_on(tiny_body(), **FAMILIES[family]), {}).eval()
+        return kind.from_spec(kind.spec_on(tiny_body(), Sizes.of_dict(FAMILIES[family])), {}).eval()
     spec = full_size(family, **FAMILIES[family])
     assert isinstance(spec, VlaSpec)
     if source is not None:

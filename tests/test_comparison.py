@@ -11,13 +11,13 @@ import torch
 pytest.importorskip("mujoco", reason="closed-loop evaluation needs the simulator (extra sim)")
 
 from athena_vla import bundle as bundles
+from athena_vla.bound_base import bind_base
 from athena_vla.dataset.build import BuildConfig, build
 from athena_vla.dataset.dataset import Dataset
 from athena_vla.dataset.normalize import Normalizer
 from athena_vla.embodiment import Embodiment, Observation
 from athena_vla.errors import EvaluationError, UnknownName
 from athena_vla.evaluate import CompareConfig, EvaluateConfig, Loop, compare, evaluate
-from athena_vla.evaluate.commands import bind_untuned
 from athena_vla.evaluate.comparison import Comparison, ablation_specs, baseline_specs
 from athena_vla.models import openvla_chunk
 from athena_vla.policy import Policy, record_golden
@@ -171,7 +171,7 @@ def test_recordings_alone_are_enough(dataset: Path, pair: tuple[Path, Path], tmp
 def test_a_base_of_another_robot_is_bound_and_labelled(dataset: Path, toy: Embodiment, tmp_path: Path) -> None:
     other = random_bundle(tmp_path / "toy", toy, 0)
     opened = Dataset.open(dataset)
-    bound = bundles.Bundle.open(bind_untuned(bundles.Bundle.open(other), opened, tmp_path / "bound"))
+    bound = bundles.Bundle.open(bind_base(bundles.Bundle.open(other), opened, tmp_path / "bound"))
     assert bound.robot.hash == opened.robot.hash
     assert bound.normalizer.to_dict() == opened.normalizer.to_dict()
     assert "3 action dimensions" in bound.manifest.stage_info["rebound"]

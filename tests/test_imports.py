@@ -13,7 +13,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "athena_vla"
 SPINE = {"errors", "stopping", "progress", "machine", "jobs", "files", "version"}
 SPINE |= {"robot_parts", "channels", "robot_columns", "embodiment"}
 SETS = {"recordings", "annotate", "check", "dataset"}
-MODELS = SETS | {"models", "bundle", "engines", "policy", "offload", "constrained"}
+MODELS = SETS | {"models", "bundle", "bound_base", "engines", "policy", "offload", "constrained"}
 ROBOT_SIDE = {"control", "wire", "ros2"}
 STAGES = MODELS | {"finetune", "plan", "merge", "quantize", "export"}
 EVIDENCE = STAGES | {"control", "sim", "evaluate"}
@@ -40,6 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "manifest": {"errors"},
     "engines": SETS | {"models", "bundle"},
     "policy": SETS | {"models", "bundle", "engines"},
+    "bound_base": SETS | {"models", "bundle", "policy"},
     "offload": {"models", "bundle", "policy"},
     "constrained": {"control", "models", "policy"},
     "control": set(),

@@ -18,6 +18,7 @@ from athena_vla.models.body.prismatic import Prismatic, full_7b_body
 from athena_vla.models.released import pretrained
 from athena_vla.models.released import released_weights as checkpoint
 from athena_vla.models.released.release import release_config, spec_from_release
+from athena_vla.models.robot_sizes import Sizes
 from athena_vla.models.weights.store import TensorStore
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -120,12 +121,12 @@ def test_nf4_quantises_the_decoder_and_stays_close(released: Path) -> None:
 @pytest.mark.parametrize("name", ["openvla", "openvla_chunk", "openvla_oft"])
 def test_released_bodies_become_families_and_are_gated(released: Path, name: str) -> None:
     model = pretrained.from_release(
-        name, released, action_dim=5, state_dim=4, horizon=3, cameras=2, precision="float32"
+        name, released, Sizes(action_dim=5, state_dim=4, horizon=3, cameras=2), precision="float32"
     )
     assert gates.check_model(model).blind_to == ()
     assert model.tokenizer_files()["tokenizer.json"] == (released / "tokenizer.json").read_bytes()
     with pytest.raises(UnknownName, match="openvla_chunk"):
-        pretrained.from_release("pi0", released, action_dim=5, state_dim=4, horizon=3)
+        pretrained.from_release("pi0", released, Sizes(action_dim=5, state_dim=4, horizon=3))
 
 
 def damage(change: Callable[[Path], object], match: str, broken: Path, kind: type[Exception] = ModelError) -> None:

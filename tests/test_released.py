@@ -16,6 +16,7 @@ from athena_vla.export import ExportConfig, GateConfig, check, export
 from athena_vla.finetune import FinetuneConfig, checkpoint, finetune
 from athena_vla.merge import MergeConfig, merge
 from athena_vla.models.released.pretrained import Release
+from athena_vla.models.robot_sizes import Sizes
 from athena_vla.policy import Policy, require_replay
 from athena_vla.quantize import QuantizeConfig, quantize
 from athena_vla.serve import open_policy
@@ -63,7 +64,7 @@ WAYS = [
 def test_the_whole_way_from_a_released_checkpoint(world, tmp_path, interrupted_at_step, family, quantization):
     cfg = config(world, tmp_path / "tuned", family=family, quantization=quantization, checkpoint_every=2)
     interrupted_at_step(3, cfg)
-    assert checkpoint.steps(cfg.run_folder / "checkpoints") == [2]
+    assert checkpoint.steps(cfg.run_folder / "checkpoints") == [2, 3]  # its own, and the evaluation's
     finetune(cfg)  # goes on
     tuned = Bundle.open(cfg.out)
     dataset = Dataset.open(world / "set")
@@ -212,12 +213,12 @@ def test_oft_heads_of_the_release_are_taken_over_where_they_fit(world, tmp_path)
 
     folder = tmp_path / "oft"
     shutil.copytree(world / "openvla", folder)
-    width = Release.open(folder).model(options=SIZES | {"horizon": 1}).body_spec.text.width  # pyright: ignore
+    width = Release.open(folder).model(sizes=Sizes.of_dict(SIZES | {"horizon": 1})).body_spec.text.width  # pyright: ignore
     head = L1Head(2, width, 3)
     torch.save({f"module.{k}": v for k, v in head.state_dict().items()}, folder / "action_head--100_checkpoint.pt")
-    same = Release.open(folder).model("openvla_oft", options=SIZES | {"horizon": 2})
+    same = Release.open(folder).model("openvla_oft", sizes=Sizes.of_dict(SIZES | {"horizon": 2}))
     assert torch.equal(same.get_submodule("head").model.fc2.weight, head.model.fc2.weight)  # pyright: ignore
-    other = Release.open(folder).model("openvla_oft", options=SIZES | {"horizon": 2, "action_dim": 5})
+    other = Release.open(folder).model("openvla_oft", sizes=Sizes.of_dict(SIZES | {"horizon": 2, "action_dim": 5}))
     assert other.get_submodule("head").model.fc2.weight.shape[0] == 5  # pyright: ignore
 
 

@@ -27,9 +27,13 @@ from athena_vla.finetune import (
 from athena_vla.finetune.batches import Order
 from athena_vla.finetune.evaluation import weak_joints
 from athena_vla.finetune.log import read
+from athena_vla.models.openvla_chunk import OpenVLAChunk
+from athena_vla.models.openvla_oft import OpenVLAOFT
+from athena_vla.models.released import pretrained
+from athena_vla.models.robot_sizes import Sizes
 from athena_vla.policy import Policy, require_replay
-from recordings import clean, write
-from small_bundles import small_run, write_base
+from recordings import Pixels, clean, write
+from small_bundles import small_model, small_run, write_base
 
 FAMILIES = {"openvla": {"tokens": True}, "openvla_chunk": {}, "openvla_oft": {"oft": True}}
 
@@ -448,3 +452,94 @@ def test_weak_joints_are_those_with_a_large_error_against_their_range(toy):
     assert "2 of 3 joints" in said
     assert "(20%)" in said
     assert weak_joints(dict.fromkeys(ranges, 0.0), toy) == ""
+
+
+def square_set(tmp_path, toy) -> Path:
+    """One episode whose pictures hold a white square of 24 in a black frame of 64 x 48 pixels."""
+    picture = np.zeros((48, 64, 3), np.uint8)
+    picture[12:36, 20:44] = 255
+    pixels = Pixels(np.repeat(picture[None], 12, axis=0))
+    write(tmp_path / "rec", *(dataclasses.replace(clean(i, length=12), cameras={"front": pixels}) for i in range(4)))
+    build(BuildConfig(input=tmp_path / "rec", out=tmp_path / "set", robot="toy", horizon=4, workers=1, validation=0.25))
+    return tmp_path / "set"
+
+
+def share_of_white(pixels: torch.Tensor) -> float:
+    """Of the area, by how bright it is between black and white: borders count in part."""
+    first = pixels[0, 0]
+    black, white = first[0, 0], first[first.shape[0] // 2, first.shape[1] // 2]
+    return float(((first - black) / (white - black)).mean())
+
+
+@pytest.mark.parametrize("crop", [0.9, 0.5])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_policy_sees_objects_as_large_as_in_training(tmp_path, toy, crop, family):
+    """A crop of an area makes a square's area larger by one over it: in training, in evaluation and when acting."""
+    from athena_vla.finetune.base import start
+    from athena_vla.finetune.batches import Loader
+    from athena_vla.policy import encode
+
+    data = square_set(tmp_path, toy)
+    write_base(tmp_path / "base", toy, **FAMILIES[family])
+    cfg = config(tmp_path, tmp_path / "run", model=str(tmp_path / "base"), data=data, augment=True, augment_crop=crop)
+    cfg = dataclasses.replace(cfg, max_steps=1, evaluate_every=1)
+    begin = start(cfg, Dataset.open(data))
+    loader = Loader(begin.dataset, begin.model, cfg, None)
+    whole = 24 * 24 / (48 * 64)
+    trained = np.mean([share_of_white(loader.training([0], step).inputs["pixel_values"]) for step in range(20)])
+    assert trained == pytest.approx(whole / crop, rel=0.03)
+    finetune(cfg)
+    bundle = Bundle.open(cfg.out)
+    policy = Policy.of(bundle)
+    item = encode(begin.dataset[0].observation, bundle.robot, bundle.normalizer)
+    for pixels in (loader.plain([0]).inputs["pixel_values"], policy.model.collate([item])["pixel_values"]):
+        assert share_of_white(pixels) == pytest.approx(trained, rel=0.03)
+    plain = dataclasses.replace(cfg, augment=False, out=tmp_path / "plain")
+    uncut = Loader(begin.dataset, start(plain, begin.dataset).model, plain, None)
+    for pixels in (uncut.plain([0]), uncut.training([0], 0)):
+        assert share_of_white(pixels.inputs["pixel_values"]) == pytest.approx(whole, rel=0.03)
+
+
+def test_features_that_are_cached_are_cropped_alike(tmp_path, toy):
+    """Variant 0 of the cache is what the policy will see: the features of its own pixels."""
+    from athena_vla.finetune.base import start
+    from athena_vla.policy import encode
+
+    data = square_set(tmp_path, toy)
+    write_base(tmp_path / "base", toy)
+    changes = {"augment": True, "augment_crop": 0.5, "cache_features": "always", "augment_variants": 2}
+    cfg = config(tmp_path, tmp_path / "run", model=str(tmp_path / "base"), data=data, max_steps=1, **changes)
+    finetune(cfg)
+    (file,) = (data / ".cache").glob("features-*.npy")
+    stored = np.load(file)
+    begin = start(cfg, Dataset.open(data))
+    item = encode(begin.dataset[0].observation, begin.dataset.robot, begin.dataset.normalizer)
+    with torch.no_grad():
+        acting = begin.model.encode_images(begin.model.collate([item]))[0].numpy()
+        crop = begin.model.encode_images(begin.model.collate([dataclasses.replace(item, cropped=True)]))[0].numpy()
+    assert np.abs(stored[0, 0] - acting).max() < 2e-3 * np.abs(acting).max()
+    assert np.abs(stored[0, 0] - crop).max() > 0.05 * np.abs(acting).max(), "the whole picture differs: a test"
+
+
+def test_a_base_that_saw_other_crops_keeps_its_heads(toy):
+    model = small_model(toy)
+    sizes = dataclasses.replace(Sizes.of(model.spec), crop_area=0.8)
+    other = pretrained.bind(model, "openvla_chunk", sizes)
+    assert Sizes.of(other.spec) == sizes
+    one, two = model.state_dict(), other.state_dict()
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[k], v) for k, v in two.items())
+    assert pretrained.bind(other, "openvla_chunk", Sizes.of(other.spec)) is other
+
+
+def test_sizes_are_frozen_and_take_no_other_name(toy):
+    good = {"action_dim": 3, "state_dim": 3, "horizon": 4}
+    with pytest.raises(UnknownName, match="'propio'.*proprio"):
+        Sizes.of_dict(good | {"propio": False})
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Sizes(**good).horizon = 5  # pyright: ignore[reportAttributeAccessIssue]
+    body = small_model(toy).body_spec
+    spec = OpenVLAChunk.spec_on(body, Sizes(**good, proprio=False))
+    assert spec.proprio is False  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(AthenaError, match="cannot be given a prefix"):
+        OpenVLAOFT.spec_on(body, Sizes(**good, prefix=2))

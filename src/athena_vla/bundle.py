@@ -33,6 +33,7 @@ from athena_vla.models import architecture, lora
 from athena_vla.models.architecture import Architecture, Spec
 from athena_vla.models.released import pretrained
 from athena_vla.models.released.pretrained import Release, ReleasedWeights
+from athena_vla.models.robot_sizes import Sizes
 from athena_vla.models.sizes import without_weights
 from athena_vla.models.weights.packed_linear import packed_model
 from athena_vla.models.weights.store import TensorStore, misfits, save
@@ -197,12 +198,12 @@ class Bundle:
 
     def _body(self, settings: lora.LoraSettings) -> Architecture:
         """What the adapter was trained on, with this bundle's heads."""
-        family, options = self.manifest.family, pretrained.options_of(self.spec)
+        family, sizes = self.manifest.family, Sizes.of(self.spec)
         if self.manifest.checkpoint:
             nf4 = settings.quantization == "nf4"
-            model = self.release().model(family, options=options, four_bit=nf4, double=settings.double_quantization)
+            model = self.release().model(family, sizes=sizes, four_bit=nf4, double=settings.double_quantization)
         else:
-            model = pretrained.bind(self.parent().model(), family, options)
+            model = pretrained.bind(self.parent().model(), family, sizes)
         if model.spec != self.spec:
             raise BundleError(f"'{self.path}' is of another specification than its base gives now; train it again.")
         return model

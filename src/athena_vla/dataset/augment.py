@@ -1,6 +1,6 @@
 """Train-time picture augmentation: a crop of 0.9 of the area, and colour; numpy and PIL only.
 
-The same geometry serves evaluation: `centre_crop` is the crop without chance. Both give pictures of the size they got.
+A policy that acts sees the middle of the same area: see `models.body.images`. Pictures keep the size they came with.
 """
 
 from dataclasses import dataclass
@@ -36,13 +36,6 @@ def augment(image: Image, rng: np.random.Generator, config: AugmentConfig) -> Im
     saturation = 1 + rng.uniform(-config.saturation, config.saturation)
     cropped = _crop(image, top * height, left * width, side) if config.crop_area < 1 else image
     return _colour(cropped, brightness, contrast, saturation)
-
-
-def centre_crop(image: Image, crop_area: float = 0.9) -> Image:
-    """The middle of the picture, resized back: what a model trained on random crops expects to see."""
-    height, width = image.shape[:2]
-    side = float(np.sqrt(crop_area))
-    return _crop(image, (1 - side) / 2 * height, (1 - side) / 2 * width, side)
 
 
 def _crop(image: Image, top: float, left: float, side: float) -> Image:

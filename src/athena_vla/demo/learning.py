@@ -4,12 +4,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from athena_vla.bound_base import bind_base
 from athena_vla.bundle import Bundle, open_base
 from athena_vla.dataset.dataset import Dataset
 from athena_vla.demo.journal import plain
 from athena_vla.demo.run import Run, hash_of
 from athena_vla.evaluate.actors import ActorSpec
-from athena_vla.evaluate.commands import bind_untuned
 from athena_vla.evaluate.comparison import compare_all
 from athena_vla.finetune.finetune_config import PRESETS
 from athena_vla.finetune.log import read
@@ -198,5 +198,5 @@ def _untuned(run: Run) -> Path:
         return Path(run.config.model)
     bound = run.bundle("untuned")
     if not (bound / "manifest.json").is_file() or Bundle.open(bound).manifest.dataset_hash != dataset.hash:
-        bind_untuned(base, dataset, bound, run.config.seed)
+        bind_base(base, dataset, bound, run.config.seed)
     return bound

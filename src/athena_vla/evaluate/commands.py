@@ -9,13 +9,14 @@ from typing import Annotated, Any
 
 import tyro
 
-from athena_vla.bundle import ADAPTER_FILE, MODEL_FILE, Bundle, Manifest, open_base, save_tensors, writing
+from athena_vla.bound_base import bind_base
+from athena_vla.bundle import Bundle, open_base
 from athena_vla.dataset.dataset import Dataset
 from athena_vla.errors import EvaluationError
 from athena_vla.evaluate.actors import ActorSpec
 from athena_vla.evaluate.comparison import Comparison, compare_all
 from athena_vla.evaluate.results import Setup
-from athena_vla.models.released.pretrained import Release, bind
+from athena_vla.models.released.pretrained import Release
 from athena_vla.progress import Progress, quiet
 from athena_vla.sim.scene import Split
 
@@ -167,63 +168,6 @@ def save(result: Comparison, path: Path) -> None:
     os.replace(temporary, path)
 
 
-def bind_untuned(base: Bundle | Release, dataset: Dataset, out: Path, seed: int = 0, family: str = "") -> Path:
-    """A bundle of the untrained base on another robot: its statistics, and fresh heads where the sizes differ.
-
-    This is what "the generic model" can mean on a robot it was never made for; the bundle says so wherever it is shown.
-    A released checkpoint stays where it is: the bundle points to it and holds the heads only.
-    """
-    import torch
-
-    from athena_vla.models import lora
-    from athena_vla.policy import Policy, record_golden
-
-    robot = dataset.robot
-    options = {
-        "action_dim": robot.action_dim,
-        "state_dim": robot.state_dim,
-        "cameras": len(robot.camera_names),
-        "horizon": dataset.horizon,
-    }
-    torch.manual_seed(seed)
-    if isinstance(base, Release):
-        model = base.model(family, options=options)
-        whose = f"the released checkpoint '{base.source}'"
-        origin = {"checkpoint": base.source}
-    else:
-        # Its own horizon: only the robot is another one.
-        model = bind(base.model(), base.manifest.family, {**options, "horizon": base.spec.horizon})
-        whose = f"'{base.robot.name}' ({base.robot.action_dim} action dimensions)"
-        origin = {"parent_path": str(base.path)}
-    text = (
-        f"the weights of {whose} with the action statistics of "
-        f"dataset {dataset.hash} for the {robot.action_dim} joints of '{robot.name}'; whatever depends "
-        "on the number of joints was initialised fresh and never trained. It has no chance, and is shown for that."
-    )
-    settings = lora.LoraSettings(method="heads") if isinstance(base, Release) else None
-    manifest = Manifest(
-        stage="base",
-        family=model.family,
-        spec=model.spec.to_dict(),
-        robot=robot.to_dict(),
-        normalizer=dataset.normalizer.to_dict(),
-        dataset_hash=dataset.hash,
-        parent_hash=base.hash,
-        **origin,
-        adapter={} if settings is None else dataclasses.asdict(settings) | {"targets": list(settings.targets)},
-        stage_info={"rebound": text},
-    )
-    policy = Policy.of_model(model.eval(), robot, dataset.normalizer)
-    golden = record_golden(policy, [dataset[int(dataset.train[0])].observation])
-    with writing(out, manifest, golden, model.tokenizer_files()) as folder:
-        if settings is None:
-            save_tensors(model.state_dict(), folder / MODEL_FILE)
-        else:
-            lora.attach(model, settings)
-            save_tensors(lora.state(model), folder / ADAPTER_FILE)
-    return out
-
-
 def _bound(where: Path, tuned: Path, dataset: Dataset | None, out: Path, seed: int) -> Path:
     """The first side of a comparison as a bundle that can act on the dataset's robot."""
     base = open_base(where)
@@ -233,10 +177,10 @@ def _bound(where: Path, tuned: Path, dataset: Dataset | None, out: Path, seed: i
                 f"'{where}' is a released checkpoint, which knows no joint of this robot; give --data, so that it can "
                 "be bound to the robot and its statistics."
             )
-        return bind_untuned(base, dataset, out, seed, family=Bundle.open(tuned, verify=False).manifest.family)
+        return bind_base(base, dataset, out, seed, family=Bundle.open(tuned, verify=False).manifest.family)
     if dataset is None or base.robot.hash == dataset.robot.hash or base.manifest.stage != "base":
         return where
-    return bind_untuned(base, dataset, out, seed)
+    return bind_base(base, dataset, out, seed)
 
 
 def _names(a: Path, b: Path) -> tuple[str, str]:

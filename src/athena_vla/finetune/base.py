@@ -1,6 +1,5 @@
 """What a fine-tuning starts from: a float base bound to the dataset's robot; refused where it cannot be trained."""
 
-import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -11,10 +10,11 @@ from athena_vla.dataset.dataset import Dataset
 from athena_vla.errors import InvalidObservation, TrainingError
 from athena_vla.finetune.finetune_config import FinetuneConfig
 from athena_vla.models import lora
-from athena_vla.models.architecture import DEFAULT_FAMILY, Architecture, family
+from athena_vla.models.architecture import DEFAULT_FAMILY, Architecture
 from athena_vla.models.lora import LoraSettings, Trainables
 from athena_vla.models.released import pretrained
 from athena_vla.models.released.pretrained import Release
+from athena_vla.models.robot_sizes import Sizes
 
 
 @dataclass(frozen=True)
@@ -64,30 +64,22 @@ def bound_model(base: Bundle | Release, dataset: Dataset, config: FinetuneConfig
     the loaded body is asked whether it sees and listens before anything trains on it.
     """
     robot = dataset.robot
-    options = {
-        "horizon": dataset.horizon,
-        "action_dim": robot.action_dim,
-        "state_dim": robot.state_dim,
-        "cameras": len(robot.cameras),
-        "proprio": config.proprio,
-        "prefix": config.prefix,
-    }
+    sizes = Sizes(
+        horizon=dataset.horizon,
+        action_dim=robot.action_dim,
+        state_dim=robot.state_dim,
+        cameras=len(robot.cameras),
+        proprio=config.proprio,
+        prefix=config.prefix,
+        # What is trained on crops sees the middle of a picture when it acts: objects are as large as in training.
+        crop_area=config.augment_crop if config.augment else None,
+    )
     name = config.family or (DEFAULT_FAMILY if isinstance(base, Release) else base.manifest.family)
-    if config.prefix and "prefix" not in {f.name for f in dataclasses.fields(family(name).spec_type)}:
-        raise TrainingError(
-            f"The family {name} cannot be given a prefix; leave --prefix out, or choose another --family."
-        )
     if isinstance(base, Release):
         nf4 = config.quantization == "nf4"
-        return base.model(
-            name,
-            options=options,
-            device=device,
-            four_bit=nf4,
-            double=config.double_quantization,
-            check=True,
-        )
-    return pretrained.bind(base.model(), name, options)
+        double = config.double_quantization
+        return base.model(name, sizes=sizes, device=device, four_bit=nf4, double=double, check=True)
+    return pretrained.bind(base.model(), name, sizes)
 
 
 def require_usable(dataset: Dataset, config: FinetuneConfig) -> None:

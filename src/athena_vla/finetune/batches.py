@@ -166,7 +166,7 @@ class Loader:
                 drawn = np.random.default_rng([*key, _NOISE]).normal(0.0, self.config.state_noise, size)
                 noise.append(drawn.astype(np.float32))
             changed.append(sample)
-        batch = self._batch(indices, changed, variants)
+        batch = self._batch(indices, changed, variants, cropped=self.config.augment)
         if noise:
             batch.inputs["state"] = batch.inputs["state"] + torch.from_numpy(np.stack(noise))
         return batch
@@ -198,10 +198,13 @@ class Loader:
         for first in range(0, len(indices), size):
             yield self.plain(indices[first : first + size])
 
-    def _batch(self, indices: Sequence[int], samples: Sequence[Sample], variants: Sequence[int]) -> Batch:
+    def _batch(
+        self, indices: Sequence[int], samples: Sequence[Sample], variants: Sequence[int], *, cropped: bool = False
+    ) -> Batch:
         robot, normalizer = self.dataset.robot, self.dataset.normalizer
         if self.features is None:
-            inputs = self.model.collate([encode(s.observation, robot, normalizer) for s in samples])
+            items = [encode(s.observation, robot, normalizer) for s in samples]
+            inputs = self.model.collate([dataclasses.replace(item, cropped=cropped) for item in items])
         else:
             inputs = self.features.collate(indices, samples, variants)
         chunks = np.stack([s.chunk for s in samples])

@@ -146,9 +146,8 @@ def _compute(
                     item = encode(sample.observation, robot, normalizer)
                     if variant:
                         rng = np.random.default_rng([config.seed, row, variant, _AUGMENT])
-                        item = dataclasses.replace(
-                            item, images=tuple(augment(image, rng, augmentation) for image in item.images)
-                        )
+                        images = tuple(augment(image, rng, augmentation) for image in item.images)
+                        item = dataclasses.replace(item, images=images, cropped=True)
                     items.append(item)
                 pixels = model.collate(items)[INPUT].to(accelerator.device, dtype)
                 with accelerator.autocast():  # as in training without a cache, so that the loss is the same
@@ -175,7 +174,7 @@ def _key(graph: Graph, dataset: Dataset, config: FinetuneConfig, shape: tuple[in
         "data": dataset.hash,
         "shape": shape,
         "precision": config.precision,
-        "augment": [config.seed, config.augment_crop] if config.augment else None,
+        "augment": [config.seed, config.augment_crop, "plain: centre"] if config.augment else None,
         "weights": hashlib.sha256(answer.tobytes()).hexdigest(),
     }
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:20]

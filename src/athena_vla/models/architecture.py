@@ -39,6 +39,7 @@ class ModelInput:
     state: NDArray[np.float32]  # [S] normalised
     instruction: str
     given: NDArray[np.float32] | None = None  # [p, D] normalised: the answer's first rows, already decided
+    cropped: bool = False  # the images are crops already, as in training: the centre is not cut out of them again
 
 
 @dataclass(frozen=True)

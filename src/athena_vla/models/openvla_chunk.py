@@ -19,6 +19,7 @@ from athena_vla.models.architecture import ModelInput, Spec, Tensors
 from athena_vla.models.body.llama import attention_mask
 from athena_vla.models.body.prismatic import Prismatic, PrismaticSpec, full_7b_body, tiny_body
 from athena_vla.models.parallel import ParallelModel, ParallelSpec
+from athena_vla.models.robot_sizes import Sizes
 from athena_vla.models.vla import VlaSpec
 
 _TIME_WAVES = 32  # sines and cosines that tell one query from the next
@@ -174,9 +175,9 @@ class OpenVLAChunk(ParallelModel):
         return [*(["state_projector"] if self.proprio else []), "queries", *given, "head"]
 
     @classmethod
-    def spec_on(cls, body: PrismaticSpec, **options: Any) -> VlaSpec:
+    def spec_on(cls, body: PrismaticSpec, sizes: Sizes, **own: int) -> VlaSpec:
         width = _WIDE_HEAD if body.text.width >= _WIDE_HEAD else ChunkSpec.head_width
-        return super().spec_on(body, **{"head_width": width, **options})
+        return super().spec_on(body, sizes, **{"head_width": width, **own})
 
     def rebind(self, spec: Spec) -> "OpenVLAChunk":
         """Another robot on the same body. The query tokens and the head's first layer, whose sizes no robot changes,

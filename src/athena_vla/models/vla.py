@@ -6,7 +6,7 @@ Knows nothing of how a family reads actions out.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from athena_vla.models.body.images import pixels
 from athena_vla.models.body.prismatic import Prismatic, PrismaticSpec
 from athena_vla.models.body.prompt import Prompter
 from athena_vla.models.body.tiny_tokenizer import TINY_VOCABULARY, tiny_tokenizer_files
+from athena_vla.models.robot_sizes import Sizes
 
 SINGLE_TOKEN = "step"  # the stage in which tokens are decoded one by one
 LONGEST_PROMPT = 256  # tokens an engine is built for; OpenVLA's prompts have about 30
@@ -36,6 +37,11 @@ class VlaSpec(Spec):
         for name in ("horizon", "action_dim", "cameras"):
             if getattr(self, name) < 1:
                 raise ModelError(f"A {type(self).__name__} needs at least one {name}, it has {getattr(self, name)}.")
+
+
+def cropped(body: PrismaticSpec, area: float | None) -> PrismaticSpec:
+    """The body seeing the middle `area` of each picture; itself where that is None."""
+    return body if area is None else dataclasses.replace(body, images=dataclasses.replace(body.images, crop_area=area))
 
 
 def stage_of(graph: str, inputs: Tensors) -> str:
@@ -83,8 +89,12 @@ class VisionLanguageModel(Architecture):
                     "Train it with --prefix, or give none."
                 )
         # Items may share their pictures: several questions about one frame, or blank ones beside cached features.
-        pictures = {id(item.images): item.images for item in inputs}
-        ready = {key: np.concatenate([pixels(im, self.body_spec.images) for im in p]) for key, p in pictures.items()}
+        pictures = {id(item.images): item for item in inputs}
+        whole = dataclasses.replace(self.body_spec.images, crop_area=1.0)
+        ready = {
+            key: np.concatenate([pixels(im, whole if item.cropped else self.body_spec.images) for im in item.images])
+            for key, item in pictures.items()
+        }
         images = [ready[id(item.images)] for item in inputs]
         known = {text: self.prompter.answer_ids(text) for text in {item.instruction for item in inputs}}
         prompts = [known[item.instruction] for item in inputs]
@@ -179,12 +189,12 @@ class VisionLanguageModel(Architecture):
 
     def rebind(self, spec: Spec) -> Self:
         assert isinstance(spec, VlaSpec)
-        if spec.body != self.body_spec:
+        if cropped(spec.body, 1.0) != cropped(self.body_spec, 1.0):
             raise ModelError("A model can be bound to another robot, not to another body; the specifications differ.")
         return type(self)(spec, self.prompter.files, self.body)
 
     @classmethod
-    def spec_on(cls, body: PrismaticSpec, **options: Any) -> VlaSpec:
-        """The family's specification on a body; options that it does not have, such as `proprio`, are passed over."""
-        known = {f.name for f in dataclasses.fields(cls.spec_type)}
-        return cast(Any, cls.spec_type)(body=body, **{k: v for k, v in options.items() if k in known})
+    def spec_on(cls, body: PrismaticSpec, sizes: Sizes, **own: int) -> VlaSpec:
+        """The family's specification on a body; `own` are fields of this family alone. Raises `ModelError`."""
+        fields = {**sizes.named(cls.spec_type), **own}
+        return cast(VlaSpec, cls.spec_type(**fields, body=cropped(body, sizes.crop_area)))  # pyright: ignore

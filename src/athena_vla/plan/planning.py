@@ -16,6 +16,7 @@ from athena_vla.models.architecture import DEFAULT_FAMILY
 from athena_vla.models.lora import LoraSettings
 from athena_vla.models.precision import resolved
 from athena_vla.models.released.pretrained import Release, bind
+from athena_vla.models.robot_sizes import Sizes
 from athena_vla.models.vla import VisionLanguageModel
 from athena_vla.plan import cost
 from athena_vla.plan.activations import StepCost
@@ -142,23 +143,23 @@ def chosen_preset(config: PlanConfig) -> FinetuneConfig:
 def _model(config: PlanConfig) -> VisionLanguageModel:
     family = config.family or DEFAULT_FAMILY
     robot = embodiment.load(config.robot)
-    options = {
-        "action_dim": robot.action_dim,
-        "state_dim": robot.state_dim,
-        "horizon": config.horizon,
-        "cameras": len(robot.camera_names),
-    }
+    asked = Sizes(
+        action_dim=robot.action_dim,
+        state_dim=robot.state_dim,
+        horizon=config.horizon,
+        cameras=len(robot.camera_names),
+    )
     base = _base(config)
     if isinstance(base, Bundle):
         if config.model and (config.family or base.robot.hash != robot.hash):
             with torch.device("meta"):
-                return cast(VisionLanguageModel, bind(base.skeleton(), config.family or base.manifest.family, options))
+                return cast(VisionLanguageModel, bind(base.skeleton(), config.family or base.manifest.family, asked))
         model = base.skeleton().eval()
         assert isinstance(model, VisionLanguageModel)
         return model
     if base is not None:
-        return sizes.weightless(family, base.spec(family, options))
-    return sizes.weightless(family, sizes.full_size(family, **options))
+        return sizes.weightless(family, base.spec(family, asked))
+    return sizes.weightless(family, sizes.full_size(family, **asked.of_a_robot()))
 
 
 def _base(config: PlanConfig) -> Bundle | Release | None:

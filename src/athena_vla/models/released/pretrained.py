@@ -5,22 +5,22 @@ Knows checkpoints and families, nothing of data, bundles or training.
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from torch import Tensor
 
 from athena_vla.errors import ModelError
 from athena_vla.models import input_gates as gates
-from athena_vla.models.architecture import DEFAULT_FAMILY, Architecture, Spec, family
+from athena_vla.models.architecture import DEFAULT_FAMILY, Architecture, family
 from athena_vla.models.openvla_oft import OpenVLAOFT
 from athena_vla.models.precision import multiply_natively
 from athena_vla.models.released import oft_files
 from athena_vla.models.released import released_weights as checkpoint
-from athena_vla.models.vla import VisionLanguageModel, VlaSpec
+from athena_vla.models.robot_sizes import Sizes
+from athena_vla.models.vla import VisionLanguageModel, VlaSpec, cropped
 from athena_vla.models.weights.store import TensorStore
 
 LARGE = 2_000_000_000  # [bytes] of stored weights; smaller ones are opened in float32, which holds bfloat16 exactly
@@ -74,13 +74,13 @@ class Release:
         self,
         name: str = "",
         *,
-        options: Mapping[str, Any],
+        sizes: Sizes,
         device: str = "cpu",
         four_bit: bool = False,
         double: bool = True,
         check: bool = False,
     ) -> Architecture:
-        """The body with heads of family `name` ("" = the default one) for the robot's sizes in `options`.
+        """The body with heads of family `name` ("" = the default one) for the robot's `sizes`.
 
         `four_bit`: a large checkpoint's decoder is quantised as it is read. Raises `ModelError`, `BlindPolicy`.
         """
@@ -90,18 +90,18 @@ class Release:
         return from_release(
             name or DEFAULT_FAMILY,
             self.folder,
-            **options,
+            sizes,
             precision=precision,
             double=double,
             device=device,
             check=check,
         )
 
-    def spec(self, name: str, options: Mapping[str, Any]) -> VlaSpec:
+    def spec(self, name: str, sizes: Sizes) -> VlaSpec:
         """The specification that `model` would have; reads no weights."""
         kind = cast(type[VisionLanguageModel], family(name or DEFAULT_FAMILY))
         _, body = checkpoint.read_spec(self.folder)
-        return kind.spec_on(checkpoint.lean(body, output=kind.reads_tokens), **options)
+        return kind.spec_on(checkpoint.lean(body, output=kind.reads_tokens), sizes)
 
     def store(self) -> "ReleasedWeights":
         """The weights under the names that the families give them, for merging."""
@@ -128,13 +128,8 @@ class ReleasedWeights:
 def from_release(
     name: str,
     source: str | Path,
+    sizes: Sizes,
     *,
-    action_dim: int,
-    state_dim: int,
-    horizon: int,
-    cameras: int = 1,
-    proprio: bool = True,
-    prefix: int = 0,
     precision: checkpoint.Precision = "bfloat16",
     double: bool = True,
     device: str = "cpu",
@@ -151,8 +146,7 @@ def from_release(
     loaded = checkpoint.load(
         source, precision, double=double, device=device, output=kind.reads_tokens, revision=revision, offline=offline
     )
-    sizes = {"action_dim": action_dim, "state_dim": state_dim, "horizon": horizon, "cameras": cameras}
-    spec = kind.spec_on(loaded.spec, **sizes, proprio=proprio, prefix=prefix)
+    spec = kind.spec_on(loaded.spec, sizes)
     model = kind(spec, loaded.tokenizer_files, loaded.body).eval()
     if isinstance(model, OpenVLAOFT):
         _take_over(model, loaded.folder, precision)
@@ -166,8 +160,8 @@ def from_release(
     return model
 
 
-def bind(model: Architecture, name: str, options: Mapping[str, Any]) -> Architecture:
-    """The model's body with heads of family `name` for other sizes; itself where nothing differs.
+def bind(model: Architecture, name: str, sizes: Sizes) -> Architecture:
+    """The model's body with heads of family `name` for these sizes; itself where nothing differs.
 
     Heads of the same family keep what does not depend on the robot; another family's are fresh. Raises `ModelError`.
     """
@@ -179,11 +173,21 @@ def bind(model: Architecture, name: str, options: Mapping[str, Any]) -> Architec
                 f"The base has no token output, which family '{name}' reads actions from. Use another --family, or a "
                 "base that has one, such as the released openvla-7b."
             )
-        return kind(kind.spec_on(model.body_spec, **options), model.tokenizer_files(), model.body).eval()
-    known = {f.name for f in dataclasses.fields(model.spec)}
-    spec = dataclasses.replace(model.spec, **{k: v for k, v in options.items() if k in known})
+        return kind(kind.spec_on(model.body_spec, sizes), model.tokenizer_files(), model.body).eval()
+    spec = dataclasses.replace(model.spec, **sizes.named(type(model.spec)))
+    if spec != model.spec:
+        model = model.rebind(spec)
     # The same robot: its heads go on from where the base left them.
-    return model if spec == model.spec else model.rebind(spec)
+    return model if sizes.crop_area in (None, model.body_spec.images.crop_area) else _seeing(model, sizes.crop_area)
+
+
+def _seeing(model: VisionLanguageModel, area: float) -> Architecture:
+    """The same weights, seeing the middle `area` of each picture."""
+    spec = dataclasses.replace(cast(VlaSpec, model.spec), body=cropped(model.body_spec, area))
+    other = type(model)(spec, model.tokenizer_files(), model.body).eval()
+    for path in model.head_modules():
+        other.get_submodule(path).load_state_dict(model.get_submodule(path).state_dict())
+    return other
 
 
 def _take_over(model: OpenVLAOFT, folder: Path, precision: checkpoint.Precision) -> None:
@@ -197,12 +201,6 @@ def _take_over(model: OpenVLAOFT, folder: Path, precision: checkpoint.Precision)
         own, theirs = model.get_submodule(path).state_dict(), part.state_dict()
         if {k: t.shape for k, t in own.items()} == {k: t.shape for k, t in theirs.items()}:
             model.get_submodule(path).load_state_dict(theirs)
-
-
-def options_of(spec: Spec) -> dict[str, Any]:
-    """The sizes in a specification, as `bind` and `Release.model` take them."""
-    sizes = {"action_dim", "state_dim", "horizon", "cameras", "proprio", "prefix"}
-    return {n: getattr(spec, n) for n in sorted(sizes & {f.name for f in dataclasses.fields(spec)})}
 
 
 def _samples(file: Path) -> bytes:
