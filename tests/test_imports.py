@@ -58,8 +58,12 @@ ALLOWED: dict[str, set[str]] = {
     "sweep": EVIDENCE,
     "report": EVIDENCE,
     "doctor": {"extras"},
+    "drive": MODELS | {"control", "wire", "sim", "serve"},
+    "incident": {"recordings", "control", "wire", "ros2", "sim"},
     "demo": EVIDENCE | ROBOT_SIDE | {"serve", "bench", "sweep", "report"},
-    "cli": EVIDENCE | ROBOT_SIDE | {"serve", "bench", "sweep", "report", "demo", "doctor", "extras"},
+    "cli": EVIDENCE
+    | ROBOT_SIDE
+    | {"serve", "bench", "sweep", "report", "demo", "drive", "incident", "doctor", "extras"},
 }
 OWN_RULE = {"errors", "manifest", "stopping", "version", "moved", "extras", "progress", "machine", "files", "jobs"}
 OWN_RULE |= {"robot_parts", "channels", "robot_columns", "embodiment"}

@@ -106,6 +106,8 @@ COMMANDS: dict[str, Command] = {
     "plan": Command("plan", "plan", "PlanConfig", "will it fit and how fast: predicted, and labelled so"),
     "bench": Command("bench", "bench", "BenchConfig", "stage by stage, measured here", ("bundle",)),
     "serve": Command("serve", "serve", "ServeBundleConfig", "a policy over a socket", ("bundle",)),
+    "drive": Command("drive.driving", "drive", "DriveConfig", "a robot with a policy, with stop and shadow"),
+    "incident": Command("incident", "incident", "IncidentConfig", "what a robot's black box kept", ("box",)),
 }
 
 

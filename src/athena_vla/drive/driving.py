@@ -1,0 +1,267 @@
+"""Drive a robot with a policy: adapter, safety filter, control loop, black box and the keys to stop it, in one command.
+
+Knows the parts and what a person has to be told; what moves the robot is the control loop.
+"""
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from athena_vla.control.black_box import BlackBox
+from athena_vla.control.runtime import Actor, Robot, Runtime, RuntimeConfig
+from athena_vla.control.safety import SafetyFilter
+from athena_vla.control.shadow import ShadowReport
+from athena_vla.control.trace import Trace
+from athena_vla.drive.adapters import open_robot
+from athena_vla.drive.hands import HELP, keys, remote
+from athena_vla.embodiment import ActionChunk, Array, Embodiment, Observation
+from athena_vla.errors import SafetyError
+from athena_vla.wire.client import RemotePolicy
+from athena_vla.wire.serve_config import TOKEN_VARIABLE
+
+HOLD = "hold"  # a policy that keeps the robot where it is
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriveConfig:
+    """Drive a robot with a policy, in real time, until `--duration` is over, `q` or Ctrl-C."""
+
+    robot: str = "sim"
+    """Name of a robot adapter (`sim`, or one of an installed package), or MODULE:CLASS of a file in this folder."""
+    option: tuple[str, ...] = ()
+    """Options of the adapter, as NAME=VALUE."""
+    policy: str = HOLD
+    """Address of a policy server (ws://HOST:PORT), folder of a bundle, or `hold`: no policy, the pose is kept."""
+    task: str = ""
+    """Instruction; empty takes the robot's own."""
+    duration: float = 60.0
+    """[s]"""
+    speed: float = 1.0
+    """Share of the velocity limits, and of the plan's own speed, from 0.1 to 1; for bring-up."""
+    groups: tuple[str, ...] = ()
+    """Groups of joints that may move; the others hold their pose. Empty: all."""
+    replan_every: int = 8
+    """Ask for a new chunk every this many control steps."""
+    timeout: float = 1.0
+    """A question without an answer is given up after this long. [s]"""
+    max_observation_age: float = 0.5
+    """An observation older than this, by its own stamp, is none. [s]"""
+    jerk: bool = False
+    """Keep the limits on jerk too."""
+    margin: float = 0.0
+    """[rad] that the position limits are moved inwards by."""
+    ramp_in: bool = False
+    """Move a robot that starts outside its limits into them, at a tenth of its speed."""
+    latch: bool = True
+    """After a fault that ended at rest, wait for an acknowledgement (key `a`)."""
+    heartbeat: float | None = None
+    """Come to rest unless a key is pressed, or /beat asked, this often. [s]"""
+    shadow: bool = False
+    """Command nothing; say afterwards what would have been commanded and what the robot did."""
+    real_time: bool = True
+    """Off: as fast as possible, for robots whose clock is simulated."""
+    black_box: Path | None = Path("runs/black_box")
+    """Folder in which the last five minutes are kept, one folder a robot."""
+    black_box_mb: float = 300.0
+    """The most that the black box may take. [MB]"""
+    stop_host: str = "127.0.0.1"
+    """Where stops from other machines are taken."""
+    stop_port: int | None = None
+    """Port for them; they need the token in ATHENA_TOKEN."""
+
+    def __post_init__(self) -> None:
+        if not 0.1 <= self.speed <= 1.0:
+            raise SafetyError(f"--speed is a share of the limits from 0.1 to 1, not {self.speed}.")
+        for pair in self.option:
+            if "=" not in pair:
+                raise SafetyError(f"--option takes NAME=VALUE, not '{pair}'.")
+
+
+@dataclass(frozen=True)
+class DriveResult:
+    """What a run was, in short; the black box has the rest."""
+
+    robot: str
+    seconds: float
+    commands: int
+    ended_by: str
+    modified: int
+    overruns: int
+    interventions: dict[str, int]
+    events: tuple[str, ...]
+    errors: tuple[str, ...]
+    policies: tuple[str, ...]
+    black_box: str
+    shadow: ShadowReport | None = field(default=None)
+
+    def __str__(self) -> str:
+        if self.shadow is not None:
+            return str(self.shadow)
+        lines = [
+            f"Drove '{self.robot}' for {self.seconds:.1f} s with {self.commands} commands; ended by {self.ended_by}, "
+            f"at rest. The filter changed {self.modified}, {self.overruns} came late."
+        ]
+        lines += [f"  {e}" for e in (*self.events, *self.errors[:10])]
+        return "\n".join(lines + ([f"Black box: {self.black_box}"] if self.black_box else []))
+
+
+class Hold:
+    """An actor that asks for the pose the robot is in."""
+
+    policy_id = HOLD
+
+    def __init__(self, body: Embodiment) -> None:
+        self._body = body
+        self._pose: Array | None = None
+
+    def act(self, observation: Observation) -> ActionChunk:
+        body = self._body
+        if self._pose is None:
+            self._pose = observation.state[body.action_index].astype(float)
+        return ActionChunk(
+            self._pose[None].repeat(16, axis=0), body.action_joints, 1 / body.control_hz, observation.time
+        )
+
+
+class Told:
+    """A robot with another instruction."""
+
+    def __init__(self, robot: Robot, task: str) -> None:
+        self._robot, self._task = robot, task
+        self.embodiment = robot.embodiment
+
+    @property
+    def time(self) -> float:
+        return self._robot.time
+
+    def observe(self) -> Observation:
+        return replace(self._robot.observe(), instruction=self._task)
+
+    def command(self, positions: Array, /) -> None:
+        self._robot.command(positions)
+
+
+def drive(config: DriveConfig) -> DriveResult:
+    """Raises `SafetyError` before anything moves for whatever does not fit, and what `Runtime.run` raises."""
+    with ExitStack() as stack:
+        robot = open_robot(config.robot, dict(pair.split("=", 1) for pair in config.option))
+        body = robot.embodiment
+        stack.enter_context(only_owner(f"{config.robot}-{body.name}"))
+        if config.task:
+            robot = Told(robot, config.task)
+        guard = SafetyFilter(body, jerk=config.jerk, margin=config.margin, speed=config.speed)
+        actor = _actor(config, body, stack)
+        box = None
+        if config.black_box is not None:
+            folder = config.black_box / body.name
+            box = stack.enter_context(BlackBox(folder, body, most_bytes=round(config.black_box_mb * 1e6)))
+        runtime = Runtime(robot, actor, guard, _settings(config), recorder=box)
+        quit_asked: list[bool] = []
+        calls = {
+            "stop": lambda: runtime.stop("the operator"),
+            "acknowledge": runtime.acknowledge,
+            "beat": runtime.beat,
+            "quit": lambda: quit_asked.append(True),
+        }
+        at_terminal = stack.enter_context(keys(calls))
+        _say(config, body, at_terminal)
+        if config.stop_port is not None:
+            token = os.environ.get(TOKEN_VARIABLE, "")
+            waiting = runtime.operator
+            address = stack.enter_context(
+                remote(calls, config.stop_host, config.stop_port, token, lambda: waiting.waiting_for or "running")
+            )
+            print(f"Stops are taken at {address}/stop.", flush=True)
+        trace = runtime.run(config.duration, until=lambda: bool(quit_asked), real_time=config.real_time)
+    return _result(trace, str(config.black_box / body.name) if config.black_box is not None else "")
+
+
+def _settings(config: DriveConfig) -> RuntimeConfig:
+    return RuntimeConfig(
+        replan_every=config.replan_every,
+        max_observation_age=config.max_observation_age,
+        groups=config.groups,
+        timeout=config.timeout,
+        ramp_in=config.ramp_in,
+        latch=config.latch,
+        heartbeat=config.heartbeat,
+        shadow=config.shadow,
+        raise_errors=False,
+        keep=300.0,
+    )
+
+
+def _actor(config: DriveConfig, body: Embodiment, stack: ExitStack) -> Actor:
+    if config.policy == HOLD:
+        return Hold(body)
+    if config.policy.startswith(("ws://", "wss://")):
+        remote_policy = stack.enter_context(RemotePolicy(config.policy, body, timeout=config.timeout))
+        remote_policy.connect()  # a server that is not there, or is another robot's, is a sentence and not a run
+        return remote_policy
+    from athena_vla.serve import open_policy
+
+    policy, _ = open_policy(config.policy)
+    if policy.robot.hash != body.hash:
+        raise SafetyError(f"The policy '{config.policy}' is for '{policy.robot.name}', the robot is '{body.name}'.")
+    return policy
+
+
+def _say(config: DriveConfig, body: Embodiment, at_terminal: bool) -> None:
+    """What a person must know before it moves."""
+    moving = [g for g in body.groups if g in (config.groups or tuple(body.groups))]
+    what = "Nothing is commanded (shadow)" if config.shadow else f"At {config.speed:.0%} of its speed"
+    print(
+        f"'{body.name}', groups {', '.join(moving)}. {what}. {HELP if at_terminal else 'Ctrl-C: come to rest'}",
+        flush=True,
+    )
+    if not config.latch:
+        print("NOT LATCHED: after a fault the robot moves again by itself, as soon as the fault is gone.", flush=True)
+    balance = [g for g, names in body.groups.items() if any(body.joint(n).owner == "balance" for n in names)]
+    if balance and not config.shadow:
+        print(
+            f"{', '.join(balance)}: held where they are. A robot that has to balance falls: hang it up, or drive it "
+            "from a program of yours with a balance source.",
+            flush=True,
+        )
+
+
+@contextmanager
+def only_owner(name: str) -> Iterator[None]:
+    """One program drives a robot at a time on this machine. Raises `SafetyError` where another one does."""
+    folder = Path(tempfile.gettempdir()) / f"athena-vla-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    safe = "".join(c if c.isalnum() else "_" for c in name)
+    with open(folder / f"{safe}.lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise SafetyError(
+                f"'{name}' is being driven by process {file.read().strip() or '?'}. One program at a time."
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _result(trace: Trace, box: str) -> DriveResult:
+    changed = [k for k, n in sorted(trace.interventions.items()) if n]
+    return DriveResult(
+        robot=trace.robot,
+        seconds=float(trace.times[-1] - trace.times[0]) if len(trace.times) else 0.0,
+        commands=len(trace.commands),
+        ended_by=trace.ended_by,
+        modified=trace.touched_steps,
+        overruns=trace.overruns,
+        interventions={k: int(trace.interventions[k]) for k in changed},
+        events=tuple(f"{e.time:8.2f} s  {e.kind}: {e.words}" for e in trace.events),
+        errors=trace.errors,
+        policies=trace.policies,
+        black_box=box,
+        shadow=ShadowReport.of(trace) if trace.shadow else None,
+    )
