@@ -12,15 +12,13 @@ import pytest
 
 from athena_vla.control.fallback import Ladder
 from athena_vla.control.plausible import implausible, require_plausible, tolerance
-from athena_vla.control.run.pacing import ON_TIME
 from athena_vla.control.runtime import LEVELS, Runtime, RuntimeConfig, run_episode
 from athena_vla.control.safety import SafetyFilter
 from athena_vla.control.trace import Trace
 from athena_vla.embodiment import ActionChunk, Array, Embodiment, Observation
 from athena_vla.errors import InvalidObservation, ModelError, SafetyError
-from test_runtime import Puppet, Wave
+from test_runtime import Puppet, Wave, check_by_time
 from test_safety import assert_within_limits
-from test_safety_by_time import assert_within_limits_by_time
 
 SPEED = 0.4  # [rad/s] what a plan of `Steady` asks for
 STILL = 0.5  # [s] within which a robot must stand still after the end of what it may follow
@@ -189,7 +187,7 @@ def test_a_signal_takes_effect_at_rest(toy: Embodiment, name: signal.Signals) ->
     assert trace is not None
     assert trace.ended_by == name.name
     assert (trace.commands[-1] == trace.commands[-2]).all()
-    assert_within_limits_by_time(trace.stamps, trace.commands, toy, resolution=ON_TIME)
+    check_by_time(trace, toy)
     assert signal.getsignal(name) in (signal.default_int_handler, signal.SIG_DFL)
 
 
@@ -390,7 +388,7 @@ def test_without_a_beat_the_robot_comes_to_rest(toy: Embodiment) -> None:
     first = int(np.flatnonzero(trace.levels > 0)[0])
     assert 0.6 < trace.times[first] < 1.8
     assert np.abs(np.diff(trace.commands[-20:], axis=0)).max() == 0
-    assert_within_limits_by_time(trace.stamps, trace.commands, toy, resolution=ON_TIME)
+    check_by_time(trace, toy)
 
 
 def test_in_real_time_a_reseat_keeps_the_limits_by_time(toy: Embodiment) -> None:
@@ -409,7 +407,7 @@ def test_in_real_time_a_reseat_keeps_the_limits_by_time(toy: Embodiment) -> None
     trace = runtime.run(3.0, until=Hand(), real_time=True)
     assert "acknowledged" in {e.kind for e in trace.events}
     assert np.abs(np.diff(trace.commands[:, 0])).max() > 0.6  # the command is where the arm is
-    assert_within_limits_by_time(trace.stamps, trace.commands, toy, resolution=ON_TIME)
+    check_by_time(trace, toy)
 
 
 def test_groups_are_enabled_one_by_one(athena: Embodiment) -> None:

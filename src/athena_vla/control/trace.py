@@ -49,6 +49,7 @@ class Trace:
     ended_by: str  # "duration" | "until" | name of a signal | the exception in words
     frames: tuple[Observation, ...] = field(default=())  # only where asked for
     stamps: Array = field(default_factory=lambda: np.empty(0))  # [n] [s] monotonic clock, at the driver; real time only
+    interrupted: tuple[int, ...] = ()  # commands at which the system took the processor away: their stamps are bounds
     policies: tuple[str, ...] = ()  # bundle hashes of the policies that answered, in the order of use
     events: tuple[Event, ...] = ()
     braking_from: int = -1  # index of the first command of the braking phase at the end; n where there was none
@@ -86,6 +87,7 @@ class TraceLog:
         self._errors: list[str] = []
         self._policies: list[str] = []
         self._events: deque[Event] = deque(maxlen=MOST_ERRORS)
+        self._interrupted: deque[int] = deque(maxlen=most)
         self._commands = 0
         self.deadline_misses = 0
         self._instruction = ""
@@ -117,6 +119,10 @@ class TraceLog:
         self._commands += 1
         if self._recorder is not None:
             self._recorder.commanded(time, stamp, target, command, level)
+
+    def interrupted(self) -> None:
+        """The next command is given at an instant that is not known exactly."""
+        self._interrupted.append(self._commands)
 
     def received(self, time: float, chunk: ActionChunk, policy: str, delay: float) -> None:
         self._chunks.append(chunk)
@@ -167,6 +173,7 @@ class TraceLog:
             errors=tuple(self._errors),
             ended_by=ended_by,
             frames=tuple(self._frames),
+            interrupted=tuple(i - dropped for i in self._interrupted if i >= dropped),
             policies=tuple(self._policies),
             events=tuple(self._events),
             braking_from=max((self._commands if self._braking_at < 0 else self._braking_at) - dropped, 0),

@@ -233,13 +233,13 @@ class Loop:
         while (longer := pacer.arrive()) is not None:
             if not pause:
                 command = guard.retime(longer)
-        interval = pacer.stamp()
         self._send(now, asked, command)
         if not pause:
-            guard.left(interval)
+            guard.left(pacer.since)
 
     def _send(self, now: float, target: Array, command: Array) -> None:
-        stamp = np.nan if self._pacer is None else self._pacer.last
+        if self._pacer is not None:
+            self._pacer.stamp()
         if not self._config.shadow:
             try:
                 self._robot.command(command)
@@ -252,6 +252,9 @@ class Loop:
                         f"The driver of '{self._robot.embodiment.name}' refuses commands: {type(error).__name__}: "
                         f"{error}. The robot may be moving: use the emergency stop."
                     ) from error
+        stamp = np.nan if self._pacer is None else self._pacer.given()
+        if self._pacer is not None and self._pacer.interrupted:
+            self._log.interrupted()
         self._log.commanded(now, stamp, target, command, LEVEL[self._active.level])
 
     def _settle(self, fault: str) -> None:

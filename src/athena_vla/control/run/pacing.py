@@ -1,8 +1,10 @@
 """When the next command is given: never less than one period after the last one, at an instant that is known before.
 
-Knows a clock and a way to sleep; nothing of robots. The end of a wait is spun: a sleeping process wakes up late.
+Knows a clock and a way to sleep; nothing of robots. The end of a wait is spun: a sleeping process wakes up late. Just
+before, other threads get their turn, so that none takes it between the stamp of a command and the command.
 """
 
+import sys
 import time
 from collections.abc import Callable
 
@@ -26,6 +28,8 @@ class Pacer:
         self._last = now()
         self._slot = self._last + period
         self._again = 0
+        self._before, self._switches = self._last, 0
+        self.interrupted = False  # the last command reached the driver at an instant that nobody knows
 
     def next(self, at_least: float = 0.0) -> float:
         """[s] from the last command to the slot of the next one, one period or more."""
@@ -50,8 +54,8 @@ class Pacer:
     def arrive(self) -> float | None:
         """Wait for the slot; None where it was met, else the time from the last command to a later slot [s]."""
         remaining = self._slot - self._now()
-        if remaining > SPIN:
-            self._sleep(remaining - SPIN)
+        self._sleep(max(remaining - SPIN, 0.0))
+        self._switches = _preemptions()  # not later: asking takes longer than a command may be late
         now = self._now()
         while now < self._slot:
             now = self._now()
@@ -63,11 +67,24 @@ class Pacer:
         self._slot = now + LEAD
         return self._slot - self._last
 
-    def stamp(self) -> float:
-        """The command is given now: the time since the one before it [s]."""
-        now = self._now()
-        since, self._last = now - self._last, now
-        return since
+    def stamp(self) -> None:
+        """The driver is given the command now."""
+        self._before, self._last = self._last, self._now()
+
+    def given(self) -> float:
+        """The driver has it: when that was [s].
+
+        Where the system took the processor away in between, the driver got it at some time until now, and now counts.
+        """
+        self.interrupted = _preemptions() != self._switches
+        if self.interrupted:
+            self._last = self._now()
+        return self._last
+
+    @property
+    def since(self) -> float:
+        """[s] between the last two commands."""
+        return self._last - self._before
 
     def wait(self) -> None:
         """For a caller who gives a command just before: return when the next one is due."""
@@ -75,3 +92,16 @@ class Pacer:
         self.next()
         while self.arrive() is not None:
             pass
+
+
+if sys.platform == "linux":
+    import resource
+
+    def _preemptions() -> int:
+        """Times that the system took the processor away from this thread."""
+        return resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
+
+else:
+
+    def _preemptions() -> int:
+        return 0
