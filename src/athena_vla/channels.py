@@ -41,7 +41,14 @@ class Channel:
 
     @property
     def is_commanded(self) -> bool:
-        return not self.observed if self.owner is None else self.owner != "locked"
+        return self.commander != "locked"
+
+    @property
+    def commander(self) -> Owner:
+        """Who commands it; "locked" where nobody does."""
+        if self.owner is None:
+            return "locked" if self.observed else "policy"
+        return self.owner
 
     @property
     def is_open(self) -> bool:

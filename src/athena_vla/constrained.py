@@ -50,7 +50,7 @@ class WithinReach:
         with torch.inference_mode():
             unit = model.decode_among(policy.run, inputs, allowed).float().cpu().numpy()
         return [
-            ActionChunk(policy.normalizer.decode(row, o.state), policy.robot.action_joints, self._step, o.time)
+            ActionChunk(policy.normalizer.decode(row, o.state), policy.robot.action_names, self._step, o.time)
             for row, o in zip(unit, observations, strict=True)
         ]
 
@@ -65,7 +65,7 @@ class WithinReach:
         assert isinstance(model, Chooses)
         joints = robot.action_index
         bins = normalizer.decode(np.repeat(model.bins[:, None], len(joints), axis=1), state).T
-        poses = [state.astype(np.float64)]
+        poses = [robot.command_of(state.astype(np.float64))]
         for row in normalizer.decode(rows, state)[-2:] if len(rows) else ():
             pose = poses[-1].copy()
             pose[joints] = row

@@ -78,7 +78,7 @@ class Policy:
         return [
             ActionChunk(
                 positions=_committed(self.normalizer.decode(row, o.state), o),
-                joint_names=self.robot.action_joints,
+                joint_names=self.robot.action_names,
                 dt=1.0 / self.robot.control_hz,
                 time=o.time,
             )
@@ -125,7 +125,7 @@ def replay(policy: Policy, golden: Golden) -> dict[str, Any]:
     return {
         "max_rad": float(error.max()),
         "mean_rad": float(error.mean()),
-        "per_joint_max_rad": dict(zip(policy.robot.action_joints, error.max(axis=(0, 1)).tolist(), strict=True)),
+        "per_joint_max_rad": dict(zip(policy.robot.action_names, error.max(axis=(0, 1)).tolist(), strict=True)),
     }
 
 

@@ -166,9 +166,10 @@ def _command(policy: Policy) -> Callable[[Observation], Any]:
 
 
 def _filtered(policy: Policy, safety: SafetyFilter, observation: Observation, chunk: Any) -> Any:
-    target = np.array(observation.state, dtype=np.float64)
+    target = policy.robot.command_of(np.array(observation.state, dtype=np.float64))
+    standing = target.copy()
     target[policy.robot.action_index] = chunk[0]
-    safety.reset(np.clip(observation.state, policy.robot.lower, policy.robot.upper))
+    safety.reset(np.clip(standing, safety.columns.lower, safety.columns.upper))
     return safety.step(target, 1.0 / policy.robot.command_hz)
 
 

@@ -74,7 +74,7 @@ def _records(file: Path) -> tuple[list[tuple[int, float, float, bytes]], int]:
 
 
 def _kept(robot: Embodiment, records: list[tuple[int, float, float, bytes]], cut: int) -> Kept:
-    joints = len(robot.joints)
+    joints, state_dim = robot.command_dim, robot.state_dim
     rows: list[tuple[float, float, Array]] = []
     frames: list[Observation] = []
     seen: list[tuple[float, Array]] = []
@@ -91,10 +91,10 @@ def _kept(robot: Embodiment, records: list[tuple[int, float, float, bytes]], cut
             rows.append((moment, wall, values))
         elif kind == SEEN:
             head, rest = _split(data)
-            state = np.frombuffer(rest[: 8 * joints], dtype=np.float64)
+            state = np.frombuffer(rest[: 8 * state_dim], dtype=np.float64)
             instruction = str(head["instruction"])
             seen.append((moment, state))
-            images, place = {}, 8 * joints
+            images, place = {}, 8 * state_dim
             for camera, (height, width, channels, size) in head["images"].items():
                 images[camera] = image_of(rest[place : place + size], height, width, channels)
                 place += size
@@ -116,14 +116,14 @@ def _kept(robot: Embodiment, records: list[tuple[int, float, float, bytes]], cut
     ended = next((e.words for e in reversed(events) if e.kind == "end"), "cut off")
     trace = Trace(
         robot=robot.name,
-        joint_names=robot.joint_names,
+        joint_names=robot.command_names,
         instruction=instruction,
         times=np.array([t for t, _, _ in rows]),
         targets=table[:, 2 : 2 + joints],
         commands=table[:, 2 + joints :],
         levels=table[:, 1].astype(np.int8),
         state_times=np.array([t for t, _ in seen]),
-        states=np.array([q for _, q in seen]).reshape(-1, joints),
+        states=np.array([q for _, q in seen]).reshape(-1, state_dim),
         chunks=tuple(chunks),
         latencies=np.empty(0),
         delays=np.empty(0),

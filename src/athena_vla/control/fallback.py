@@ -45,13 +45,14 @@ class Ladder:
                 f"0 < {self.stop_within} s."
             )
 
-    def pose_within(self, lower: Array, upper: Array) -> Array | None:
-        """The safe pose of a robot with these limits. Raises `SafetyError` where it does not fit them."""
+    def pose_within(self, columns: Columns) -> Array | None:
+        """The safe pose of a robot with these limits, channels at rest. Raises `SafetyError` where it does not fit."""
         if self.safe_pose is None:
             return None
-        pose = np.array(self.safe_pose, dtype=np.float64)
+        pose, joints = np.array(self.safe_pose, dtype=np.float64), columns.joints
+        lower, upper = columns.lower[:joints], columns.upper[:joints]
         if pose.shape != lower.shape or not ((pose >= lower) & (pose <= upper)).all():
-            raise SafetyError(f"The ladder's safe pose must be {len(lower)} joint positions inside the limits.")
+            raise SafetyError(f"The ladder's safe pose must be {joints} joint positions inside the limits.")
         return pose
 
     def rung(self, fault: str, elapsed: float) -> Level:
@@ -71,8 +72,9 @@ class Ladder:
         return np.copysign(np.maximum(speed - less, 0.0), v)
 
     def approaching(self, q: Array, pose: Array, columns: Columns, rate_hz: float) -> Array:
-        """The next velocity on the way to the safe pose."""
-        away = pose - q
+        """The next velocity on the way to the safe pose; channels beside it come to rest."""
+        away = np.zeros(len(q))
+        away[: columns.joints] = pose - q[: columns.joints]
         speed = np.minimum(self.safe_speed * columns.max_velocity, np.abs(away) * rate_hz)
         # No faster than half the acceleration limit can stop at the pose itself.
         return np.copysign(np.minimum(speed, np.sqrt(columns.max_acceleration * np.abs(away))), away)

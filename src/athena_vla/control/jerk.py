@@ -112,7 +112,9 @@ class JerkLimitedSet:
         landing = (away * self.rate - v) * self.rate
         resting = -away * self.rate * self.rate
         meets = np.abs(landing - a) <= self.step
-        meets &= (np.abs(resting - landing) <= self.step) & (np.abs(resting) <= self.step)
+        # A column whose jerk limit is wider than its acceleration limit must be able to take the speed away as well.
+        least = np.minimum(self.step, self.max_acceleration)
+        meets &= (np.abs(resting - landing) <= self.step) & (np.abs(resting) <= least)
         return np.where(meets, away * self.rate, v + law * self.dt)
 
     def _certain(self, q: Array, v: Array, a: Array) -> NDArray[np.bool_]:

@@ -21,8 +21,11 @@ def tolerance(robot: Embodiment) -> Array:
 
 
 def implausible(robot: Embodiment, state: NDArray[np.floating]) -> str:
-    """What is wrong with a measured state [J], by joint and likely unit; "" where nothing is."""
-    q = np.asarray(state, dtype=np.float64)
+    """What is wrong with a measured state [S], by joint and likely unit; "" where nothing is.
+
+    Joints alone are judged: a measured velocity or force may go beyond what anybody would command.
+    """
+    q = np.asarray(state, dtype=np.float64)[: len(robot.joints)]
     beyond = np.maximum(robot.lower - q, q - robot.upper)
     far = ~(beyond <= tolerance(robot))  # NaN is far
     if not far.any():

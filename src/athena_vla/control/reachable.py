@@ -11,18 +11,20 @@ from athena_vla.embodiment import Array, Embodiment
 
 
 def reach(robot: Embodiment, q: Array, v: Array | None, seconds: float) -> tuple[Array, Array]:
-    """Lowest and highest position [J] rad that each joint can have after `seconds`, from position `q` and velocity `v`.
+    """Lowest and highest command [C] that each column can have after `seconds`, from position `q` and velocity `v`.
 
     Where the velocity is not known (None) it may be anything up to its limit. Full acceleration up to the velocity
     limit, clipped to the position limits: the exact reachable interval of a joint whose motion is bounded in velocity
     and acceleration, apart from the stop it must keep in hand near a limit.
     """
     ends = []
-    for sign, limit in ((-1.0, robot.lower), (1.0, robot.upper)):
-        known = robot.max_velocity if v is None else sign * v
-        speed = np.clip(known, -robot.max_velocity, robot.max_velocity)
-        ramp = np.minimum((robot.max_velocity - speed) / robot.max_acceleration, seconds)  # [s] of acceleration
-        travelled = speed * ramp + 0.5 * robot.max_acceleration * ramp**2 + robot.max_velocity * (seconds - ramp)
+    columns = robot.command_columns
+    fastest, hardest = columns.max_rate, columns.max_rate_derivative
+    for sign, limit in ((-1.0, columns.lower), (1.0, columns.upper)):
+        known = fastest if v is None else sign * v
+        speed = np.clip(known, -fastest, fastest)
+        ramp = np.minimum((fastest - speed) / hardest, seconds)  # [s] of acceleration
+        travelled = speed * ramp + 0.5 * hardest * ramp**2 + fastest * (seconds - ramp)
         end = q + sign * travelled
         ends.append(np.maximum(end, limit) if sign < 0 else np.minimum(end, limit))
     return ends[0], ends[1]

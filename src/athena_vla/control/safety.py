@@ -2,6 +2,15 @@
 
 Knows limits, a clock and a ladder of fallbacks; nothing of policies, chunks, cameras or networks.
 
+Columns are the joints and, after them, the commanded channels: heights, velocities, openings, each with its own range,
+greatest rate ("velocity" below) and a limit on the change of that rate ("acceleration"). The proofs speak of columns
+and use nothing else of them, so they hold for channels as they stand, in the channel's unit. What differs is the stop.
+A column that stops where it is (joints, `hold`) brings its rate to zero. One that stops at a value z (`zero`: z = 0, a
+velocity; `default`) goes there: z lies inside its limits, and the way from any state of the set is, once its rate is
+zero, a move inside the interval between two of its points, so the set is never left. `limits` gives the greatest rate
+at which such a move still ends at z, and the braking and rate bounds meet as the theorem shows, z changes nothing.
+For channels whose limits come from training data all this bounds the numbers alone; it is no statement of safety.
+
 Theorem, by index. Whatever is passed to `step` (NaN, infinities, huge, random or hostile targets, a frozen, jumping or
 backward clock, absent or absurd measurements), every returned vector lies inside the position limits, and the
 differences of consecutive outputs at the nominal rate, from rest at `reset`, respect the velocity and acceleration
@@ -77,7 +86,7 @@ class SafetyFilter:
         _refuse_unless(np.isfinite(stale_after) and stale_after > 0, f"needs stale_after > 0 s, not {stale_after}")
         _refuse_unless(max_tracking_error is None or max_tracking_error > 0, "needs max_tracking_error > 0 rad or None")
         self.speed, self.rate_hz = float(speed), rate
-        columns = self._columns = Columns.of(embodiment, margin=margin, speed=speed)
+        columns = self._columns = Columns.of(embodiment, rate, margin=margin, speed=speed)
         limits = (columns.lower, columns.upper, columns.max_velocity, columns.max_acceleration)
         self._slowest = -columns.max_velocity
         self._by_index, self._by_time = StoppableSet(*limits, rate), TimedSet(*limits, rate)
@@ -86,7 +95,7 @@ class SafetyFilter:
         self._watchdog = Watchdog(rate, stale_after, max_tracking_error)
         self._guards = tuple(guards)
         self._plain = self._jerk is None and not self._guards  # steps depend on position and velocity alone
-        self._safe_pose = self.ladder.pose_within(columns.lower, columns.upper)
+        self._safe_pose = self.ladder.pose_within(columns)
         self._ledger = Interventions(columns.names, KINDS, self._reason, log)
         self._another = partial(
             SafetyFilter,
@@ -101,7 +110,7 @@ class SafetyFilter:
             guards=guards,
         )
         self.steps = 0  # since construction
-        self.reset(embodiment.default)
+        self.reset(columns.rest)
 
     def reset(self, q: ArrayLike, t: float = 0.0, *, by_time: bool = False, velocity: Array | None = None) -> None:
         """Start from rest at `q` [J] rad. A pose outside the limits is moved to them and counted as `reset`.
@@ -112,8 +121,9 @@ class SafetyFilter:
         pose = self._columns.vector(q, "a start pose")
         _refuse_unless(bool(np.isfinite(pose).all()), "cannot start from a pose that is not a number")
         start = self._columns.clipped(pose)
+        joints = start[: self._columns.joints]
         for guard in self._guards:  # from there it would never let go of the brake
-            _refuse_unless(not guard(start), f"cannot start from a pose that has a {guard(start)} already")
+            _refuse_unless(not guard(joints), f"cannot start from a pose that has a {guard(joints)} already")
         self._q = start
         self._v = np.zeros(len(start))  # [rad/s] of the last output
         self._a = np.zeros(len(start))  # [rad/s^2] of the last output
@@ -158,8 +168,10 @@ class SafetyFilter:
 
     @property
     def stopping_pose(self) -> Array:
-        """[J] [rad] where the robot comes to rest when it brakes as hard as permitted."""
-        return self._set.stopping_pose(self._q, self._v)
+        """[C] [rad] where the robot comes to rest when it brakes as hard as permitted."""
+        rest = self._set.stopping_pose(self._q, self._v)
+        rest[self._columns.stopping] = self._columns.stop
+        return rest
 
     @property
     def touched_steps(self) -> int:
@@ -168,7 +180,14 @@ class SafetyFilter:
 
     @property
     def at_rest(self) -> bool:
+        """Nothing changes any more."""
         return float(np.abs(self._v).max()) <= STILL and (self._shaper is None or self._shaper.at_rest)
+
+    @property
+    def stopped(self) -> bool:
+        """At rest, and every channel is where it goes when there is nothing to follow; velocities are zero."""
+        columns = self._columns
+        return self.at_rest and bool((self._q[columns.stopping] == columns.stop).all())
 
     @property
     def interventions(self) -> Counter[str]:
@@ -254,7 +273,7 @@ class SafetyFilter:
     def _step(self, target: Array, goal: Array, missing: str, t: float, measured: Any, made_at: float | None) -> Array:
         """`goal` is the target inside the position limits, `missing` why there is none to follow."""
         self.steps += 1
-        fault = self._watchdog.fault(missing, t, measured, made_at, self._q)
+        fault = self._watchdog.fault(missing, t, measured, made_at, self._q[: self._columns.joints])
         if fault:
             return self._fall(missing if missing in STOP_AT_ONCE else fault, t)
         self._faulty = 0.0
@@ -272,8 +291,10 @@ class SafetyFilter:
         """
         rows = self._columns.numbers(targets, "a chunk")
         if rows.ndim != 2 or rows.shape[1] != len(self._q):
+            which = f" ({', '.join(self._columns.names)})" if self._columns.has_channels else ""
             raise SafetyError(
-                f"A chunk for '{self.embodiment.name}' is [n, {len(self._q)}], this one has shape {list(rows.shape)}."
+                f"A chunk for '{self.embodiment.name}' is [n, {len(self._q)}]{which}, this one has shape "
+                f"{list(rows.shape)}."
             )
         t = seconds(t)
         commands = np.empty_like(rows)
@@ -343,7 +364,23 @@ class SafetyFilter:
             wish = self.ladder.approaching(self._q, self._safe_pose, self._columns, 1.0 / self._dt)
         else:
             wish = self.ladder.stopping(self._v, self._set.velocity_step, self._dt, self._faulty)
-        return self._move(self._choose(wish), t)
+        return self._move(self._choose(self._to_stop(wish)), t)
+
+    def _to_stop(self, wish: Array) -> Array:
+        """The same wish, but columns that have a value to stop at go there, without running past it."""
+        stopping = self._columns.stopping
+        if stopping.size:
+            goal = self._q.copy()
+            goal[stopping] = self._columns.stop
+            wish = wish.copy()
+            wish[stopping] = self._toward_still(goal)[stopping]
+        return wish
+
+    def _toward_still(self, goal: Array) -> Array:
+        """The wished velocity on the way to a target that stands still."""
+        if self._stage is not None:
+            return self._stage.approach(goal - self._q, self._v, self._a)
+        return self._set.pursue(self._q, self._v, goal, np.zeros(len(goal)))[1]
 
     def _advance(self, target: Array, reachable: Array, t: float) -> Array:
         """Follow a finite target as far as the limits allow; `reachable` is the target inside the position limits."""
@@ -383,7 +420,7 @@ class SafetyFilter:
         return self._set.choose(self._q, self._v, desired)
 
     def _move(self, velocity: Array, t: float) -> Array:
-        command = self._q + velocity * self._set.dt
+        command = self._landed(self._q + velocity * self._set.dt)
         return self._brake() if self._objection(command, t) else self._move_to(command)
 
     def _objection(self, command: Array, t: float) -> bool:
@@ -395,7 +432,7 @@ class SafetyFilter:
             rest = self._set.stopping_pose(command, velocity)
         else:
             rest = self._stage.stopping_pose(command, velocity, (velocity - self._v) * self.rate_hz)
-        kind = next(filter(None, (guard(rest) for guard in self._guards)), "")
+        kind = next(filter(None, (guard(rest[: self._columns.joints]) for guard in self._guards)), "")
         if kind:
             self.level, self._lagging = "stop", True
             self._ledger.fault(kind, t, self.level)
@@ -404,9 +441,20 @@ class SafetyFilter:
     def _brake(self) -> Array:
         """One step of the motion that ends in the pose that was checked when the last command was accepted."""
         if self._stage is None:
-            return self._move_to(self._q + self._set.hardest(self._q, self._v) * self._dt)
+            velocity = self._set.hardest(self._q, self._v).copy()
+            if self._columns.stopping.size:
+                velocity = self._choose(self._to_stop(velocity))
+            return self._move_to(self._landed(self._q + velocity * self._dt))
         law = self._v + self._stage.brake(self._v, self._a) * self._dt
-        return self._move_to(self._q + self._choose(law) * self._dt)
+        return self._move_to(self._landed(self._q + self._choose(self._to_stop(law)) * self._dt))
+
+    def _landed(self, command: Array) -> Array:
+        """A stop that is met is met bit for bit."""
+        places, stop = self._columns.stopping, self._columns.stop
+        if places.size:
+            met = np.abs(command[places] - stop) <= self._met[places]
+            command[places] = np.where(met, stop, command[places])
+        return command
 
     def _move_to(self, command: Array) -> Array:
         if self._stage is None:  # only the last bit can be outside; with jerk even that bit would be felt

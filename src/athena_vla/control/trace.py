@@ -30,14 +30,14 @@ class Trace:
     """The executed episode. Commands run at `command_hz`, observations at the steps at which the robot was observed."""
 
     robot: str
-    joint_names: tuple[str, ...]
+    joint_names: tuple[str, ...]  # C names of the command columns: joints, then channels
     instruction: str
     times: Array  # [n] [s] robot clock at which each command was given
-    targets: Array  # [n, J] [rad] what was asked for, before the safety filter
-    commands: Array  # [n, J] [rad] what the motors got, or would have got in shadow
+    targets: Array  # [n, C] what was asked for, before the safety filter
+    commands: Array  # [n, C] what the motors got, or would have got in shadow
     levels: NDArray[np.int8]  # [n] level of the fallback policy, index into `runtime.LEVELS`
     state_times: Array  # [m] [s]
-    states: Array  # [m, J] [rad] measured
+    states: Array  # [m, S] measured: joints, then observed channels
     chunks: tuple[ActionChunk, ...]  # accepted ones, in the order of use
     latencies: Array  # [k] [s] wall clock from question to answer
     delays: Array  # [k] [s] robot clock from observation to use
@@ -148,7 +148,7 @@ class TraceLog:
         self._braking_at = self._commands
 
     def trace(self, interventions: Counter[str], touched: int, overruns: int, ended_by: str, shadow: bool) -> Trace:
-        rows, joints = list(self._rows), (-1, len(self._body.joints))
+        rows, joints = list(self._rows), (-1, self._body.command_dim)
         columns: dict[str, Any] = {
             "times": np.array([r[0] for r in rows], dtype=np.float64),
             "stamps": np.array([r[1] for r in rows], dtype=np.float64),
@@ -159,10 +159,10 @@ class TraceLog:
         dropped = self._commands - len(rows)
         return Trace(
             robot=self._body.name,
-            joint_names=self._body.joint_names,
+            joint_names=self._body.command_names,
             instruction=self._instruction,
             state_times=np.array([t for t, _ in self._seen]),
-            states=np.array([q for _, q in self._seen], dtype=np.float64).reshape(joints),
+            states=np.array([q for _, q in self._seen], dtype=np.float64).reshape(-1, self._body.state_dim),
             chunks=tuple(self._chunks),
             latencies=np.array(self.latencies),
             delays=np.array(self.delays),

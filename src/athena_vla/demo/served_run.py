@@ -74,7 +74,8 @@ def serve_one_episode(run: Run, name: str) -> dict[str, Any]:
         told = remote.connect()
         actor = Timed(remote)
         trace = run_episode(sim, actor, guard, duration=run.setup.duration, config=config, until=sim.is_over)
-    start = np.clip(trace.states[0], robot.lower, robot.upper)
+    columns = robot.command_columns
+    start = np.clip(robot.command_of(trace.states[0]), columns.lower, columns.upper)
     violations = count_violations(trace.commands, start, robot).total
     return {
         "address": re.sub(r":\d+", "", address),  # the port differs from run to run

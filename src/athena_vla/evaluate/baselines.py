@@ -155,7 +155,7 @@ class HoldStill:
     pose: NDArray[np.float64] | None = None
 
     def act(self, observation: Observation, /) -> ActionChunk:
-        pose = np.asarray(observation.state, np.float64)[self.robot.action_index]
+        pose = self.robot.action_of(np.asarray(observation.state, np.float64))
         if self.remember:
             self.pose = pose if self.pose is None else self.pose
             pose = self.pose
@@ -202,8 +202,9 @@ class Hostile:
 
     def act(self, observation: Observation, /) -> ActionChunk:
         generator = np.random.default_rng([11, round(observation.time * self.robot.command_hz)])
-        middle, half = (self.robot.upper + self.robot.lower) / 2, (self.robot.upper - self.robot.lower) / 2
-        shape = (self.horizon, len(self.robot.joints))
+        columns = self.robot.command_columns
+        middle, half = (columns.upper + columns.lower) / 2, (columns.upper - columns.lower) / 2
+        shape = (self.horizon, len(columns))
         rows = middle + 3 * half * generator.uniform(-1, 1, size=shape)
         return _chunk(self.robot, rows[:, self.robot.action_index], observation)
 
@@ -262,4 +263,4 @@ class OtherInstruction:
 
 
 def _chunk(robot: Embodiment, positions: NDArray[np.float64], observation: Observation) -> ActionChunk:
-    return ActionChunk(positions, robot.action_joints, 1.0 / robot.control_hz, observation.time)
+    return ActionChunk(positions, robot.action_names, 1.0 / robot.control_hz, observation.time)

@@ -123,7 +123,7 @@ def open_loop(
         len(truths),
         len(set(episodes)),
         {t: kinds.count(t) for t in sorted(set(kinds))},
-        robot.action_joints,
+        robot.action_names,
         _roughness(table.truth, table.valid),
         table.truth.shape[1],
         1.0 / robot.control_hz,
@@ -170,7 +170,7 @@ class _Table:
         error = np.abs(chunk - self.truth)
         weight = self.valid[..., None].astype(np.float64)
         rows = error[self.valid]  # [rows, D]
-        joints = self.robot.action_joints
+        joints = self.robot.action_names
         everything = np.ones(len(self.truth), bool)
         sums, counts = self._per_episode(error.mean(axis=2), everything)
         difference = change = added = None

@@ -102,7 +102,8 @@ class Stage:
         config = RuntimeConfig(replan_every=setup.replan_every, latency=setup.latency, owners=setup.owners, latch=False)
         trace = run_episode(sim, timed, guard, duration=setup.duration, config=config, until=sim.is_over)
         success = sim.success()
-        start = np.clip(trace.states[0], self.robot.lower, self.robot.upper)
+        columns = self.robot.command_columns
+        start = np.clip(self.robot.command_of(trace.states[0]), columns.lower, columns.upper)
         found = count_violations(trace.commands, start, self.robot)
         return EpisodeResult(
             actor=spec.name,

@@ -16,7 +16,7 @@ TOLERANCE = 1e-6  # relative to each limit: far above rounding, far below anythi
 
 @dataclass(frozen=True)
 class Violations:
-    """Number of (step, joint) cells beyond each limit, and the worst use of each limit (1 is at the limit)."""
+    """Number of (step, column) cells beyond each limit, and the worst use of each limit (1 is at the limit)."""
 
     position: int
     velocity: int
@@ -31,20 +31,21 @@ class Violations:
 
 
 def count_violations(commands: NDArray[np.floating], start: NDArray[np.floating], robot: Embodiment) -> Violations:
-    """Of `commands` [steps, J] rad at `command_hz`, from rest at `start` [J] rad. Raises `EvaluationError`."""
-    if commands.ndim != 2 or commands.shape[1] != len(robot.joints) or start.shape != (len(robot.joints),):
+    """Of `commands` [steps, C] at `command_hz`, from rest at `start` [C]. Raises `EvaluationError`."""
+    columns = robot.command_columns
+    if commands.ndim != 2 or commands.shape[1] != len(columns) or start.shape != (len(columns),):
         raise EvaluationError(
-            f"Commands of '{robot.name}' are [steps, {len(robot.joints)}], not {list(commands.shape)} "
+            f"Commands of '{robot.name}' are [steps, {len(columns)}], not {list(commands.shape)} "
             f"from a start of {list(start.shape)}."
         )
     finite = np.isfinite(commands)
     q = np.concatenate([start[None], start[None], np.where(finite, commands, 0.0)]).astype(np.float64)
     velocity = np.diff(q, axis=0) * robot.command_hz
     acceleration = np.diff(velocity, axis=0) * robot.command_hz
-    span = robot.upper - robot.lower
-    outside = (q[2:] < robot.lower - TOLERANCE * span) | (q[2:] > robot.upper + TOLERANCE * span)
-    speed_use = np.abs(velocity[1:]) / robot.max_velocity
-    force_use = np.abs(acceleration) / robot.max_acceleration
+    span = columns.span
+    outside = (q[2:] < columns.lower - TOLERANCE * span) | (q[2:] > columns.upper + TOLERANCE * span)
+    speed_use = np.abs(velocity[1:]) / columns.max_rate
+    force_use = np.abs(acceleration) / columns.max_rate_derivative
     # A value that is no number is one violation, not four.
     return Violations(
         position=int((outside & finite).sum()),

@@ -121,7 +121,7 @@ def check(config: GateConfig) -> GateReport:
         gates = agreement(reference, candidate, frames, limits)
         expected = reference.chunks(frames)
     answers, counted = candidate.chunks(frames), answered(frames, bundle.spec.horizon)
-    error = action_error(answers, expected, bundle.robot.action_joints, counted)
+    error = action_error(answers, expected, bundle.robot.action_names, counted)
     bins = (np.abs(answers - expected) / bundle.normalizer.bin_width())[counted]
     gates |= {
         "bin_agreement": _at_least(float((bins <= ONE_BIN).mean()), limits.bin_agreement),

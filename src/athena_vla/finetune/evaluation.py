@@ -53,7 +53,7 @@ def measure(
     return {
         "loss": float(total[0] / max(total[1], SMALLEST_WEIGHT)),
         "mae_rad": float(errors.mean()),
-        "per_joint_rad": dict(zip(dataset.robot.action_joints, errors.tolist(), strict=True)),
+        "per_joint_rad": dict(zip(dataset.robot.action_names, errors.tolist(), strict=True)),
         "samples": len(chosen),
     }
 

@@ -120,7 +120,7 @@ def _measure(written: Bundle, source: Bundle, held_out: list[Observation]) -> Me
     with opened(source) as reference:
         expected = choose.batch_chunks(reference, shown)
     rows = choose.answered(shown, source.spec.horizon)
-    return Measured(deviation, gates, choose.action_error(answers, expected, source.robot.action_joints, rows))
+    return Measured(deviation, gates, choose.action_error(answers, expected, source.robot.action_names, rows))
 
 
 def frames(config: QuantizeConfig, source: Bundle) -> tuple[list[Observation], list[Observation], dict[str, Any]]:

@@ -54,9 +54,10 @@ class Loop:
         self._balance_owns = np.array([o == "balance" for o in owners]) if balance else np.zeros(len(owners), bool)
         self._period = 1.0 / body.command_hz
         self._ticks_per_step = round(body.command_hz / body.control_hz)
-        self._place = {name: i for i, name in enumerate(body.joint_names)}
+        self._place = {name: i for i, name in enumerate(body.command_names)}
+        self._unseen = body.state_columns.places(body.command_names) < 0
         self._watcher = Watcher(body, robot.observe, config.max_observation_age)
-        self._state = np.zeros(len(owners))  # [rad] measured last
+        self._state = np.zeros(len(owners))  # [C] measured last, as a command
         self._velocity = np.zeros(len(owners))  # [rad/s] between the last two measurements
         self._measured: Array | None = None  # new since the last command
         self._now = 0.0  # [s] robot clock
@@ -112,7 +113,7 @@ class Loop:
         """Brake inside the limits until the robot stands still; the driver may fail meanwhile."""
         self._log.braking()
         for _ in range(round(BRAKING / self._period)):
-            if self._active.at_rest:
+            if self._active.stopped:
                 break
             try:
                 self._now = self._robot.time
@@ -132,7 +133,7 @@ class Loop:
         problem = self._watcher.first(observation, self._now)
         if problem:
             raise InvalidObservation(f"The first observation cannot be used: {problem}")
-        state = observation.state.astype(np.float64)
+        state = self._command_at(observation)
         by_time = self._pacer is not None
         if not self._config.ramp_in:
             refuse_outside(guard, state)
@@ -151,6 +152,11 @@ class Loop:
         guard.reset(state, self._now, by_time=by_time)
         return observation
 
+    def _command_at(self, observation: Observation) -> Array:
+        """[C] the command that stays where the robot is measured; channels that are not, where they were commanded."""
+        state = self._robot.embodiment.command_of(observation.state.astype(np.float64))
+        return np.where(self._unseen, self._guard.position, state) if self._unseen.any() else state
+
     def _batch(self, tick: int, ticks: int, ready_in: float) -> int:
         """Commands until the next thing can happen: a control step, an answer, or the end."""
         until_step = self._ticks_per_step - tick % self._ticks_per_step
@@ -164,11 +170,11 @@ class Loop:
         return observation
 
     def _saw(self, observation: Observation) -> None:
-        state = observation.state.astype(np.float64)
+        state = self._command_at(observation)
         since = observation.time - self._log.last_seen
         self._velocity = (state - self._state) / since if np.isfinite(since) and since > 0 else np.zeros(len(state))
         self._state = state
-        self._measured = None if self._config.shadow else state
+        self._measured = None if self._config.shadow else state[: len(self._robot.embodiment.joints)]
         self._log.saw(observation, self._config.record_images)
 
     def _ask(self, observation: Observation, now: float) -> None:
@@ -260,7 +266,7 @@ class Loop:
     def _settle(self, fault: str) -> None:
         """What follows from a robot that has come to rest because of a fault."""
         guard = self._guard
-        if guard.level not in ("stop", "safe_pose") or not guard.at_rest:
+        if guard.level not in ("stop", "safe_pose") or not guard.stopped:
             self._rests = False
             return
         if self._rests:
@@ -275,10 +281,10 @@ class Loop:
         """An acknowledged robot goes on from where it is measured to be."""
         guard = self._guard
         why = self._operator.waiting_for
-        if observation is None or not guard.at_rest or (self._watcher.fault(self._now) or self._log.recorder_problem):
+        if observation is None or not guard.stopped or (self._watcher.fault(self._now) or self._log.recorder_problem):
             self._log.error(f"acknowledge: waiting for a usable observation and for standstill, after: {why}")
             return
-        state = observation.state.astype(np.float64)
+        state = self._command_at(observation)
         try:
             refuse_outside(guard, state)
         except SafetyError as error:

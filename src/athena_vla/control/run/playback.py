@@ -106,7 +106,7 @@ class Playback:
             v[joints] / pace,
             blend,
             resting=resting,
-            acceleration=self._body.max_acceleration[joints] / pace**2,
+            acceleration=self._body.command_columns.max_rate_derivative[joints] / pace**2,
         )
         self._joints, self._end, self.over = joints, self._curve.end, False
         self._expires = np.inf if max_age is None else made_at + max_age

@@ -24,9 +24,9 @@ class RuntimeConfig:
     max_observation_age: float = 0.5
     """An observation older than this, by its own stamp, is none. [s]"""
     owners: Mapping[str, Owner] = field(default_factory=dict)
-    """Who drives a joint or a whole group, where it differs from the embodiment."""
+    """Who drives a joint, a whole group or a channel, where it differs from the embodiment."""
     groups: tuple[str, ...] = ()
-    """Groups that may move, for bring-up; the others hold their pose. Empty: all."""
+    """Groups and channels that may move, for bring-up; the others hold their pose. Empty: all."""
     timeout: float = 5.0
     """A question without an answer is given up after this long, and asked anew; real time only. [s]"""
     ramp_in: bool = False
@@ -60,23 +60,31 @@ class RuntimeConfig:
             refuse_unless(_number(value) and value > 0, name, "a positive time in s")
 
     def owners_on(self, body: Embodiment) -> tuple[Owner, ...]:
-        """Owner of every joint of a robot. Raises `UnknownName`."""
+        """Owner of every command column of a robot: joints, then channels. Raises `UnknownName`."""
+        known = (*body.groups, *(c.name for c in body.commanded_channels))
         for group in self.groups:
-            if group not in body.groups:
-                raise UnknownName(f"group of '{body.name}'", group, body.groups)
+            if group not in known:
+                raise UnknownName(f"group of '{body.name}'", group, known)
         owners = resolve_owners(body, self.owners)
-        moving = self.groups or tuple(body.groups)
-        return tuple(o if j.group in moving else "locked" for o, j in zip(owners, body.joints, strict=True))
+        moving = self.groups or known
+        parts = (*(j.group for j in body.joints), *(c.name for c in body.commanded_channels))
+        return tuple(o if part in moving else "locked" for o, part in zip(owners, parts, strict=True))
 
 
 def resolve_owners(body: Embodiment, changes: Mapping[str, Owner]) -> tuple[Owner, ...]:
-    """Owner of every joint after changes by group or joint name; a joint's own entry wins over its group's."""
+    """Owner of every joint, then of every commanded channel, after changes by group or name.
+
+    A joint's own entry wins over its group's.
+    """
     for name, owner in changes.items():
-        if name not in body.groups and name not in body.joint_names:
-            raise UnknownName(f"group or joint of '{body.name}'", name, (*body.groups, *body.joint_names))
+        if name not in body.groups and name not in body.command_names:
+            what = "group, joint or channel" if body.commanded_channels else "group or joint"
+            raise UnknownName(f"{what} of '{body.name}'", name, (*body.groups, *body.command_names))
         if owner not in get_args(Owner):
             raise UnknownName("owner", owner, get_args(Owner))
-    return tuple(changes.get(j.name, changes.get(j.group, j.owner)) for j in body.joints)
+    joints: tuple[Owner, ...] = tuple(changes.get(j.name, changes.get(j.group, j.owner)) for j in body.joints)
+    channels: tuple[Owner, ...] = tuple(changes.get(c.name, c.commander) for c in body.commanded_channels)
+    return joints + channels
 
 
 def _number(value: object) -> bool:

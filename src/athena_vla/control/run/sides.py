@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 
 from athena_vla.embodiment import ActionChunk, Array, Embodiment, Observation
 
-Balance = Callable[[Array, Array], Array]  # (times [n] [s], last measured state [J]) -> positions [n, J] [rad]
+Balance = Callable[[Array, Array], Array]  # (times [n] [s], last measured state [C]) -> commands [n, C]
 
 
 class Robot(Protocol):
@@ -22,7 +22,7 @@ class Robot(Protocol):
     def observe(self) -> Observation: ...
 
     def command(self, positions: Array, /) -> None:
-        """Position targets [J] rad; a simulated robot advances by one command period."""
+        """Joint targets [rad], then channels, [C]; a simulated robot advances by one command period."""
         ...
 
 

@@ -16,10 +16,10 @@ RAMP_SPEED = 0.1  # of the velocity limits, on the way into the position limits
 
 
 def outside(guard: SafetyFilter, state: Array) -> Array:
-    """[J] [rad] by which a pose lies outside the filter's limits, where one command from rest could not bring it in."""
-    body, columns = guard.embodiment, guard.columns
+    """[C] [rad] by which a pose lies outside the filter's limits, where one command from rest could not bring it in."""
+    columns = guard.columns
     beyond = np.maximum(columns.lower - state, state - columns.upper)
-    return np.where(beyond > body.max_acceleration / guard.rate_hz**2, beyond, 0.0)
+    return np.where(beyond > columns.max_acceleration / guard.rate_hz**2, beyond, 0.0)
 
 
 def refuse_outside(guard: SafetyFilter, state: Array) -> None:
@@ -28,7 +28,7 @@ def refuse_outside(guard: SafetyFilter, state: Array) -> None:
     if beyond.any():
         body = guard.embodiment
         where = ", ".join(
-            f"{body.joint_names[j]} by {beyond[j]:.3g} {body.joints[j].unit}" for j in beyond.nonzero()[0]
+            f"{body.command_names[j]} by {beyond[j]:.3g} {body.command_columns.units[j]}" for j in beyond.nonzero()[0]
         )
         raise SafetyError(
             f"'{body.name}' stands outside its limits: {where}. Move it inside by hand, correct the limits or the "
@@ -42,7 +42,15 @@ def ramp_filter(guard: SafetyFilter, state: Array) -> SafetyFilter:
     columns = guard.columns
     joints = tuple(
         replace(j, lower=min(float(low), float(q)), upper=max(float(high), float(q)), default=float(q))
-        for j, low, high, q in zip(body.joints, columns.lower, columns.upper, state, strict=True)
+        for j, low, high, q in zip(body.joints, columns.lower, columns.upper, state, strict=False)
+    )
+    place = {name: i for i, name in enumerate(columns.names)}
+    channels = tuple(
+        replace(c, lower=min(c.lower, float(state[i])), upper=max(c.upper, float(state[i])))
+        if (i := place.get(c.name)) is not None
+        else c
+        for c in body.channels
     )
     ladder = Ladder(hold_s=0.0, braking=1.0)
-    return SafetyFilter(replace(body, joints=joints), speed=RAMP_SPEED, ladder=ladder, max_tracking_error=None)
+    wide = replace(body, joints=joints, channels=channels)
+    return SafetyFilter(wide, speed=RAMP_SPEED, ladder=ladder, max_tracking_error=None)
