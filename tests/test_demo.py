@@ -14,9 +14,14 @@ from athena_vla.demo.chain import _require_space, demo
 from athena_vla.demo.journal import Journal, digest, plain
 from athena_vla.demo.outcome import safety_total
 from athena_vla.demo.recording import _identity
-from athena_vla.demo.report_images import GREEN, episode_frames
+from athena_vla.demo.report_images import GOAL, GREEN, episode_frames
+from athena_vla.embodiment import load
 from athena_vla.errors import AthenaError, RecordingError
+from athena_vla.evaluate.film import Film, FilmedRobot, Mark
 from athena_vla.evaluate.statistics import wilson
+from athena_vla.sim.robot import SimRobot
+from athena_vla.sim.tasks import sample_scene
+from athena_vla.sim.world import THIRD_PERSON
 
 
 class Screen:
@@ -117,16 +122,46 @@ def test_only_what_json_can_hold_is_kept() -> None:
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
 
 
-def test_films_are_padded_and_the_bar_turns_green_on_success() -> None:
+def test_films_are_padded_ring_the_goal_and_turn_green_on_success() -> None:
     outside = [np.full((40, 50, 3), 9, np.uint8)] * 3
     eyes = [np.full((20, 20, 3), 90, np.uint8)] * 3
-    frames = episode_frames(outside, eyes, [False, False, True], 5)
+    goals: list[tuple[Mark | None, Mark | None]] = [(Mark(0.5, 0.5, 0.2), None)] * 3
+    film = Film(outside, eyes, [False, False, True], 8.0, "touch it", True, goals)
+    frames = episode_frames(film, 5)
     assert len(frames) == 5
     assert frames[0].shape == (46, 90, 3)
     bars = [f[42] for f in frames]
     assert not (bars[1] == GREEN).all(axis=1).any()
     assert (bars[2] == GREEN).all(axis=1).sum() == round(90 * 3 / 5)
     np.testing.assert_array_equal(frames[4], frames[2])
+    # The ring: bright at its radius of 0.2 * 40 pixels around (20, 20), the middle and the other view untouched.
+    assert (frames[0][20, 28] == GOAL).all()
+    assert (frames[0][12, 20] == GOAL).all()
+    assert (frames[0][20, 20] == 9).all()
+    assert (frames[0][:40, 50:] == 90).all()
+    # The tick: only from success on, in the corner.
+    changed = (frames[2] != frames[1]).any(axis=2)[:40]
+    assert changed[:16, :16].any()
+    assert not changed[20:].any()
+
+
+def test_the_ring_of_a_film_is_where_the_object_is_seen() -> None:
+    """Oracle: the pixels that the ray caster says belong to the object."""
+    robot = load("athena")
+    scene = next(s for s in (sample_scene(i, "test") for i in range(40)) if s.goal.target is not None)
+    filmed = FilmedRobot(SimRobot(scene, robot, "rays", (64, 64)), 96, 1)
+    world = filmed.sim.world
+    for camera, width in ((THIRD_PERSON, 120), ("head", 96)):
+        mark = filmed.goal_in(camera, width / 96)
+        assert mark is not None
+        target = scene.goal.target
+        assert target is not None
+        pixels = np.argwhere(filmed.camera.cast(world.data, camera, 96, width).geoms == world.object_geoms[target])
+        assert len(pixels) > 4
+        down, across = pixels.mean(axis=0) + 0.5
+        assert abs(mark.across * 96 - across) < 2.0
+        assert abs(mark.down * 96 - down) < 2.0
+        assert np.abs(pixels + 0.5 - (mark.down * 96, mark.across * 96)).max() < mark.radius * 96 + 1.0
 
 
 def test_safety_adds_up() -> None:

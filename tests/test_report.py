@@ -443,7 +443,8 @@ def test_the_numbers_of_the_demo_have_their_keys() -> None:
         pytest.skip(f"'{file}' is not there: run athena demo first")
     numbers = json.loads(file.read_text())
     assert set(numbers) == {
-        "tuned", "untuned", "hold", "mean_action", "int8", "int4", "safety", "ablations", "open_loop", "bench",
+        "tuned", "untuned", "hold", "mean_action", "nearest_neighbour", "replay", "object_tasks", "int8", "int4",
+        "safety", "ablations", "open_loop", "bench",
         "seconds", "dataset_hash", "seed",
     }  # fmt: skip
     for name in ("tuned", "untuned", "hold", "mean_action", "int8", "int4"):

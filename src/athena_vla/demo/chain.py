@@ -15,7 +15,7 @@ from athena_vla.errors import AthenaError, MissingDependency
 from athena_vla.stopping import Interrupted
 
 SIMULATED_STEPS = 9
-OWN_DATA_STEPS = 6
+OWN_DATA_STEPS = 7
 DISK_NEEDED = 3 * 2**30  # [bytes] recordings, dataset with cached features, checkpoints, exported graphs
 
 
@@ -64,6 +64,8 @@ def demo(config: DemoConfig, console: Console | None = None) -> DemoResult:
         learning.compare(run)
         if config.data is None:
             learning.safety(run)
+        else:
+            learning.recorded_safety(run)
         deploying.deploy(run)
         deploying.measure(run)
         if config.data is None:

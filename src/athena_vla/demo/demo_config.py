@@ -44,5 +44,10 @@ class DemoConfig:
         return self.episodes or (14 if self.quick else 105)
 
     @property
+    def film_count(self) -> int:
+        """Tasks that are filmed."""
+        return 2 if self.quick else 7
+
+    @property
     def open_loop_samples(self) -> int:
         return 60 if self.quick else 300

@@ -4,11 +4,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from athena_vla.bound_base import bind_base
 from athena_vla.bundle import Bundle, open_base
 from athena_vla.dataset.dataset import Dataset
 from athena_vla.demo.journal import plain
-from athena_vla.demo.run import Run, hash_of
+from athena_vla.demo.run import BASELINES, Run, hash_of
 from athena_vla.evaluate.actors import ActorSpec
 from athena_vla.evaluate.comparison import compare_all
 from athena_vla.finetune.finetune_config import PRESETS
@@ -17,8 +19,7 @@ from athena_vla.plan.advised_finetune import FinetuneConfig, finetune
 
 OWN_DATA_STEPS = 200  # a first look at what can be learned, in a minute or two
 HOSTILE_SCENES = 21
-BASELINES = ("hold", "mean_action")  # in the simulator; on recordings also the two below
-ON_RECORDINGS = ("hold", "mean_action", "nearest_neighbour", "replay")
+RECORDED_POSES = 24
 
 
 def training(run: Run) -> FinetuneConfig:
@@ -99,7 +100,7 @@ def compare(run: Run) -> dict[str, Any]:
                 reference="tuned",
                 out=run.evaluation,
                 dataset=Dataset.open(run.dataset),
-                baselines=ON_RECORDINGS if own else BASELINES,
+                baselines=BASELINES,
                 ablate=("tuned",),
                 episodes=run.config.episode_count,
                 samples=run.config.open_loop_samples,
@@ -123,9 +124,10 @@ def compare(run: Run) -> dict[str, Any]:
 
 
 def films(run: Run, outcomes: dict[str, dict[int, bool]]) -> list[dict[str, Any]]:
-    """Up to three scenes of different tasks, the tuned and the untuned model side by side, chosen by rule.
+    """One scene of each task, the tuned and the untuned model side by side, chosen by rule.
 
-    The first scenes in which only the tuned model succeeds, then the first in which it fails: the report shows both.
+    Of each task the first scene in which only the tuned model succeeds; then the first in which it fails: the report
+    shows both.
     """
     from athena_vla.demo.report_images import episode_frames, save_animation
     from athena_vla.evaluate.film import make_camera_man
@@ -143,7 +145,7 @@ def films(run: Run, outcomes: dict[str, dict[int, bool]]) -> list[dict[str, Any]
         elif not outcomes["tuned"][scene]:
             failed.append(scene)
     order = [f for f in ("touch", "point", "push", "look", "raise", "lift", "squat") if f in by_family]
-    chosen = [by_family[f] for f in order[:2]] + failed[:1]
+    chosen = [by_family[f] for f in order[: run.config.film_count]] + failed[:1]
     jobs = [Job(ActorSpec(n, source=str(s)), scene) for n, s in sources.items() for scene in chosen]
     with run.journal.bar() as update:
         shot = {}
@@ -157,11 +159,39 @@ def films(run: Run, outcomes: dict[str, dict[int, bool]]) -> list[dict[str, Any]
         entry: dict[str, Any] = {"scene": number, "task": scene.goal.family, "instruction": scene.instruction}
         for name in sources:
             taken = shot[name, number]
-            frames = episode_frames(taken.outside, taken.eyes, taken.succeeded, length)
+            frames = episode_frames(taken, length)
             saved = save_animation(frames, taken.fps, run.media, f"scene-{number}-{name}")
             entry[name] = {**saved, "success": taken.success, "seconds": (len(taken.outside) - 1) / taken.fps}
         shown.append(entry)
     return shown
+
+
+def recorded_safety(run: Run) -> dict[str, Any]:
+    """Without a simulator: chunks from recorded poses through the filter, the policy's and some that jump at random."""
+    inputs = {"tuned": run.result("train")["hash"], "dataset": run.result("prepare")["hash"], "poses": RECORDED_POSES}
+
+    def work() -> dict[str, Any]:
+        from athena_vla.evaluate.baselines import Hostile
+        from athena_vla.evaluate.recorded_poses import follow
+        from athena_vla.evaluate.summary import summarise
+        from athena_vla.policy import Policy
+
+        dataset = Dataset.open(run.dataset)
+        held_out = dataset.validation if len(dataset.validation) else dataset.train
+        picks = held_out[np.linspace(0, len(held_out) - 1, min(RECORDED_POSES, len(held_out))).round().astype(int)]
+        samples = [dataset[int(i)] for i in picks]
+        policy = Policy.load(run.bundle("tuned"))
+        rows = {
+            name: summarise(follow(name, actor, samples, dataset.robot))
+            for name, actor in (("tuned", policy), ("hostile", Hostile(dataset.robot)))
+        }
+        run.journal.say(
+            f"{rows['tuned'].commands:,} commands from {len(samples)} recorded poses, {rows['tuned'].violations} "
+            f"beyond a limit; random jumps: {rows['hostile'].commands:,}, {rows['hostile'].violations} beyond a limit"
+        )
+        return {"filtered": {"tuned": rows["tuned"].to_dict()}, "hostile": rows["hostile"].to_dict()}
+
+    return run.journal.step("safety", "Provoke the safety filter", inputs, work)
 
 
 def safety(run: Run) -> dict[str, Any]:

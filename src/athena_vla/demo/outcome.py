@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from athena_vla.demo.journal import write_json
-from athena_vla.demo.run import Run
+from athena_vla.demo.run import BASELINES, Run
 
 NEXT = """What next
   look at it             open {page}
@@ -36,12 +36,15 @@ def write_report_json(run: Run) -> dict[str, Any]:
             "action_error_rad_p95": deployed["action_error"][name]["p95_rad"],
         }
     if closed:
-        content |= {name: closed[name]["success"] for name in ("tuned", "untuned", "hold", "mean_action")}
+        content |= {name: closed[name]["success"] for name in ("tuned", "untuned", *BASELINES)}
+        content["object_tasks"] = {n: row["object_tasks"] for n, row in {**closed, **deployed["closed_loop"]}.items()}
         content["safety"] = safety_total([*closed.values(), *deployed["closed_loop"].values()])
         content["ablations"] = {
             name: {k: closed[f"tuned.{name}"]["success"][k] for k in ("success", "n")}
             for name in ("black_image", "other_instruction")
         }
+    elif "safety" in steps:
+        content["safety"] = safety_total(steps["safety"]["filtered"].values())
     write_json(run.folder / "report.json", content)
     return content
 
@@ -101,10 +104,14 @@ def print_summary(run: Run, content: dict[str, Any]) -> None:
             ("int8", "tuned, int8 ONNX"),
             ("int4", "tuned, int4 ONNX"),
             ("untuned", "untuned base"),
+            ("nearest_neighbour", "nearest neighbour"),
+            ("replay", "replay, blind"),
             ("mean_action", "mean action"),
             ("hold", "hold still"),
         ):
-            lines.append(f"  {label:<22} {rate(key)}")
+            found = content["object_tasks"][key]
+            objects = f"   object tasks {100 * found['success']:3.0f}% of {found['n']}" if found else ""
+            lines.append(f"  {label:<22} {rate(key)}{objects}")
         for key, label in (("black_image", "tuned, black image"), ("other_instruction", "tuned, other object")):
             a = content["ablations"][key]
             lines.append(f"  {label:<22} {100 * a['success']:5.1f}%  of {a['n']} scenes with an object")

@@ -1,17 +1,20 @@
 """The demo's pictures: sheets of recordings, and episodes side by side. Files for the report, captions as data."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 
+from athena_vla.evaluate.film import Film, Mark
 from athena_vla.recordings.episode import Episode, Recording
 from athena_vla.report import embedded_media as media
 
 FRAMES_PER_SHEET = 6
-GREEN, GREY = (34, 160, 96), (150, 156, 164)
+GREEN, GREY, GOAL = (34, 160, 96), (150, 156, 164), (255, 214, 64)
+SMOOTH = 3  # marks are drawn so many times larger, then made small
 
 
 def contact_sheets(recording: Recording, folder: Path, count: int, kind_of: Any = None) -> list[dict[str, Any]]:
@@ -57,19 +60,61 @@ def frame_strip(episode: Episode, folder: Path, count: int = 12) -> dict[str, An
     return {"file": path.name, "size": [strip.shape[1], strip.shape[0]]}
 
 
-def episode_frames(
-    outside: Sequence[NDArray[np.uint8]], eyes: Sequence[NDArray[np.uint8]], done: Sequence[bool], length: int
-) -> list[NDArray[np.uint8]]:
-    """Both views in one frame with a bar of the elapsed time that turns green on success; held to `length` frames."""
+def episode_frames(film: Film, length: int) -> list[NDArray[np.uint8]]:
+    """Both views in one frame, the goal ringed, a tick from success on; held to `length` frames.
+
+    The bar under them shows the elapsed time and turns green on success.
+    """
     frames = []
     for i in range(length):
-        k = min(i, len(outside) - 1)
-        eye = media.resized(eyes[k], outside[k].shape[0])
-        frame = np.concatenate([outside[k], eye], axis=1)
+        k = min(i, len(film.outside) - 1)
+        outside = film.outside[k]
+        eye = media.resized(film.eyes[k], outside.shape[0])
+        views = [ringed(v, m) for v, m in zip((outside, eye), film.goals[k], strict=True)]
+        frame = np.concatenate(views, axis=1)
+        if film.succeeded[k]:
+            frame = ticked(frame)
         bar = np.full((6, frame.shape[1], 3), 225, np.uint8)
-        bar[:, : round(frame.shape[1] * (k + 1) / length)] = GREEN if done[k] else GREY
+        bar[:, : round(frame.shape[1] * (k + 1) / length)] = GREEN if film.succeeded[k] else GREY
         frames.append(np.concatenate([frame, bar], axis=0))
     return frames
+
+
+def ringed(image: NDArray[np.uint8], mark: Mark | None) -> NDArray[np.uint8]:
+    """The image with a ring, drawn smooth: dark under light, so that it shows on any colour."""
+    if mark is None:
+        return image
+    height = image.shape[0]
+    x, y, radius = (v * height * SMOOTH for v in (mark.across, mark.down, mark.radius))
+
+    def draw(pen: ImageDraw.ImageDraw) -> None:
+        for colour, wide in (((20, 30, 40), 5), (GOAL, 3)):
+            reach = radius + wide / 2 * SMOOTH
+            pen.ellipse((x - reach, y - reach, x + reach, y + reach), outline=colour, width=wide * SMOOTH)
+
+    return _drawn(image, draw)
+
+
+def ticked(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The image with a green tick in its upper left corner."""
+    size = max(10, image.shape[0] // 7) * SMOOTH
+    corner = size // 4
+
+    def draw(pen: ImageDraw.ImageDraw) -> None:
+        pen.ellipse((corner, corner, corner + size, corner + size), fill=GREEN)
+        line = [(0.26, 0.54), (0.44, 0.72), (0.76, 0.32)]
+        pen.line([(corner + a * size, corner + b * size) for a, b in line], fill=(255, 255, 255), width=size // 8)
+
+    return _drawn(image, draw)
+
+
+def _drawn(image: NDArray[np.uint8], draw: Callable[[ImageDraw.ImageDraw], None]) -> NDArray[np.uint8]:
+    """Drawn on a layer of several times the size, which is then made small again: edges come out smooth."""
+    height, width = image.shape[:2]
+    layer = Image.new("RGBA", (width * SMOOTH, height * SMOOTH))
+    draw(ImageDraw.Draw(layer))
+    small = layer.resize((width, height), Image.Resampling.BOX)
+    return np.asarray(Image.alpha_composite(Image.fromarray(image).convert("RGBA"), small).convert("RGB"))
 
 
 def save_animation(frames: list[NDArray[np.uint8]], fps: float, folder: Path, name: str) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from athena_vla.demo.demo_config import DemoConfig
 from athena_vla.demo.journal import Journal
 from athena_vla.evaluate.results import Setup
 
+BASELINES = ("hold", "mean_action", "nearest_neighbour", "replay")  # what knows nothing, and what only repeats
+
 
 @dataclass(frozen=True)
 class Run:
