@@ -27,11 +27,13 @@ from athena_vla.finetune import (
 from athena_vla.finetune.batches import Order
 from athena_vla.finetune.evaluation import weak_joints
 from athena_vla.finetune.log import read
+from athena_vla.finetune.mark_weights import that_count
 from athena_vla.models.openvla_chunk import OpenVLAChunk
 from athena_vla.models.openvla_oft import OpenVLAOFT
 from athena_vla.models.released import pretrained
 from athena_vla.models.robot_sizes import Sizes
 from athena_vla.policy import Policy, require_replay
+from athena_vla.recordings.marks import Marks
 from recordings import Pixels, clean, write
 from small_bundles import small_model, small_run, write_base
 
@@ -543,3 +545,77 @@ def test_sizes_are_frozen_and_take_no_other_name(toy):
     assert spec.proprio is False  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(AthenaError, match="cannot be given a prefix"):
         OpenVLAOFT.spec_on(body, Sizes(**good, prefix=2))
+
+
+def test_marks_weigh_the_steps_they_stand_on(tmp_path, toy, world):
+    """Against one loss over the whole step with weights put down by hand; failures are never drawn."""
+    from athena_vla.finetune.base import start
+    from athena_vla.finetune.batches import Loader
+
+    ends = (True, False, None, True)
+    human = np.arange(10) >= 6
+    marks = [Marks.from_flags(human, True) if i == 3 else Marks(ended) for i, ended in enumerate(ends)]
+    write(tmp_path / "rec", *(dataclasses.replace(clean(i, length=10), marks=m) for i, m in enumerate(marks)))
+    common = {"robot": "toy", "horizon": 4, "workers": 1, "validation": 0.0, "keep_failed": True}
+    build(BuildConfig(input=tmp_path / "rec", out=tmp_path / "set", **common))
+    dataset = Dataset.open(tmp_path / "set")
+    assert [m.success for m in dataset.marks] == list(ends), "the marks came through the build"
+    cfg = config(world, tmp_path / "run", data=tmp_path / "set", batch=4, accumulation=2, max_steps=1, balance=False)
+    cfg = dataclasses.replace(cfg, weight=("success=0.5", "failure=0", "correction=3"))
+    finetune(cfg)
+    begin = start(cfg, dataset)
+    loader = Loader(dataset, begin.model, cfg, None)
+    by_hand = {0: np.full(10, 0.5), 1: np.zeros(10), 2: np.ones(10), 3: np.where(human, 3.0, 0.5)}
+    drawn = that_count(dataset, dataset.train, np.concatenate([by_hand[i] for i in range(4)]).astype(np.float32))
+    assert {dataset[int(i)].episode for i in drawn} == {"episode_0000", "episode_0002", "episode_0003"}
+    order = Order(dataset, drawn, cfg, 1)
+    indices = [i for part in range(2) for i in order.micro_batch(0, part, 0)]
+    weights = torch.zeros(8, 4)
+    for row, sample in enumerate(dataset[i] for i in indices):
+        number = int(sample.episode[-1])
+        for step in range(4):
+            if sample.frame + step < 10:
+                weights[row, step] = by_hand[number][sample.frame + step]
+    batch = loader.plain(indices)
+    begin.model.train()
+    begin.model.loss(batch.inputs, batch.target, weights).backward()
+    named = {n: p.grad for n, p in begin.model.named_parameters() if p.grad is not None}
+    wanted = torch.cat([named[k].double().flatten() for k in sorted(named)])
+    stored = load_file(cfg.run_folder / "checkpoints" / "step-000001" / "optimizer.safetensors")
+    got = torch.cat([stored[f"{k}|exp_avg"].double().flatten() for k in sorted(named)]) / 0.1
+    assert relative(got, wanted) <= 1e-5
+    said = [x["note"] for x in read(cfg.run_folder / "log.jsonl") if "note" in x]
+    assert any(
+        "10 frames count 0 times, 16 frames count 0.5 times, 10 frames count 1 times, 4 frames" in n for n in said
+    )
+
+
+@pytest.mark.parametrize(
+    ("weight", "said"),
+    [
+        (("sucess=1",), "'sucess'.*Known: success, failure, correction"),
+        (("failure",), "write a mark and a number"),
+        (("failure=-1",), "must not be negative"),
+        (("success=nan",), "must not be negative, and finite"),
+    ],
+)
+def test_weights_that_make_no_sense_are_refused(world, tmp_path, weight, said):
+    with pytest.raises(AthenaError, match=said):
+        finetune(config(world, tmp_path / "run", weight=weight))
+
+
+def test_with_every_step_at_weight_nothing_no_sample_is_left(world, tmp_path):
+    with pytest.raises(TrainingError, match="no sample of .* counts"):
+        finetune(config(world, tmp_path / "run", weight=("success=0",)))
+
+
+def test_a_run_that_stops_by_the_clock_leaves_a_bundle_and_goes_on(world, tmp_path, capsys):
+    cfg = config(world, tmp_path / "run", max_steps=4, max_hours=1e-9)
+    assert finetune(cfg).steps == 1
+    assert Bundle.open(cfg.out).manifest.stage_info["steps"] == 1
+    assert "Stopped after 1e-09 h at step 1 of 4" in capsys.readouterr().err
+    whole = dataclasses.replace(cfg, max_hours=0.0, out=tmp_path / "whole")
+    finetune(dataclasses.replace(cfg, max_hours=0.0))
+    finetune(whole)
+    a, b = (load_file(c.out / "weights" / "adapter.safetensors") for c in (cfg, whole))
+    assert all(torch.equal(a[k], v) for k, v in b.items())

@@ -19,6 +19,7 @@ from athena_vla.dataset.dataset import Dataset
 from athena_vla.errors import AthenaError, TrainingError
 from athena_vla.finetune.features import Features
 from athena_vla.finetune.finetune_config import FinetuneConfig
+from athena_vla.finetune.mark_weights import MarkWeights, steps_of
 from athena_vla.models.architecture import Architecture, Tensors
 from athena_vla.policy import continued, encode
 from athena_vla.recordings.episode import Sample
@@ -33,7 +34,7 @@ class Batch:
 
     inputs: Tensors
     target: Tensor  # [B, H, D] in [-1, 1]
-    valid: Tensor  # [B, H]
+    valid: Tensor  # [B, H] flags, or weights where marks have some
     samples: tuple[int, ...]  # indices into the dataset, to name them when something is wrong
 
     def pin_memory(self) -> "Batch":
@@ -140,6 +141,7 @@ class Loader:
     ) -> None:
         self.dataset, self.model, self.config, self.features = dataset, model, config, features
         self.augmentation = AugmentConfig(crop_area=config.augment_crop)
+        self.weights = MarkWeights.parse(config.weight).frames(dataset) if config.weight else None  # [F]
 
     def training(self, indices: Sequence[int], step: int, first: int = 0) -> Batch:
         """Augmented, with noise on the state; `first` is the place of these samples in their optimiser step.
@@ -167,6 +169,9 @@ class Loader:
                 noise.append(drawn.astype(np.float32))
             changed.append(sample)
         batch = self._batch(indices, changed, variants, cropped=self.config.augment)
+        if self.weights is not None:
+            weights = torch.from_numpy(steps_of(self.dataset, indices, self.weights))
+            batch = dataclasses.replace(batch, valid=batch.valid * weights)
         if noise:
             batch.inputs["state"] = batch.inputs["state"] + torch.from_numpy(np.stack(noise))
         return batch

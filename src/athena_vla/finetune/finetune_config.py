@@ -25,7 +25,10 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     *((n, 1, math.inf) for n in ("evaluate_samples",)),
     *((n, _POSITIVE, math.inf) for n in ("alpha", "learning_rate", "epochs")),
     *((n, 0, math.inf) for n in ("warmup_steps", "weight_decay", "clip_norm", "max_steps", "evaluate_every")),
-    *((n, 0, math.inf) for n in ("checkpoint_every", "patience", "head_learning_rate", "state_noise", "workers")),
+    *(
+        (n, 0, math.inf)
+        for n in ("max_hours", "checkpoint_every", "patience", "head_learning_rate", "state_noise", "workers")
+    ),
     *((n, 0, math.inf) for n in ("augment_variants", "prefix")),
     ("dropout", 0, _BELOW_ONE),
     ("augment_crop", 0.01, 1),
@@ -102,6 +105,8 @@ class FinetuneConfig:
     """Forward passes per optimiser step."""
     epochs: float = 3.0
     """Passes over the training split, unless max_steps says otherwise."""
+    max_hours: float = 0.0
+    """[h] Stop after so long and write the bundle; 0 = no limit. The same command goes on from there."""
     max_steps: int = 0
     """Optimiser steps in all; 0 = as many as `epochs` need. A larger number of either extends a finished run."""
     precision: Precision = "auto"
@@ -120,6 +125,9 @@ class FinetuneConfig:
     balance: bool = True
     """Draw every kind of task that recordings name equally often, however many there are of it; what names no kind is
     drawn together. The start of a run says how often each frame is drawn."""
+    weight: tuple[str, ...] = ()
+    """How much a recorded step counts, by what people marked: success=1 failure=0 correction=3. A correction is of its
+    own frames, success and failure of an episode or of frames; what nobody marked counts once."""
     augment: bool = True
     """Random crop and colour of the pictures. With cached features: `augment_variants` fixed variants per picture."""
     augment_crop: float = 0.9
@@ -170,6 +178,7 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "targets", tuple(self.targets))
+        object.__setattr__(self, "weight", tuple(self.weight))
         choices = {f.name: get_args(f.type) for f in dataclasses.fields(self) if get_args(f.type)}
         for name, known in choices.items():
             value = getattr(self, name)
@@ -194,8 +203,9 @@ class FinetuneConfig:
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable; goes into the bundle."""
         raw = dataclasses.asdict(self)
-        if not self.prefix:  # a run without the option is written, and hashed, as before there was one
-            del raw["prefix"]
+        for name in ("prefix", "weight"):  # a run without them is written, and hashed, as before there were any
+            if not raw[name]:
+                del raw[name]
         return {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in raw.items()}
 
     @classmethod
@@ -258,7 +268,17 @@ _LORA_FIELDS = (
 # how the work is split, up to the rounding of sums. The data is compared by its hash.
 NO_EFFECT = frozenset(
     {"data", "out", "model", "robot", "log_every", "tensorboard", "wandb", "progress"}
-    | {"epochs", "max_steps", "patience", "evaluate_every", "evaluate_samples", "checkpoint_every", "keep", "select"}
+    | {
+        "epochs",
+        "max_steps",
+        "max_hours",
+        "patience",
+        "evaluate_every",
+        "evaluate_samples",
+        "checkpoint_every",
+        "keep",
+        "select",
+    }
     | {"resume", "device", "threads", "workers", "sharding", "compile", "gradient_checkpointing", "not_finite"}
 )
 

@@ -24,6 +24,7 @@ from athena_vla.finetune.checkpoint import Checkpoint, Progress
 from athena_vla.finetune.evaluation import measure
 from athena_vla.finetune.finetune_config import FinetuneConfig
 from athena_vla.finetune.log import RunLog
+from athena_vla.finetune.mark_weights import MarkWeights, that_count
 from athena_vla.finetune.not_finite import IN_A_ROW, refusal, require_finite
 from athena_vla.finetune.optimiser import long_warmup, make_optimizer, rate_at
 from athena_vla.finetune.sharding import LossOf
@@ -46,7 +47,8 @@ class Trainer:
     ) -> None:
         self.model, self.dataset, self.loader = model, dataset, loader
         self.config, self.accelerator, self.log = config, accelerator, log
-        self.order = Order(dataset, dataset.train, config, accelerator.num_processes)
+        drawn = dataset.train if loader.weights is None else that_count(dataset, dataset.train, loader.weights)
+        self.order = Order(dataset, drawn, config, accelerator.num_processes)
         self.steps = config.max_steps or self.order.steps_of(config.epochs)
         self.evaluate_every = config.evaluate_every or self.order.steps_per_epoch()
         self.checkpoint_every = config.checkpoint_every or self.evaluate_every
@@ -113,17 +115,24 @@ class Trainer:
                     f"(best {self.progress.best_loss:.4f} at step {self.progress.best_step})."
                 )
                 return done
-            if done < self.steps and self._all_asked(asked):
+            if done < self.steps and self._any(0 < 3600 * self.config.max_hours <= time.monotonic() - started):
+                if self.last_good != done:
+                    self._save(done, identity)
+                if not due:
+                    self._evaluate(done)
+                self.log.note(f"Stopped after {self.config.max_hours:g} h at step {done} of {self.steps}, as asked.")
+                return done
+            if done < self.steps and self._any(asked.asked):
                 if self.last_good != done:
                     self._save(done, identity)
                 raise asked.interrupted(checkpoints.kept(self.folder, self.steps))
         return self.steps
 
-    def _all_asked(self, stop: Stop) -> bool:
-        """Whether any process was asked to stop: all end at the same step."""
+    def _any(self, mine_ends: bool) -> bool:
+        """Whether any process is to stop: all end at the same step."""
         if self.accelerator.num_processes == 1:
-            return stop.asked
-        mine = torch.tensor([float(stop.asked)], device=self.accelerator.device)
+            return mine_ends
+        mine = torch.tensor([float(mine_ends)], device=self.accelerator.device)
         return float(cast(Tensor, self.accelerator.reduce(mine, "sum"))) > 0
 
     def _due(self, done: int) -> bool:
@@ -300,6 +309,8 @@ class Trainer:
 
     def _say_plan(self, first: int) -> None:
         """What an epoch means, and a warm-up that the run is too short for."""
+        if self.config.weight:
+            self.log.note(MarkWeights.parse(self.config.weight).meaning(self.dataset))
         self.log.note(self.order.meaning(self.steps))
         if first < self.steps and (said := long_warmup(self.steps, self.config)):
             self.log.note(said)
