@@ -158,6 +158,9 @@ class Connection:
     async def _act(self, head: Head) -> None:
         body = await self._http.body(head, self._limits.max_message, self._limits.message_timeout)
         await self._service.slow_down(self.peer)
+        if not await self._stream.is_there():
+            self._service.count("http", "hung_up")
+            raise HungUp("the client hung up before it was answered")
         try:
             reply = await self._stream.unless_hung_up(self._answer(body))
         except HungUp:
@@ -182,7 +185,7 @@ class Connection:
         encoded = isinstance(message, dict) and set(message) == {"encoded"} and isinstance(message["encoded"], str)
         if encoded:
             message = from_json(message["encoded"])
-        reply = to_json(await self._service.answer(message, "rest"))
+        reply = to_json(await self._service.answer(message, "rest", self._stream.allowance))
         return to_json(reply) if encoded else reply
 
     async def _respond(

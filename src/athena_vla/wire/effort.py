@@ -12,6 +12,7 @@ PIECE = 16 * 1024  # bytes that cost one unit
 FRAME = 1  # units of one websocket frame, whatever its size
 FAULT = 10  # units of a message that is answered with an error
 CONNECT = 25  # units of accepting a connection
+WASTED = 2_500  # units of a model's pass that was for nobody
 FIRST = 32  # units that a new connection has: a handshake and a small question
 ADDRESS_RATE = 5_000.0  # units a second of one address: a tenth of a core
 TOTAL_RATE = 10_000.0  # units a second of all addresses: a fifth of a core
@@ -63,6 +64,11 @@ class Allowance:
         delay = self._effort.book(self._address, units)
         if delay > 0:
             await asyncio.sleep(delay)
+
+    def wasted(self) -> None:
+        """The client hung up while the model was at its first question: its address waits before it connects again."""
+        if not self.ever_answered:
+            self._effort.book(self._address, WASTED)
 
     def answered(self) -> None:
         """The question was a good one: what it cost is given back, and twice as much is free for the next."""

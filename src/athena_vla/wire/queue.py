@@ -43,6 +43,11 @@ class Ticket:
     entered: float  # [s] of `time.perf_counter`
     future: Future[Done] = field(default_factory=Future)
 
+    @property
+    def begun(self) -> bool:
+        """Whether the model has begun with it."""
+        return self.future.running() or (self.future.done() and not self.future.cancelled())
+
 
 class RequestQueue:
     """Owns the only thread that touches the model."""

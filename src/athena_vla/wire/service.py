@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from athena_vla.embodiment import Observation
 from athena_vla.errors import AthenaError, Busy, InvalidObservation, Superseded, WireError
-from athena_vla.wire.effort import Effort
+from athena_vla.wire.effort import Allowance, Effort
 from athena_vla.wire.metrics import Metrics
 from athena_vla.wire.protocols import Request, RequestParser, answer
 from athena_vla.wire.queue import Actor, Done, RequestQueue, Ticket
@@ -35,18 +35,24 @@ class Service:
         self.queue = RequestQueue(actor, waiting=config.max_waiting, batch=config.batch)
         self._buckets: OrderedDict[str, float] = OrderedDict()  # address -> time at which it has caught up
 
-    async def answer(self, message: Any, form: Literal["openpi", "rest"]) -> Any:
+    async def answer(self, message: Any, form: Literal["openpi", "rest"], allowance: Allowance) -> Any:
         """The reply in the client's form. Raises what `classify` knows how to name."""
         began = time.perf_counter()
         request = self.parser.parse(message, form)
-        return self.reply(request, await self.ask(request.observation), began, form)
+        return self.reply(request, await self.ask(request.observation, allowance), began, form)
 
-    async def ask(self, observation: Observation) -> Done:
+    async def ask(self, observation: Observation, allowance: Allowance) -> Done:
         """The policy's chunk for an observation that has been checked."""
-        return await self.wait_for(self.queue.enter(observation))
+        return await self.wait_for(self.queue.enter(observation), allowance)
 
-    async def wait_for(self, ticket: Ticket) -> Done:
-        return await self.queue.answer(ticket, self.config.answer_timeout)
+    async def wait_for(self, ticket: Ticket, allowance: Allowance) -> Done:
+        """The answer to a question in line; whoever goes away while the model is at it has wasted its time."""
+        try:
+            return await self.queue.answer(ticket, self.config.answer_timeout)
+        except asyncio.CancelledError:
+            if ticket.begun:
+                allowance.wasted()
+            raise
 
     def reply(self, request: Request, done: Done, began: float, form: str) -> Any:
         """The reply in the client's form, counted and timed; `began` by `time.perf_counter`."""

@@ -46,6 +46,12 @@ class Stream:
         await self.allowance.pay(len(data) / PIECE)
         return data
 
+    async def is_there(self) -> bool:
+        """Whether the client is still there, as far as its bytes say: an end that came with its question is noticed."""
+        for _ in range(2):  # the loop looks at its sockets once in each of its rounds
+            await asyncio.sleep(0)
+        return not (self._reader.at_eof() or self._reader.exception() or self._writer.is_closing())
+
     async def unless_hung_up(self, work: Awaitable[T]) -> T:
         """What `work` gives. Raises `HungUp` and cancels it where the client's side ends first."""
         task = asyncio.ensure_future(work)

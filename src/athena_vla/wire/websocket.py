@@ -159,6 +159,8 @@ class WebsocketConversation:
         await self._service.slow_down(self._peer)
         while len(self._replies) >= UNANSWERED:
             await asyncio.wait(self._replies, return_when=asyncio.FIRST_COMPLETED)
+        if not await self._stream.is_there():
+            return  # whoever reads on finds the end
         began = time.perf_counter()
         if self._newest is not None:
             self._service.queue.withdraw(self._newest)
@@ -177,7 +179,7 @@ class WebsocketConversation:
 
     async def _reply(self, request: Request, ticket: Ticket, began: float, before: asyncio.Task[None] | None) -> None:
         try:
-            done = await self._service.wait_for(ticket)
+            done = await self._service.wait_for(ticket, self._stream.allowance)
             data = pack(self._service.reply(request, done, began, "openpi"))
         except Exception as problem:
             if not isinstance(problem, Superseded):

@@ -13,7 +13,7 @@ from typing import Any
 
 from athena_vla.errors import MissingDependency, ServerError
 from athena_vla.wire import gr00t
-from athena_vla.wire.effort import FAULT, PIECE
+from athena_vla.wire.effort import FAULT, PIECE, Allowance
 from athena_vla.wire.service import LOG, Service, classify
 
 try:
@@ -103,7 +103,7 @@ class Gr00tServer:
         units = len(message) / PIECE + FAULT
         await self._service.slow_down(peer)
         try:
-            reply = await self._answer(message)
+            reply = await self._answer(message, peer)
         except Exception as problem:
             _, kind, text = classify(problem)
             self._service.count("gr00t", kind)
@@ -112,7 +112,7 @@ class Gr00tServer:
         with suppress(zmq.ZMQError):  # the client is gone
             await self._socket.send_multipart([client, b"", reply], flags=zmq.DONTWAIT)
 
-    async def _answer(self, message: bytes) -> bytes:
+    async def _answer(self, message: bytes, peer: str) -> bytes:
         """Raises what `classify` knows how to name."""
         call = gr00t.read_call(message)
         token = self._service.config.token
@@ -134,7 +134,8 @@ class Gr00tServer:
             return gr00t.error_reply(f"There is no endpoint '{call.endpoint[:80]}'. There are {known}.")
         began = time.perf_counter()
         asked = gr00t.observations(call, self._service.parser)
-        done = [await self._service.ask(observation) for observation in asked]
+        allowance = Allowance(self._service.effort, peer)
+        done = [await self._service.ask(observation, allowance) for observation in asked]
         self._service.answered("gr00t", began, sum(d.took for d in done))
         return gr00t.action_reply([d.chunk for d in done], self._robot, call.form)
 
