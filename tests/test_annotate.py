@@ -325,6 +325,43 @@ def test_a_useless_answer_is_a_sentence(answer, status):
         paraphrase(ParaphraseConfig(url=server.url, model="m", key="k"), "idle", "hold still", "task", [])
 
 
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_the_key_follows_no_redirect(status):
+    seen = []
+
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self):
+            seen.append((self.path, self.headers.get("Authorization")))
+            self.send_response(200)
+            self.end_headers()
+
+        do_POST = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    class Redirecting(Other):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.send_header("Location", f"http://localhost:{other.server_port}/steal")
+            self.end_headers()
+
+    other, first = HTTPServer(("127.0.0.1", 0), Other), HTTPServer(("127.0.0.1", 0), Redirecting)
+    for server in (other, first):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    config = ParaphraseConfig(url=f"http://127.0.0.1:{first.server_port}/v1", model="m", key="sk-secret")
+    try:
+        with pytest.raises(DatasetError, match=r"points to 'http://localhost.*not sent there"):
+            paraphrase(config, "walk", "walk", "task", [])
+    finally:
+        for server in (other, first):
+            server.shutdown()
+            server.server_close()
+    assert not seen
+    assert "sk-secret" not in repr(config)
+
+
 def test_a_server_that_is_not_there_is_a_sentence():
     with pytest.raises(DatasetError, match="cannot be used"):
         paraphrase(ParaphraseConfig(url="http://127.0.0.1:9/v1", model="m", timeout=2), "idle", "x", "task", [])

@@ -354,12 +354,44 @@ def test_work_that_led_nowhere_is_booked_by_address_and_in_all(monkeypatch: pyte
     effort = Effort()
     assert effort.book("a", BURST * ADDRESS_RATE) <= 0  # what an idle address has in hand
     assert effort.book("a", ADDRESS_RATE) == pytest.approx(1.0)
+    assert effort.book("b", 1) <= 0  # who cost nothing does not wait for others
     assert effort.book("b", 1) == pytest.approx((BURST + 1) * ADDRESS_RATE / TOTAL_RATE - BURST, abs=1e-3)
     effort.give_back("a", ADDRESS_RATE)
     assert effort.book("a", 0) == pytest.approx(0.0, abs=1e-3)
     now[0] += 10
-    delays = [effort.book(f"address {n}", 0.1 * TOTAL_RATE) for n in range(40)]
-    assert delays[-1] == pytest.approx(40 * 0.1 - BURST)  # together they get no more than all may have
+    delays = [effort.book(f"address {n % 40}", 0.1 * TOTAL_RATE) for n in range(80)]
+    assert delays[-1] == pytest.approx(80 * 0.1 - BURST)  # together they get no more than all may have
+
+
+def test_a_robot_connects_while_others_open_and_reset_connections() -> None:
+    """From an address of its own: what the others cost is theirs to wait for."""
+    stop = threading.Event()
+    with background(PolicyServer(Echo(), TOY)) as server:
+
+        def storm(client: int) -> None:
+            while not stop.is_set():
+                try:
+                    with opened(server, origin=f"127.0.1.{client + 1}") as s:
+                        s.sendall(post(body()))
+                        s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                except OSError:
+                    continue
+
+        threads = [threading.Thread(target=storm, args=(n,)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.5)
+        try:
+            for n in range(10):
+                with RemotePolicy(server.address, TOY, timeout=2.0) as remote:
+                    remote.act(observe(n))
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        assert (
+            max(server.service.effort.book(f"127.0.1.{n + 1}", 0) for n in range(4)) < 5.0
+        )  # a storm ends when it ends
 
 
 # Who may come, and what is said

@@ -9,7 +9,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image as PillowImage
@@ -20,6 +20,16 @@ from athena_vla.recordings.episode import Image
 LONGEST_ANSWER = 300  # characters
 
 
+class NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Leaves a redirect as the error that it is: urllib would send the key to wherever it points."""
+
+    def redirect_request(self, *_: object, **__: object) -> None:
+        return None
+
+
+OPENER = urllib.request.build_opener(NoRedirect)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ParaphraseConfig:
     """Where the model is, and how long to wait for it."""
@@ -28,8 +38,8 @@ class ParaphraseConfig:
     """Base address up to and including /v1."""
     model: str
     """Model name as the server knows it."""
-    key: str = ""
-    """Bearer token, where the server wants one."""
+    key: str = field(default="", repr=False)
+    """Bearer token, where the server wants one; it goes to that server alone."""
     timeout: float = 60.0
     """Longest wait for one answer [s]."""
     pictures: int = 3
@@ -58,10 +68,15 @@ def paraphrase(config: ParaphraseConfig, kind: str, text: str, task: str, images
         raise DatasetError(f"'{config.url}' is not an http address of an OpenAI-compatible server.")
     request = urllib.request.Request(address, json.dumps(body).encode(), headers)
     try:
-        with urllib.request.urlopen(request, timeout=config.timeout) as response:
+        with OPENER.open(request, timeout=config.timeout) as response:
             raw = json.loads(response.read(1 << 20))
         answer = raw["choices"][0]["message"]["content"]
     except urllib.error.HTTPError as error:
+        if moved := error.headers.get("Location"):
+            raise DatasetError(
+                f"'{address}' points to '{moved[:200]}' ({error.code}). Key and pictures are not sent there; give that "
+                "address where it is the one you mean."
+            ) from error
         raise DatasetError(f"'{address}' answered {error.code} {error.reason} for model '{config.model}'.") from error
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise DatasetError(f"'{address}' cannot be used to paraphrase: {type(error).__name__}: {error}") from error

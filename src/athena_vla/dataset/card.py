@@ -1,10 +1,30 @@
-"""The dataset card: what a set holds, in the words and the front matter the Hugging Face hub reads."""
+"""The dataset card: what a set holds, in the words and the front matter the Hugging Face hub reads.
 
+What a recording says stands in the card as the text that it is: no line, heading, link or picture of its own.
+"""
+
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from athena_vla.embodiment import Embodiment
 from athena_vla.recordings.notes import Note, texts_of
+
+# What Markdown or HTML reads as more than text: marks, the beginnings of lists and rules, and what becomes a link.
+MARKUP = (
+    (re.compile(r"([\\`*{}\[\]()<>#|!~&]|(?<!\w)_|_(?!\w))"), r"\\\1"),
+    (re.compile(r"^([-+=])"), r"\\\1"),
+    (re.compile(r"^(\d+)([.])"), r"\1\\\2"),
+    (re.compile(r"(?i)\b(https?|ftp|mailto|www)([:.])"), r"\1\\\2"),
+)
+
+
+def plain(text: object) -> str:
+    """A text on one line that a card shows as it is, whatever is in it."""
+    line = "".join(c for c in " ".join(str(text).split()) if c.isprintable())
+    for pattern, escaped in MARKUP:
+        line = pattern.sub(escaped, line)
+    return line
 
 
 def dataset_card(content: Mapping[str, Any], robot: Embodiment) -> str:
@@ -25,7 +45,7 @@ def dataset_card(content: Mapping[str, Any], robot: Embodiment) -> str:
     ours = robot.action_columns
     delta = {j.name for j in robot.joints if j.mode == "delta"}
     rows = [
-        f"| {name} | {unit} | {'delta' if name in delta else 'absolute'} | {low:.4f} | {high:.4f} | {mode} |"
+        f"| {plain(name)} | {unit} | {'delta' if name in delta else 'absolute'} | {low:.4f} | {high:.4f} | {mode} |"
         for name, unit, low, high, mode in zip(
             statistics["joint_names"],
             ours.units,
@@ -35,7 +55,8 @@ def dataset_card(content: Mapping[str, Any], robot: Embodiment) -> str:
             strict=True,
         )
     ]
-    shares = ", ".join(f"{k} {n / frames:.0%}" for k, n in sorted(kinds.items()))
+    shares = ", ".join(f"{plain(k)} {n / frames:.0%}" for k, n in sorted(kinds.items()))
+    cameras = ", ".join(f"{plain(n)} {w}x{h}" for n, (h, w) in content["sizes"].items())
     lines = [
         "---",
         "tags: [LeRobot, robotics, athena-vla]",
@@ -44,19 +65,19 @@ def dataset_card(content: Mapping[str, Any], robot: Embodiment) -> str:
         "  data_files: data/*/*.parquet",
         "---",
         "",
-        f"# {robot.name}: {len(episodes)} episodes, {frames / robot.control_hz / 3600:.2f} hours",
+        f"# {plain(robot.name)}: {len(episodes)} episodes, {frames / robot.control_hz / 3600:.2f} hours",
         "",
         f"- Content hash: `{content['hash']}`",
         f"- {frames} frames at {robot.control_hz:g} Hz; chunks of {content['horizon']}, stride {content['stride']}",
         f"- {len(episodes) - held_out} episodes to train, {held_out} held out by episode, seed {content['seed']}",
         f"- Success: {success}; left out: {len(content['failed'])} failed, {len(content['broken'])} broken",
-        f"- Cameras: {', '.join(f'{n} {w}x{h}' for n, (h, w) in content['sizes'].items())}; {content['pictures']}",
-        f"- Licences found beside the recording: {'; '.join(content['licences']) or 'none stated'}",
+        f"- Cameras: {cameras}; {content['pictures']}",
+        f"- Licences found beside the recording: {'; '.join(map(plain, content['licences'])) or 'none stated'}",
         f"- Segments (share of frames): {shares or 'none'}",
         "",
         "## Instructions",
         "",
-        *(f"- {text} ({count})" for text, count in sorted(tasks.items(), key=lambda p: (-p[1], p[0]))[:50]),
+        *(f"- {plain(text)} ({count})" for text, count in sorted(tasks.items(), key=lambda p: (-p[1], p[0]))[:50]),
         "",
         "## Actions",
         "",
@@ -67,7 +88,7 @@ def dataset_card(content: Mapping[str, Any], robot: Embodiment) -> str:
         *_repairs(content),
         "## Notes",
         "",
-        *(f"- {text}" for text in texts_of([Note.from_json(n) for n in content["notes"]]) or ["none"]),
+        *(f"- {plain(text)}" for text in texts_of([Note.from_json(n) for n in content["notes"]]) or ["none"]),
         "",
     ]
     return "\n".join(lines)
@@ -77,6 +98,6 @@ def _repairs(content: Mapping[str, Any]) -> list[str]:
     fixes = content.get("fixes") or {}
     if not fixes:
         return []
-    said = [f"- episode {i}: {'; '.join(what)}" for i, what in list(fixes.items())[:50]]
+    said = [f"- episode {plain(i)}: {'; '.join(map(plain, what))}" for i, what in list(fixes.items())[:50]]
     more = [f"- and {len(fixes) - 50} more episodes, in meta/athena.json"] if len(fixes) > 50 else []
     return ["## Repairs", "", "Asked for with --fix; the recording itself is unchanged.", "", *said, *more, ""]

@@ -28,14 +28,18 @@ class Effort:
         self._all_ready = 0.0
 
     def book(self, address: str, units: float) -> float:
-        """Charge work to an address; returns the seconds for which it has to be kept waiting."""
+        """Charge work to an address; returns the seconds for which it has to be kept waiting.
+
+        An address that has cost nothing lately does not wait for what others cost.
+        """
         now = time.monotonic()
-        ready = max(self._ready.pop(address, 0.0), now - BURST) + units / ADDRESS_RATE
+        before = self._ready.pop(address, 0.0)
+        ready = max(before, now - BURST) + units / ADDRESS_RATE
         self._ready[address] = ready
         while len(self._ready) > REMEMBERED:
             self._ready.popitem(last=False)
         self._all_ready = max(self._all_ready, now - BURST) + units / TOTAL_RATE
-        return max(ready, self._all_ready) - now
+        return ready - now if before <= now - BURST else max(ready, self._all_ready) - now
 
     def give_back(self, address: str, units: float) -> None:
         """What was booked led to an answer after all."""

@@ -11,7 +11,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +30,8 @@ from athena_vla.wire.stream import READ_AHEAD, Stream
 Gate = Callable[[Actor], None]  # raises an AthenaError where the actor must not be served
 BACKLOG = 128  # connections that wait to be accepted
 SPARE = 8  # connections beyond the places: they may ask for /healthz, or are told that all places are taken
-HELD = 32  # accepted connections that wait because their address has cost too much
+HELD = 64  # accepted connections that wait because their address has cost too much
+HELD_OF_ONE = 8  # of these, of one address
 UNASKED = 0.5  # [s] after which a connection that never had an answer gives its place to a newcomer
 OUT_OF_DESCRIPTORS = 0.5  # [s] of rest where a connection cannot be accepted
 
@@ -57,7 +58,7 @@ class PolicyServer:
         self.service = Service(actor, parser, metadata_of(robot, metadata or {}), self.config)
         self._places: dict[asyncio.Task[None], _Place] = {}
         self._spare: set[asyncio.Task[None]] = set()  # health checks and refusals
-        self._held: set[asyncio.Task[None]] = set()  # accepted, and not looked at before their address has caught up
+        self._held: dict[asyncio.Task[None], str] = {}  # accepted, and not looked at before their address catches up
         self._listeners: list[socket.socket] = []
         self._accepting: list[asyncio.Task[None]] = []
         self._gr00t: Any = None  # a `zmq_server.Gr00tServer`
@@ -139,13 +140,18 @@ class PolicyServer:
                 await asyncio.sleep(OUT_OF_DESCRIPTORS)
                 continue
             peer = str(address[0])
+            await asyncio.sleep(0)  # `sock_accept` lets nobody have a turn while one connection follows another
+            full = len(self._held) >= HELD or sum(p == peer for p in self._held.values()) >= HELD_OF_ONE
+            if full and self.service.effort.book(peer, 0) > 0:
+                self._drop(connection)  # and nothing is booked: a storm that is over is over
+                continue
             delay = self.service.effort.book(peer, CONNECT)
             if delay <= 0:
                 self._admit(connection, peer)
-            elif len(self._held) < HELD:
-                _keep(self._held, self._hold(connection, peer, delay))
-            else:
-                self._drop(connection)
+                continue
+            task = asyncio.ensure_future(self._hold(connection, peer, delay))
+            self._held[task] = peer
+            task.add_done_callback(self._held.pop)
 
     async def _hold(self, connection: socket.socket, peer: str, delay: float) -> None:
         try:
@@ -164,7 +170,9 @@ class PolicyServer:
             self.service.metrics.connections.set(len(self._places))
             task.add_done_callback(self._leave)
         elif len(self._spare) < SPARE:
-            _keep(self._spare, self._run(connection, _Place(peer, time.monotonic()), spare=True))
+            task = asyncio.ensure_future(self._run(connection, _Place(peer, time.monotonic()), spare=True))
+            self._spare.add(task)
+            task.add_done_callback(self._spare.discard)
         else:
             self._drop(connection)
 
@@ -233,12 +241,6 @@ class _Place:
     @property
     def answered(self) -> bool:
         return self.connection is not None and self.connection.ever_answered
-
-
-def _keep(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
-    task = asyncio.ensure_future(work)
-    tasks.add(task)
-    task.add_done_callback(tasks.discard)
 
 
 def with_token(config: ServeConfig) -> ServeConfig:
