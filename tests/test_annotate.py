@@ -337,7 +337,7 @@ def test_the_key_follows_no_redirect(status):
 
         do_POST = do_GET
 
-        def log_message(self, *_):
+        def log_message(self, format, *args):
             pass
 
     class Redirecting(Other):
