@@ -30,7 +30,7 @@ def observations(robot: Embodiment, count: int, seed: int = 0) -> list[Observati
     return [
         Observation(
             images={c.name: generator.integers(0, 255, (c.height, c.width, 3), dtype=np.uint8) for c in robot.cameras},
-            state=generator.uniform(robot.lower, robot.upper),
+            state=generator.uniform(robot.state_columns.lower, robot.state_columns.upper),
             instruction=texts[i % len(texts)],
         )
         for i in range(count)
@@ -39,9 +39,10 @@ def observations(robot: Embodiment, count: int, seed: int = 0) -> list[Observati
 
 def normalizer(robot: Embodiment, horizon: int) -> Normalizer:
     generator = np.random.default_rng(1)
-    states = generator.uniform(robot.lower, robot.upper, (64, robot.state_dim))
+    columns = robot.state_columns
+    states = generator.uniform(columns.lower, columns.upper, (64, len(columns)))
     fit = NormalizerFit(robot)
-    fit.add(states[:, None, robot.action_index].repeat(horizon, axis=1), states)
+    fit.add(robot.action_of(states)[:, None].repeat(horizon, axis=1), states)
     return fit.finish()
 
 

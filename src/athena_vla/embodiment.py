@@ -82,10 +82,10 @@ class Embodiment:
                 refuse(f"{kind} names appear twice: {', '.join(twice)}.")
         for part in (*self.joints, *self.channels, *self.cameras):
             refuse_where(part.problem)
-        names = {*(j.name for j in self.joints), *(c.name for c in self.cameras)}
+        names = {*(j.name for j in self.joints), *(j.group for j in self.joints), *(c.name for c in self.cameras)}
         shared = sorted(names & {c.name for c in self.channels})
         if shared:
-            refuse(f"channels {', '.join(shared)} have the name of a joint or camera.")
+            refuse(f"channels {', '.join(shared)} have the name of a joint or camera, or of a group.")
         if not (math.isfinite(self.control_hz) and math.isfinite(self.command_hz) and self.control_hz > 0):
             refuse(f"control_hz {self.control_hz} and command_hz {self.command_hz} must be positive and finite.")
         ratio = self.command_hz / self.control_hz
@@ -146,6 +146,17 @@ class Embodiment:
     @cached_property
     def observed_channels(self) -> tuple[Channel, ...]:
         return tuple(c for c in self.channels if c.observed)
+
+    @cached_property
+    def state_groups(self) -> dict[str, tuple[str, ...]]:
+        """Joint groups, then each observed channel as a group of its own -> the state columns in it."""
+        return {**self.groups, **{c.name: (c.name,) for c in self.observed_channels}}
+
+    @cached_property
+    def action_groups(self) -> dict[str, tuple[str, ...]]:
+        """Joint groups with the joints that are not locked, then each commanded channel -> the action columns in it."""
+        moving = {g: tuple(n for n in names if n in self.action_joints) for g, names in self.groups.items()}
+        return {g: names for g, names in moving.items() if names} | {c.name: (c.name,) for c in self.commanded_channels}
 
     @cached_property
     def state_columns(self) -> RobotColumns:

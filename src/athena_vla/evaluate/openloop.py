@@ -50,7 +50,8 @@ class OpenLoopResult:
     samples: int
     episodes: int
     tasks: dict[str, int]  # samples per task
-    joints: tuple[str, ...]
+    joints: tuple[str, ...]  # and commanded channels
+    units: tuple[str, ...]  # of each of them
     recorded_roughness: float  # [rad] of the recorded chunks
     horizon: int
     dt: float  # [s]
@@ -124,7 +125,8 @@ def open_loop(
         len(set(episodes)),
         {t: kinds.count(t) for t in sorted(set(kinds))},
         robot.action_names,
-        _roughness(table.truth, table.valid),
+        robot.action_columns.units,
+        _roughness(table.truth[..., table._joints], table.valid),
         table.truth.shape[1],
         1.0 / robot.control_hz,
     )
@@ -161,26 +163,32 @@ class _Table:
     robot: Embodiment
     seed: int
 
+    @property
+    def _joints(self) -> slice:
+        """Action columns that are joints; all columns of a robot that commands channels alone."""
+        return slice(len(self.robot.action_joints) or None)
+
     def summarise(
         self,
         chunk: NDArray[np.float64],
         reference: NDArray[np.float64] | None,
         ablated: NDArray[np.float64] | None,
     ) -> ActorErrors:
-        error = np.abs(chunk - self.truth)
+        every = np.abs(chunk - self.truth)
+        error = every[..., self._joints]  # means over columns are of joints, in [rad]; a channel has its own unit
         weight = self.valid[..., None].astype(np.float64)
-        rows = error[self.valid]  # [rows, D]
+        rows = every[self.valid]  # [rows, D]
         joints = self.robot.action_names
         everything = np.ones(len(self.truth), bool)
         sums, counts = self._per_episode(error.mean(axis=2), everything)
         difference = change = added = None
         if reference is not None:
-            theirs, _ = self._per_episode(np.abs(reference - self.truth).mean(axis=2), everything)
+            theirs, _ = self._per_episode(np.abs(reference - self.truth)[..., self._joints].mean(axis=2), everything)
             difference = bootstrap_difference(sums, theirs, counts, resamples=RESAMPLES, seed=self.seed)
         if ablated is not None:
-            moved, _ = self._per_episode(np.abs(chunk - ablated).mean(axis=2), everything)
+            moved, _ = self._per_episode(np.abs(chunk - ablated)[..., self._joints].mean(axis=2), everything)
             change = bootstrap_mean(moved, counts, resamples=RESAMPLES, seed=self.seed)
-            own, _ = self._per_episode(np.abs(ablated - self.truth).mean(axis=2), everything)
+            own, _ = self._per_episode(np.abs(ablated - self.truth)[..., self._joints].mean(axis=2), everything)
             added = bootstrap_difference(sums, own, counts, resamples=RESAMPLES, seed=self.seed)
         first = self.valid[:, 0]
         first_sums, first_counts = self._per_episode(error[:, :1].mean(axis=2), first)
@@ -193,13 +201,13 @@ class _Table:
                 resamples=200,
                 seed=self.seed,
             ),
-            maximum=float(rows.max()),
+            maximum=float(rows[:, self._joints].max()),
             per_joint=dict(zip(joints, rows.mean(axis=0).tolist(), strict=True)),
             per_joint_p95=dict(zip(joints, np.quantile(rows, 0.95, axis=0).tolist(), strict=True)),
             per_horizon=tuple(((error * weight).sum(axis=(0, 2)) / _at_least_one(weight, error)).tolist()),
             per_task={str(t): self._task(error, t) for t in np.unique(self.task)},
-            roughness=_roughness(chunk, self.valid),
-            seam=self._seam(chunk),
+            roughness=_roughness(chunk[..., self._joints], self.valid),
+            seam=self._seam(chunk[..., self._joints]),
             minus_reference=difference,
             change=change,
             added=added,

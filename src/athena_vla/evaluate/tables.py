@@ -109,8 +109,12 @@ def task_error_table(result: OpenLoopResult, names: Sequence[str]) -> str:
 
 
 def joint_table(result: OpenLoopResult, names: Sequence[str]) -> str:
-    """Mean absolute error per joint of a few actors."""
-    rows = [[j, *(f"{result.actors[n].per_joint[j]:.4f}" for n in names)] for j in result.joints]
+    """Mean absolute error per joint and channel of a few actors; a channel names its unit."""
+    named = [j if unit == "rad" else f"{j} [{unit}]" for j, unit in zip(result.joints, result.units, strict=True)]
+    rows = [
+        [name, *(f"{result.actors[n].per_joint[j]:.4f}" for n in names)]
+        for name, j in zip(named, result.joints, strict=True)
+    ]
     return aligned(["per joint MAE, rad", *names], rows)
 
 

@@ -52,7 +52,9 @@ def measure(
     errors = total[3:] / max(total[2], 1.0)
     return {
         "loss": float(total[0] / max(total[1], SMALLEST_WEIGHT)),
-        "mae_rad": float(errors.mean()),
+        "mae_rad": float(
+            errors[: len(dataset.robot.action_joints) or None].mean()
+        ),  # joints; channels have other units
         "per_joint_rad": dict(zip(dataset.robot.action_names, errors.tolist(), strict=True)),
         "samples": len(chosen),
     }
@@ -60,11 +62,13 @@ def measure(
 
 def weak_joints(per_joint: dict[str, float], robot: Embodiment) -> str:
     """A sentence on the joints whose error is large against their range of motion; "" where none is."""
-    shares = {n: e / (robot.joint(n).upper - robot.joint(n).lower) for n, e in per_joint.items()}
+    ours = robot.action_columns
+    span, unit = dict(zip(ours.names, ours.span.tolist(), strict=True)), dict(zip(ours.names, ours.units, strict=True))
+    shares = {n: e / span[n] for n, e in per_joint.items()}
     weak = sorted((n for n, share in shares.items() if share > WEAK), key=lambda n: -shares[n])
     if not weak:
         return ""
-    listed = ", ".join(f"{n} {per_joint[n]:.3f} rad ({100 * shares[n]:.0f}%)" for n in weak[:_NAMED])
+    listed = ", ".join(f"{n} {per_joint[n]:.3f} {unit[n]} ({100 * shares[n]:.0f}%)" for n in weak[:_NAMED])
     more = f" and {len(weak) - _NAMED} more" if len(weak) > _NAMED else ""
     return (
         f"Weak: the mean error of {len(weak)} of {len(shares)} joints is above {100 * WEAK:.0f}% of their range of "

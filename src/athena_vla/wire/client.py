@@ -201,7 +201,9 @@ class RemotePolicy:
         if len(set(names)) != len(names):
             raise ServerError("it names a joint twice.")
         try:
-            robot.index(names)
+            for name in names:
+                if name not in robot.command_names:
+                    raise UnknownName(f"joint or channel of robot '{robot.name}'", name, robot.command_names)
         except UnknownName as problem:
             raise ServerError(str(problem)) from problem
         dt = metadata.get("dt")

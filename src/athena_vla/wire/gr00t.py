@@ -85,20 +85,20 @@ def observations(call: Call, parser: RequestParser) -> list[Observation]:
     robot = parser.robot
     video, state, language = _parts(raw)
     _require_known(video, robot.camera_names, "video", robot)
-    _require_known(state, tuple(robot.groups), "state", robot)
+    _require_known(state, tuple(robot.state_groups), "state", robot)
     texts = _texts(language)
     count = len(texts)
     images = {c: _batch(value, "video", c, count, 5) for c, value in video.items()}
     if state or not parser.state_optional:
-        missing = [g for g in robot.groups if g not in state]
+        missing = [g for g in robot.state_groups if g not in state]
         if missing:
             raise InvalidObservation(
-                f"{robot.name} needs the state of groups {list(robot.groups)}; {missing} are missing."
+                f"{robot.name} needs the state of groups {list(robot.state_groups)}; {missing} are missing."
             )
-        groups = {g: _batch(state[g], "state", g, count, 3) for g in robot.groups}
+        groups = {g: _batch(state[g], "state", g, count, 3) for g in robot.state_groups}
         states = [_whole_state(groups, i, robot) for i in range(count)]
     else:
-        states = [robot.default] * count
+        states = [robot.state_columns.default] * count
     return [
         parser.checked(
             Observation({c: image[i, -1] for c, image in images.items()}, states[i], parser.text(texts[i], "language"))
@@ -112,20 +112,19 @@ def action_reply(chunks: list[ActionChunk], robot: Embodiment, form: Form) -> by
     positions = np.stack([c.positions for c in chunks]).astype(np.float32)
     column = {name: i for i, name in enumerate(chunks[0].joint_names)}
     action = {
-        group: positions[:, :, [column[n] for n in names if n in column]]
-        for group, names in robot.groups.items()
-        if any(n in column for n in names)
+        group: positions[:, :, [column[n] for n in names]]
+        for group, names in robot.action_groups.items()
+        if all(n in column for n in names)
     }
     return packed([action, {}], form)
 
 
 def modality_reply(robot: Embodiment, horizon: int) -> bytes:
     """What the robot sends and takes. Marked in the way of both forms: the request does not say which one it is."""
-    groups = [g for g, names in robot.groups.items() if set(names) & set(robot.action_joints)]
     modalities = {
         "video": (list(robot.camera_names), [0]),
-        "state": (list(robot.groups), [0]),
-        "action": (groups, list(range(horizon))),
+        "state": (list(robot.state_groups), [0]),
+        "action": (list(robot.action_groups), list(range(horizon))),
         "language": ([LANGUAGE], [0]),
     }
     marked = dict.fromkeys(MODALITY, True)
@@ -256,12 +255,12 @@ def _batch(value: Any, kind: str, name: str, count: int, dimensions: int) -> NDA
 
 def _whole_state(groups: Mapping[str, NDArray[Any]], entry: int, robot: Embodiment) -> Array:
     state = np.empty(robot.state_dim)
-    for group, names in robot.groups.items():
+    for group, names in robot.state_groups.items():
         values = groups[group][entry, -1]
         if values.dtype.kind not in "fiu" or len(values) != len(names):
             raise InvalidObservation(
-                f"'state.{group}' must be positions of {len(names)} joints {list(names)}, it is {values.dtype} with "
+                f"'state.{group}' must be {len(names)} values of {list(names)}, it is {values.dtype} with "
                 f"{len(values)}."
             )
-        state[robot.index(names)] = values
+        state[robot.state_columns.places(names)] = values
     return state

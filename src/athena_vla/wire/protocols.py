@@ -114,12 +114,15 @@ class RequestParser:
 
     def _state(self, value: Any, key: str) -> Array:
         if value is None and self.state_optional:
-            return self.robot.default
-        wanted = f"'{key}' must be an array of {self.robot.state_dim} joint positions in rad, in the robot's order"
+            return self.robot.state_columns.default
+        robot = self.robot
+        what = "joint positions in rad" if not robot.observed_channels else "joint positions in rad and channels"
+        wanted = f"'{key}' must be an array of {robot.state_dim} {what}, in the robot's order"
         if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiu":
             raise InvalidObservation(f"{wanted}.")
         if value.shape != (self.robot.state_dim,):  # before a megabyte of bytes becomes eight of floats
-            raise InvalidObservation(f"{wanted}; it has the shape {list(value.shape)}.")
+            said = f"; {robot.state_columns.wrong_width(value.shape)}" if robot.observed_channels else ""
+            raise InvalidObservation(f"{wanted}; it has the shape {list(value.shape)}{said}.")
         return value.astype(np.float64)
 
     @staticmethod
