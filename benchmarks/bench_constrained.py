@@ -137,7 +137,6 @@ def main() -> None:
         seed=0,
         workers=2,
         setup=Setup(robot="athena", replan_every=HORIZON),
-        progress=lambda done, total, what: None,
     )
     print(result)
     told = json.loads(json.dumps(result.to_dict(), default=str))

@@ -194,6 +194,7 @@ def time_stage(base: Path, data: Path, folder: Path, config: TrainBenchConfig, *
         max_steps=1,
         evaluate_samples=1,
         resume="never",
+        overwrite=True,
         select="last",
         tensorboard=False,
         progress=False,

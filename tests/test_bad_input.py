@@ -106,7 +106,7 @@ def test_a_disk_that_is_full_in_the_middle(world, tmp_path, capsys, words) -> No
     assert "could not be written" in told
     assert "File too large" in told
     kept = list(tmp_path.glob(".out.partial-*/*")) if name == "quantize" else []  # of layers that were finished
-    assert {f.suffix for f in kept} <= {"", ".safetensors"}, "nothing half-written"
+    assert {f.suffix for f in kept} <= {".jsonl", ".safetensors"}, "nothing half-written"
     left = [f for f in tmp_path.iterdir() if f not in {k.parent for k in kept}]
     assert not left, "neither under its name nor under a temporary one"
 
@@ -115,7 +115,8 @@ def test_a_full_disk_leaves_what_was_there(world, tmp_path, capsys, request) -> 
     copied(world, "int4", tmp_path / "out")
     before = Bundle.open(tmp_path / "out").hash
     request.getfixturevalue("full")
-    refusal(capsys, "export", world / "merged", tmp_path / "out")
+    assert "exists already" in refusal(capsys, "export", world / "merged", tmp_path / "out")
+    refusal(capsys, "export", world / "merged", tmp_path / "out", "--overwrite")
     assert Bundle.open(tmp_path / "out").hash == before
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 

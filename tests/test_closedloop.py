@@ -18,6 +18,7 @@ from athena_vla.evaluate.rollout import Stage
 from athena_vla.evaluate.statistics import wilson
 from athena_vla.evaluate.summary import compare_pair, summarise
 from athena_vla.evaluate.violations import count_violations
+from athena_vla.progress import Nowhere, Progress, State
 from athena_vla.sim.experts import Expert
 from athena_vla.sim.tasks import sample_scene
 
@@ -92,12 +93,13 @@ def test_an_interrupted_run_goes_on_and_says_what_it_reuses(
     class Stop(Exception):
         pass
 
-    def stop_after_four(done: int, total: int, what: str) -> None:
-        if done == 4:
-            raise Stop
+    class StopAfterFour(Nowhere):
+        def show(self, state: State) -> None:
+            if state.done == 4:
+                raise Stop
 
     with pytest.raises(Stop):
-        closed_loop([HOLD, replay], settings(tmp_path), stop_after_four)
+        closed_loop([HOLD, replay], settings(tmp_path), Progress(StopAfterFour()))
     with (tmp_path / "hold.jsonl").open("a") as file:
         file.write('{"scene": 5, "actor": "ho')  # killed in the middle of a line
     again = closed_loop([HOLD, replay], settings(tmp_path))

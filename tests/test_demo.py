@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from athena_vla.demo import DemoConfig
-from athena_vla.demo.chain import _require_space, demo
+from athena_vla.demo.chain import OWN_DATA_STEPS, SIMULATED_STEPS, _open_folder, demo
+from athena_vla.demo.expected import expected
 from athena_vla.demo.journal import Journal, digest, plain
 from athena_vla.demo.outcome import safety_total
 from athena_vla.demo.recording import _identity
@@ -19,17 +19,19 @@ from athena_vla.embodiment import load
 from athena_vla.errors import AthenaError, RecordingError
 from athena_vla.evaluate.film import Film, FilmedRobot, Mark
 from athena_vla.evaluate.statistics import wilson
+from athena_vla.finetune.finetune_config import PRESETS
+from athena_vla.progress import Lines, Progress, quiet
 from athena_vla.sim.robot import SimRobot
 from athena_vla.sim.tasks import sample_scene
 from athena_vla.sim.world import THIRD_PERSON
 
 
 class Screen:
-    """A console that remembers, and a journal on it."""
+    """A log that is kept, and a journal on it."""
 
     def __init__(self, folder: Path, total: int = 2) -> None:
         self.stream = io.StringIO()
-        self.journal = Journal(folder, Console(file=self.stream, width=200), total)
+        self.journal = Journal(folder, Progress(Lines(self.stream)), total)
 
     @property
     def text(self) -> str:
@@ -186,20 +188,37 @@ def test_defaults_scale_with_quick_and_counts_are_checked() -> None:
     assert quick.episode_count < usual.episode_count
     assert quick.recording_count < usual.recording_count
     assert DemoConfig(quick=True, episodes=21).episode_count == 21
+    assert usual.training_steps == PRESETS["demo"].max_steps > quick.training_steps
     with pytest.raises(AthenaError, match="counts"):
         DemoConfig(episodes=-1)
 
 
 def test_bad_folders_are_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    quiet = Console(file=io.StringIO())
     with pytest.raises(RecordingError, match="no folder"):
         demo(DemoConfig(out=tmp_path / "run", data=tmp_path / "absent"), quiet)
     (tmp_path / "empty").mkdir()
     with pytest.raises(AthenaError, match="empty"):
         demo(DemoConfig(out=tmp_path / "run", data=tmp_path / "empty"), quiet)
     (tmp_path / "file").write_text("")
-    with pytest.raises(AthenaError, match="cannot be written"):
-        _require_space(tmp_path / "file" / "run")
+    with pytest.raises(AthenaError, match="could not be written"):
+        demo(DemoConfig(out=tmp_path / "file" / "run"), quiet)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").touch()
+    for overwrite in (False, True):
+        with pytest.raises(AthenaError, match="is not a demo's folder"):
+            demo(DemoConfig(out=tmp_path / "thesis", overwrite=overwrite), quiet)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10})())
     with pytest.raises(AthenaError, match=r"0\.0 GB free"):
-        _require_space(tmp_path / "full")
+        _open_folder(DemoConfig(out=tmp_path / "full"))
+
+
+def test_the_whole_is_said_from_the_first_step_on(tmp_path: Path) -> None:
+    usual, quick, own = (expected(c) for c in (DemoConfig(), DemoConfig(quick=True), DemoConfig(data=tmp_path)))
+    assert len(usual) == SIMULATED_STEPS
+    assert len(own) == OWN_DATA_STEPS
+    assert sum(usual.values()) == pytest.approx(782, rel=0.01)  # [s] 13 min 2 s, as measured
+    assert sum(quick.values()) < sum(usual.values()) / 4
+    screen = Screen(tmp_path, SIMULATED_STEPS)
+    screen.journal.progress.plan(usual)
+    screen.journal.step("record", "Record", {}, dict)
+    assert "1/9 Record (about 13 of 13 min for all)" in screen.text

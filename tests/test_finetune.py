@@ -168,7 +168,7 @@ def test_another_run_in_the_folder_is_not_continued(world, tmp_path):
     build(BuildConfig(input=world / "rec", out=other, robot="toy", horizon=4, workers=1, validation=0.4))
     with pytest.raises(TrainingError, match="another run .*dataset"):
         finetune(dataclasses.replace(cfg, data=other))
-    assert finetune(dataclasses.replace(cfg, rank=8, resume="never")).steps == 2
+    assert finetune(dataclasses.replace(cfg, rank=8, overwrite=True)).steps == 2
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

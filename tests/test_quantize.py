@@ -26,7 +26,7 @@ from athena_vla.quantize import QuantizeConfig, choose, codes, quantize
 from athena_vla.quantize.calibrate import second_moment
 from athena_vla.quantize.choose import Layer
 from athena_vla.quantize.layers import plan_layers
-from athena_vla.quantize.parts import Parts
+from athena_vla.quantize.parts import LayerParts
 from athena_vla.quantize.sensitivity import filled, sampled, sensitivities
 from small_bundles import observations, small_model, write_base, write_finetuned, write_model
 
@@ -317,24 +317,22 @@ def test_an_interrupted_run_goes_on_where_it_was(base, tmp_path, monkeypatch) ->
 
 def test_finished_layers_of_other_settings_are_not_taken(base, tmp_path) -> None:
     weight = Packed(torch.zeros(2, 32, dtype=torch.int8), torch.ones(2, 1).half(), 4)
-    with Parts(tmp_path / "q", "one") as parts:
-        parts.finished("w", weight, 0.25)
-        with pytest.raises(BundleError, match="Another process is quantising"):
-            Parts(tmp_path / "q", "one")
-    with Parts(tmp_path / "q", "one") as again:
-        found = again.codes("w")
-        assert found is not None
-        assert torch.equal(found[0].codes, weight.codes)
-        assert found[1] == 0.25
-        assert again.codes("v") is None
-        (again.folder / "cut.safetensors").write_bytes(b"")
-        assert again.codes("cut") is None
-        with Parts(tmp_path / "q", "two") as other:
-            assert other.codes("w") is None
-        other.remove()
-        assert again.codes("w") is not None, "what another process works on stays"
-        assert not other.folder.exists()
-    again.remove()
+    parts = LayerParts(tmp_path / "q", "one")
+    parts.finished("w", weight, 0.25)
+    parts.measured({"w": 0.5})
+    again = LayerParts(tmp_path / "q", "one")
+    found = again.codes("w")
+    assert found is not None
+    assert torch.equal(found[0].codes, weight.codes)
+    assert found[1] == 0.25
+    assert again.sensitivities() == {"w": 0.5}
+    assert again.codes("v") is None
+    (again.folder / "cut.safetensors").write_bytes(b"")
+    assert again.codes("cut") is None
+    other = LayerParts(tmp_path / "q", "two")
+    assert other.codes("w") is None
+    assert other.sensitivities() == {}
+    other.remove()
     assert not list(tmp_path.iterdir())
 
 

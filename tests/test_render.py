@@ -11,7 +11,6 @@ from athena_vla.sim.raycast import FAR, NOTHING, cast_camera
 from athena_vla.sim.render import RayRenderer, best_renderer, make_renderer, probe
 from athena_vla.sim.scene import COLOURS, SHAPES
 from athena_vla.sim.tasks import sample_scene
-from athena_vla.sim.workers import run_jobs
 from athena_vla.sim.world import THIRD_PERSON, World
 
 
@@ -165,14 +164,3 @@ def test_grounding_is_the_same_for_any_batch_size():
     assert whole.colours.max() < len(COLOURS)
     assert whole.shapes.max() < len(SHAPES)
     assert len(np.unique(whole.images.reshape(6, -1), axis=0)) == 6
-
-
-def test_a_dead_worker_is_an_error_and_not_a_wait():
-    with pytest.raises(SimulationError, match="worker process died"):
-        list(run_jobs(_die, range(8), workers=2))
-
-
-def _die(number: int) -> int:
-    import os
-
-    os._exit(1)

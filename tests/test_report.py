@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from athena_vla.demo.journal import plain, write_json
+from athena_vla import files
+from athena_vla.demo.journal import plain
 from athena_vla.embodiment import ActionChunk, Embodiment, Observation
 from athena_vla.errors import EvaluationError
 from athena_vla.evaluate.baselines import BlackImage, HoldStill
@@ -93,13 +94,13 @@ def picture(height: int, width: int, seed: int) -> np.ndarray:
 
 def animated(folder: Path, name: str) -> dict[str, Any]:
     frames = [picture(120, 260, i) for i in range(6)]
-    media.write(folder / f"{name}.webp", media.animation(frames, 8))
-    media.write(folder / f"{name}-still.webp", media.still(frames[-1]))
+    files.write_bytes(folder / f"{name}.webp", media.animation(frames, 8))
+    files.write_bytes(folder / f"{name}-still.webp", media.still(frames[-1]))
     return {"file": f"{name}.webp", "still": f"{name}-still.webp", "size": [260, 120], "success": True, "seconds": 2.5}
 
 
 def strip(folder: Path, name: str) -> dict[str, Any]:
-    media.write(folder / name, media.still(media.beside([picture(90, 90, i) for i in range(6)])))
+    files.write_bytes(folder / name, media.still(media.beside([picture(90, 90, i) for i in range(6)])))
     return {"file": name, "size": [560, 90]}
 
 
@@ -232,7 +233,7 @@ def make_run(folder: Path, toy: Embodiment, *, simulated: bool, instruction: str
             "outputs": [],
             "result": result,
         }
-        write_json(folder / "steps" / f"{name}.json", content)
+        files.write_json(folder / "steps" / f"{name}.json", content)
     table = compared["open_loop"]["actors"]
     numbers: dict[str, Any] = {
         "open_loop": {"actors": {n: {"mae_rad": e["mae"]["value"]} for n, e in table.items()}},
@@ -241,7 +242,7 @@ def make_run(folder: Path, toy: Embodiment, *, simulated: bool, instruction: str
     if simulated:
         numbers |= {n: closed[n]["success"] for n in ("tuned", "untuned", "int4")}
         numbers["safety"] = {"steps": 91_180, "violations": 0, "interventions": 12}
-    write_json(folder / "report.json", numbers)
+    files.write_json(folder / "report.json", plain(numbers))
     return folder
 
 

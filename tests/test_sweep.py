@@ -79,12 +79,12 @@ def test_a_sweep_measures_every_row_and_reuses_what_is_done(tmp_path, toy, monke
     assert (tmp_path / "sweep" / "sweep.md").read_text().count("|\n") == 4
     assert (tmp_path / "sweep" / "sweep.png").read_bytes()[:4] == b"\x89PNG"
 
-    def never(run):
+    def never(run, progress):
         raise AssertionError("trained again")
 
     monkeypatch.setattr(module, "finetune", never)
     assert [r.mae_rad for r in sweep(config).rows] == [r.mae_rad for r in result.rows]
-    assert "reusing" in capsys.readouterr().out
+    assert "reusing" in capsys.readouterr().err
 
 
 def test_rows_are_compared_scene_by_scene_with_the_first():

@@ -8,10 +8,7 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import platform
-import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
+from athena_vla import files
 from athena_vla.dataset.normalize import Normalizer
 from athena_vla.embodiment import Embodiment, Observation
 from athena_vla.errors import AthenaError, BundleError
@@ -121,7 +119,7 @@ class Bundle:
         edited = [
             f
             for f, entry in listed.items()
-            if entry.bytes not in (None, (self.path / f).stat().st_size) or sha256(self.path / f) != entry.sha256
+            if entry.bytes not in (None, (self.path / f).stat().st_size) or files.sha256(self.path / f) != entry.sha256
         ]
         if edited:
             raise BundleError(
@@ -278,73 +276,60 @@ def load_weights(model: Architecture, tensors: Mapping[str, torch.Tensor], where
     model.load_state_dict({k: t.to(own[k].dtype) for k, t in tensors.items()})
 
 
+def claim(out: Path, *, overwrite: bool, reads: Path | None = None) -> contextlib.AbstractContextManager[None]:
+    """Hold the name of a bundle for the time of a stage that `reads` another one.
+
+    Raises `BundleError` where another run has it, where it is what is read, and where it exists, unless `overwrite`
+    says that the bundle there is replaced at the end.
+    """
+    return files.claim(out, overwrite=overwrite, what="a bundle", ours=is_bundle, reads=reads, error=BundleError)
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a folder looks like a bundle, whole or not."""
+    return (path / "manifest.json").is_file()
+
+
 @contextlib.contextmanager
 def writing(path: Path, manifest: Manifest, golden: Golden | None, tokenizer: Mapping[str, bytes]) -> Iterator[Path]:
     """Yield a temporary folder to put `weights/` in; on success it gets manifest and hashes and takes its name.
 
     An existing bundle at `path` is replaced only at the end. Raises `BundleError` when the path is something else.
     """
-    if path.exists() and not (path / "manifest.json").is_file() and not (path.is_dir() and not any(path.iterdir())):
-        raise BundleError(f"'{path}' exists and is not a bundle; choose another name or remove it.")
-    temporary: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        (temporary / "weights").mkdir()
-        (temporary / "tokenizer").mkdir()
+    with claim(path, overwrite=True), files.whole_folder(path, BundleError) as folder:
+        (folder / "weights").mkdir()
+        (folder / "tokenizer").mkdir()
         for name, content in tokenizer.items():
-            (temporary / "tokenizer" / name).write_bytes(content)
+            (folder / "tokenizer" / name).write_bytes(content)
         if golden is not None:
-            golden.save(temporary / "golden.npz", Embodiment.from_dict(manifest.robot).camera_names)
-        yield temporary
-        if not (temporary / "manifest.json").is_file():  # a stage that measured what it wrote has sealed it itself
-            seal(temporary, manifest)
-        old = path.with_name(f".{path.name}.old")
-        if path.exists():
-            os.replace(path, old)
-        os.replace(temporary, path)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise BundleError(
-            f"The bundle '{path}' could not be written: {error}. Nothing was left under its name."
-        ) from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+            golden.save(folder / "golden.npz", Embodiment.from_dict(manifest.robot).camera_names)
+        yield folder
+        if not is_bundle(folder):  # a stage that measured what it wrote has sealed it itself
+            seal(folder, manifest)
 
 
 def seal(folder: Path, manifest: Manifest) -> None:
     """Hash all files of the folder and write its manifest by rename."""
-    files = {
-        f.relative_to(folder).as_posix(): FileEntry(sha256(f), f.stat().st_size)
+    listed = {
+        f.relative_to(folder).as_posix(): FileEntry(files.sha256(f), f.stat().st_size)
         for f in sorted(folder.rglob("*"))
         if f.is_file() and f.name != "manifest.json"
     }
-    _write_manifest(folder, dataclasses.replace(manifest, files=files, tools=tool_versions(), format=FORMAT))
+    _write_manifest(folder, dataclasses.replace(manifest, files=listed, tools=tool_versions(), format=FORMAT))
 
 
 def mark(bundle: Bundle, gates: Mapping[str, Any]) -> None:
     """Write what its gates said into a bundle that is there. Raises `BundleError` where it cannot be written."""
-    try:
-        _write_manifest(bundle.path, dataclasses.replace(bundle.manifest, gates=dict(gates)))
-    except OSError as error:
-        raise BundleError(f"The outcome of the gates could not be written into '{bundle.path}': {error}.") from error
+    _write_manifest(bundle.path, dataclasses.replace(bundle.manifest, gates=dict(gates)))
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    temporary = folder / ".manifest.json"
-    temporary.write_text(json.dumps(manifest.to_dict(), indent=1, sort_keys=True))
-    os.replace(temporary, folder / "manifest.json")
+    files.write_json(folder / "manifest.json", manifest.to_dict(), BundleError, sort_keys=True)
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     """safetensors with contiguous, unshared tensors."""
     save({k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}, path)
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def tool_versions() -> dict[str, str]:

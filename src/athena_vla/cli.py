@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from athena_vla.errors import AthenaError, MissingDependency, UnknownName
 from athena_vla.extras import extra_of
+from athena_vla.progress import shown
 from athena_vla.stopping import Interrupted, sigterm_as_ctrl_c
 from athena_vla.version import __version__
 
@@ -162,17 +161,11 @@ def _kept(words: list[str]) -> str:
 
 
 def call(function: Callable[..., Any], config: Any) -> Any:
-    """The stage's result; stages that take a `progress` get a bar on standard error, where a person is looking."""
-    if "progress" not in inspect.signature(function).parameters or not sys.stderr.isatty():
+    """The stage's result; stages that take a `progress` show it on standard error, as bars or as lines in a log."""
+    if "progress" not in inspect.signature(function).parameters:
         return function(config)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task("", total=None)
-
-        def update(done: int, total: int, what: str = "") -> None:
-            bars.update(task, completed=done, total=total, description=what)
-
-        return function(config, progress=update)
+    with shown() as progress:
+        return function(config, progress=progress)
 
 
 def split(words: list[str]) -> tuple[str, list[str]]:

@@ -29,6 +29,7 @@ from athena_vla.offload import is_large, opened
 from athena_vla.policy import Policy, encode, replay, sensitivity
 from athena_vla.progress import Progress, quiet
 
+MERGING, COMPARING = "merging weights", "comparing with the adapter"  # what progress calls them
 Base = Literal["auto", "original", "nf4"]
 _FACTOR = re.compile(r"^(.*)\.(lora_A|lora_B|lora_magnitude_vector)\.[^.]+\.weight$")
 _EMBEDDING = re.compile(r"^(.*)\.(lora_embedding_A|lora_embedding_B)\.[^.]+$")
@@ -59,6 +60,8 @@ class MergeConfig:
     tolerance: float = 0.0
     """Largest allowed deviation of a merged chunk from the adapter's [rad]; 0 is 0.001, after QLoRA 0.02, and 0.05 for
     models that do not fit into memory."""
+    overwrite: bool = False
+    """Replace what has the name of OUT already; it stays until the new one is whole."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,11 @@ def merge(config: MergeConfig, progress: Progress = quiet) -> MergeResult:
     source = Bundle.open(config.input)
     if not source.manifest.adapter:
         raise BundleError(f"'{source.path}' is {source.manifest.stage}, not fine-tuned: there is no adapter to merge.")
+    with bundles.claim(config.out, overwrite=config.overwrite, reads=config.input):
+        return _merge(config, source, progress)
+
+
+def _merge(config: MergeConfig, source: Bundle, progress: Progress) -> MergeResult:
     settings = LoraSettings(**source.manifest.adapter)
     adapter = Adapter.of(load_file(source.path / ADAPTER_FILE), settings)
     store = source.base_store()
@@ -154,9 +162,10 @@ def merge(config: MergeConfig, progress: Progress = quiet) -> MergeResult:
         files={},
     )
     with bundles.writing(config.out, manifest, source.golden, source.tokenizer_files()) as folder:
+        progress.plan({MERGING: 1.0, COMPARING: 1.0 * config.verify})
         writer = StoreWriter(folder / "weights")
         for done, name in enumerate(wanted):
-            progress(done, len(wanted), "merging weights")
+            progress(done, len(wanted), MERGING)
             if name in adapter.full:
                 writer.add(name, adapter.full[name])
                 continue
@@ -173,8 +182,9 @@ def merge(config: MergeConfig, progress: Progress = quiet) -> MergeResult:
         writer.close()
         deviation: dict[str, Any] = {}
         gates: dict[str, Any] = {}
-        progress(len(wanted), len(wanted), "comparing with the adapter" if config.verify else "merging weights")
+        progress(len(wanted), len(wanted), MERGING)
         if config.verify:
+            progress(0, 1, COMPARING)
             bundles.seal(folder, manifest)
             written = Bundle.open(folder)
             if exact is None:

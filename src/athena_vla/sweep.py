@@ -4,13 +4,12 @@ Chains the stages that exist (fine-tune, closed loop) and compares; knows nothin
 """
 
 import dataclasses
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from athena_vla import files
 from athena_vla.bundle import Bundle
 from athena_vla.errors import TrainingError, UnknownName
 from athena_vla.evaluate.actors import ActorSpec
@@ -18,8 +17,10 @@ from athena_vla.evaluate.closedloop import ClosedLoopConfig, closed_loop
 from athena_vla.evaluate.results import Setup
 from athena_vla.evaluate.statistics import PairedTest, Proportion, paired_test, wilson
 from athena_vla.finetune.finetune_config import parse_changes
+from athena_vla.finetune.launch import with_precision
 from athena_vla.finetune.result import FILE, result_of
 from athena_vla.plan.advised_finetune import PRESETS, FinetuneConfig, FinetuneResult, finetune
+from athena_vla.progress import Progress, quiet
 
 PRESET_FIELDS = ("preset", "rank", "seed")
 
@@ -115,14 +116,15 @@ class SweepResult:
         return "\n".join([*text, f"table and plot: {self.out}"])
 
 
-def sweep(config: SweepConfig) -> SweepResult:
+def sweep(config: SweepConfig, progress: Progress = quiet) -> SweepResult:
     """Train every row and seed, evaluate, write table and plot; finished runs are reused and named.
 
     Raises `TrainingError`, `UnknownName`.
     """
     wanted = rows_of(config)
     config.out.mkdir(parents=True, exist_ok=True)
-    rows = [_row(name, base, config) for name, base in wanted.items()]
+    progress.plan({f"{name} {seed}": 1.0 for name in wanted for seed in config.seeds})
+    rows = [_row(name, base, config, progress) for name, base in wanted.items()]
     result = SweepResult(compared(rows), config.out)
     _write(result)
     return result
@@ -157,13 +159,15 @@ def _paired(one: SweepRow, two: SweepRow) -> PairedTest | None:
     return paired_test([a for a, _ in pairs], [b for _, b in pairs]) if pairs else None
 
 
-def _row(name: str, base: FinetuneConfig, config: SweepConfig) -> SweepRow:
+def _row(name: str, base: FinetuneConfig, config: SweepConfig, progress: Progress) -> SweepRow:
     folder = config.out / name.replace(" ", "-").replace(",", "-").replace("=", "")
     results: list[FinetuneResult] = []
     solved: list[tuple[bool, ...]] = []
     for seed in config.seeds:
         run = dataclasses.replace(base, seed=seed, out=folder / f"seed{seed}")
-        results.append(_finished(run) or finetune(run))
+        part = progress.part(f"{name} {seed}")
+        part.plan({"train": 1.0, "play": 0.25 * bool(config.episodes)})
+        results.append(_finished(run, progress) or finetune(run, part.part("train")))
         if config.episodes:
             actor = ActorSpec(name="tuned", source=str(run.out))
             # Whole chunks are played, whatever their length, as on the robot.
@@ -171,7 +175,7 @@ def _row(name: str, base: FinetuneConfig, config: SweepConfig) -> SweepRow:
             loop = ClosedLoopConfig(
                 out=folder / f"seed{seed}.closed", episodes=config.episodes, workers=config.workers, setup=setup
             )
-            solved.append(tuple(closed_loop([actor], loop).successes("tuned").values()))
+            solved.append(tuple(closed_loop([actor], loop, part.part("play")).successes("tuned").values()))
     return SweepRow(
         name=name,
         trainable=results[0].trainable,
@@ -191,22 +195,23 @@ def _mean_by_name(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: statistics.mean(r[name] for r in rows) for name in (rows[0] if rows else {})}
 
 
-def _finished(run: FinetuneConfig) -> FinetuneResult | None:
+def _finished(run: FinetuneConfig, progress: Progress) -> FinetuneResult | None:
     """The result of this very run, where it is there already."""
     if not ((run.out / "manifest.json").is_file() and (run.run_folder / FILE).is_file()):
         return None
     stored = Bundle.open(run.out).manifest.config
-    if stored != run.to_dict():
+    if stored not in (run.to_dict(), with_precision(run).to_dict()):
         return None
-    print(f"reusing {run.out}: trained with the same configuration")
+    progress.say(f"reusing {run.out}: trained with the same configuration")
     return result_of(run)
 
 
 def _write(result: SweepResult) -> None:
     out = result.out
-    (out / "sweep.json").write_text(json.dumps([_plain(r) for r in result.rows], indent=1))
+    files.write_json(out / "sweep.json", [dataclasses.asdict(r) for r in result.rows], TrainingError)
     table = [HEADER, ("---",) * len(HEADER), *(r.cells() for r in result.rows)]
-    (out / "sweep.md").write_text("\n".join("| " + " | ".join(line) + " |" for line in table) + "\n")
+    text = "\n".join("| " + " | ".join(line) + " |" for line in table) + "\n"
+    files.write_text(out / "sweep.md", text, TrainingError)
     _plot(result.rows, out / "sweep.png")
 
 
@@ -232,7 +237,8 @@ def _plot(rows: Sequence[SweepRow], path: Path) -> None:
     axes.set_xscale("log")
     axes.set(xlabel="trainable parameters", ylabel="success [%]" if closed else "validation error [rad]")
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
+    with files.whole_file(path, TrainingError) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
 
 
 def _spread(values: Sequence[float], digits: int) -> str:
@@ -240,7 +246,3 @@ def _spread(values: Sequence[float], digits: int) -> str:
         return "-"
     middle = f"{statistics.mean(values):.{digits}f}"
     return middle if len(values) == 1 else f"{middle} ({min(values):.{digits}f}-{max(values):.{digits}f})"
-
-
-def _plain(row: SweepRow) -> Mapping[str, Any]:
-    return dataclasses.asdict(row)

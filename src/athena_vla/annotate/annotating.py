@@ -3,17 +3,16 @@
 Segments come from whoever knows best: people, then the simulator, then motion rules. The original instruction stays.
 """
 
-import json
-import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import athena_vla.embodiment as embodiment
+from athena_vla import files
 from athena_vla.annotate.paraphrase import ParaphraseConfig
 from athena_vla.annotate.segments import episode_segments
 from athena_vla.errors import RecordingError
+from athena_vla.progress import Progress, quiet
 from athena_vla.recordings.episode import BrokenEpisode
 from athena_vla.recordings.formats import open_recording
 from athena_vla.recordings.formats.common import read_list, read_names
@@ -71,7 +70,7 @@ class AnnotateResult:
         return "\n".join(lines)
 
 
-def annotate(config: AnnotateConfig, progress: Callable[[int, int, str], None] | None = None) -> AnnotateResult:
+def annotate(config: AnnotateConfig, progress: Progress = quiet) -> AnnotateResult:
     """Segment every episode and write the sidecar. Raises `DatasetError` or `RecordingError`."""
     robot = embodiment.load(config.robot) if config.robot else None
     recording = open_recording(
@@ -107,16 +106,13 @@ def annotate(config: AnnotateConfig, progress: Callable[[int, int, str], None] |
             "instructions": list(item.instructions),
             "segments": [asdict(s) for s in segments],
         }
-        if progress:
-            progress(number + 1, len(ids), item.id)
+        progress(number + 1, len(ids), "annotating episodes", item.id)
     if not entries:
         reason = next(iter(broken.values()), "it holds no episodes")
         raise RecordingError(f"'{config.input}' has no episode that can be annotated: {reason}")
     total = max(sum(frames.values()), 1)
     content = {"version": 1, "recording": str(config.input.name), "seed": config.seed, "episodes": entries}
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1))
-    temporary.rename(out)
+    files.write_json(out, content, RecordingError)
     return AnnotateResult(
         path=out,
         episodes=len(entries),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from athena_vla import files
 from athena_vla.bench import facts
 from athena_vla.bench.compare import Comparison, compare
 from athena_vla.bench.timing import Samples, Stopwatch, deadlines
@@ -18,7 +19,7 @@ from athena_vla.control.safety import SafetyFilter
 from athena_vla.embodiment import Observation
 from athena_vla.engines.backends import Name
 from athena_vla.errors import BundleError, UnknownName
-from athena_vla.export.deployment import TARGET_TOKENS, verdict, write_json
+from athena_vla.export.deployment import TARGET_TOKENS, verdict
 from athena_vla.machine import peak_resident_gb
 from athena_vla.models.architecture import Tensors
 from athena_vla.models.vla import SINGLE_TOKEN, stage_of
@@ -103,7 +104,7 @@ def bench(config: BenchConfig) -> BenchResult | Comparison:
     record["load_seconds"] = loaded
     record["first_action_seconds"] = first
     if config.out is not None:
-        write_json(config.out, record)
+        files.write_json(config.out, record, BundleError, sort_keys=True)
     return BenchResult(tuple(stages), whole, record)
 
 

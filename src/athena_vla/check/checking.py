@@ -1,7 +1,7 @@
 """Runs all checks over a recording: one pass, one episode in memory at a time, findings merged where they repeat."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from athena_vla.check.language import check_language, check_success
 from athena_vla.check.splits import check_leakage
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import AthenaError, LfsPointer, NotFinite, RecordingError
+from athena_vla.progress import Progress, quiet
 from athena_vla.recordings.alignment import Alignment, align
 from athena_vla.recordings.episode import Episode, Recording, RecordingInfo
 from athena_vla.recordings.formats import open_recording
@@ -121,7 +122,7 @@ class CheckReport:
         }
 
 
-def check(config: CheckConfig, progress: Callable[[int, int, str], None] | None = None) -> CheckReport:
+def check(config: CheckConfig, progress: Progress = quiet) -> CheckReport:
     """Check a recording. What cannot be opened at all is a report with one finding and exit status 2."""
     robot = embodiment.load(config.robot) if config.robot else None
     joints = read_names(config.joints)
@@ -145,8 +146,7 @@ def check(config: CheckConfig, progress: Callable[[int, int, str], None] | None 
             state.found.append(unreadable(error, episode_id))
             continue
         state.add(episode)
-        if progress:
-            progress(number + 1, len(ids), episode_id)
+        progress(number + 1, len(ids), "checking episodes", episode_id)
     if not ids:
         state.found.append(finding("recording.empty", f"'{config.input}' holds no episodes."))
     state.finish(recording)

@@ -6,7 +6,6 @@ into the page by a template that escapes it, whatever it is: names, kinds, texts
 
 import base64
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -19,6 +18,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
+from athena_vla import files
 from athena_vla.annotate.segments import episode_segments
 from athena_vla.check.findings import Finding
 from athena_vla.embodiment import Embodiment
@@ -115,9 +115,7 @@ def write_page(path: Path, report: Any, recording: Recording, robot: Embodiment 
             height=PLOT[1],
         )
     )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.rename(path)
+    files.write_text(path, page)
 
 
 def environment() -> Environment:

@@ -3,10 +3,10 @@
 The result is the same, byte for byte, for any number of workers; an interrupted build goes on where it stopped.
 """
 
+import contextlib
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -18,19 +18,23 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 import athena_vla.embodiment as embodiment
+from athena_vla import files
 from athena_vla.dataset.build_config import BuildConfig, BuildResult
-from athena_vla.dataset.build_workers import run_jobs
 from athena_vla.dataset.learned_limits import with_learned_limits
 from athena_vla.dataset.normalize import Normalizer, NormalizerFit
-from athena_vla.dataset.prepare import ACTION, STATE, Job, shard_path
-from athena_vla.dataset.sidecar import SIDECAR_VERSION, episode_texts, sidecar_content, write_set
+from athena_vla.dataset.prepare import ACTION, STATE, Job, preparer, shard_path
+from athena_vla.dataset.sidecar import SIDECAR, SIDECAR_VERSION, episode_texts, sidecar_content, write_set
 from athena_vla.dataset.windows import chunks, samples_of, starts
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import DatasetError
+from athena_vla.files.resume import Parts
+from athena_vla.jobs import ordered, run_jobs
 from athena_vla.progress import Progress, quiet
 from athena_vla.recordings.formats import open_recording
 from athena_vla.recordings.formats.common import read_list, read_names
 from athena_vla.recordings.notes import Note
+
+FEW_EPISODES = 8  # fewer are prepared in this process: starting workers takes longer
 
 __all__ = ["BuildConfig", "BuildResult", "build", "linked_set", "split"]
 
@@ -39,6 +43,18 @@ def build(config: BuildConfig, progress: Progress = quiet) -> BuildResult:
     """Build the dataset. Raises `DatasetError` or `RecordingError`; nothing is left at `out` unless it is whole."""
     robot = embodiment.load(config.robot)
     config.require()
+    with files.claim(
+        config.out,
+        overwrite=config.overwrite,
+        what="a built dataset",
+        ours=lambda out: (out / "meta" / SIDECAR).is_file(),
+        reads=config.input,
+        error=DatasetError,
+    ):
+        return _build(config, robot, progress)
+
+
+def _build(config: BuildConfig, robot: Embodiment, progress: Progress) -> BuildResult:
     recording = open_recording(
         config.input,
         format=config.format,
@@ -50,13 +66,8 @@ def build(config: BuildConfig, progress: Progress = quiet) -> BuildResult:
     ids = recording.ids()
     if not ids:
         raise DatasetError(f"'{config.input}' holds no episodes.")
-    partial = config.out.with_name(f".{config.out.name}.partial")
-    work = partial / "episodes"
-    key = _resume_key(config, robot)
-    if partial.exists() and (not (partial / "key").is_file() or (partial / "key").read_text() != key):
-        shutil.rmtree(partial)
-    work.mkdir(parents=True, exist_ok=True)
-    (partial / "key").write_text(key)
+    parts = Parts(config.out, _resume_key(config, robot), DatasetError)
+    work = parts.folder
     reused = sum(1 for _ in work.glob("*.json"))
     job = Job(
         input=str(config.input),
@@ -78,9 +89,15 @@ def build(config: BuildConfig, progress: Progress = quiet) -> BuildResult:
         work=str(work),
     )
     all_facts: list[dict[str, Any]] = []
-    for facts in run_jobs(job, ids, config.on, config.workers):
-        all_facts.append(facts)
-        progress(len(all_facts), len(ids), facts["id"])
+    few = len(ids) < FEW_EPISODES and config.workers == 0
+    workers = 1 if few else min(config.workers or os.cpu_count() or 1, len(ids))
+    prepared = run_jobs(
+        preparer, job, ids, workers=workers, place=config.on, describe="episode {}".format, error=DatasetError
+    )
+    with contextlib.closing(prepared):
+        for facts in ordered(prepared):
+            all_facts.append(facts)
+            progress(len(all_facts), len(ids), "preparing episodes", facts["id"])
     broken = {f["id"]: f["reason"] for f in all_facts if f["status"] == "broken"}
     failed = {f["id"]: f["reason"] for f in all_facts if f["status"] == "failed"}
     good = [f for f in all_facts if f["status"] == "ok"]
@@ -100,11 +117,9 @@ def build(config: BuildConfig, progress: Progress = quiet) -> BuildResult:
     normalizer = _fit(robot, good, held_out, work, config)
     content = sidecar_content(config, robot, normalizer, good, held_out, broken, failed, fixed)
     progress(len(ids), len(ids), "writing the set")
-    made = partial / "set"
-    shutil.rmtree(made, ignore_errors=True)
-    write_set(made, robot, good, work, content)
-    made.rename(config.out)
-    shutil.rmtree(partial)
+    with files.whole_folder(config.out, DatasetError) as made:
+        write_set(made, robot, good, work, content)
+    parts.remove()
     samples = sum(len(s) for f in good for _, s in samples_of(episode_texts(f), f["length"], config.stride))
     return BuildResult(
         path=config.out,
@@ -139,8 +154,9 @@ def linked_set(path: Path, robot: str, horizon: int = 8) -> Path:
         raise DatasetError(f"There is nothing at '{path}'.")
     key = f"{_resume_key(config, embodiment.load(robot))}|{horizon}"
     out = root / f"{path.resolve().name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    if not out.exists():
-        build(replace(config, out=out))
+    with files.lock(out, DatasetError, wait=True):
+        if not out.exists():
+            build(replace(config, out=out))
     return out
 
 
@@ -194,6 +210,7 @@ def _resume_key(config: BuildConfig, robot: Embodiment) -> str:
         k: str(v)
         for k, v in vars(config).items()
         if k not in ("out", "horizon", "stride", "validation", "strict", "normalization", "workers", "on")
+        and k != "overwrite"
     }
     digest.update(json.dumps([SIDECAR_VERSION, robot.to_dict(), settings], sort_keys=True).encode())
     return digest.hexdigest()

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from athena_vla.dataset.build_workers import Place
 from athena_vla.dataset.normalize import NormalizationMode
 from athena_vla.errors import DatasetError, UnknownName
+from athena_vla.jobs import Place
 from athena_vla.recordings.alignment import Alignment
 from athena_vla.recordings.fixes import FIXES
 from athena_vla.recordings.formats.common import read_json
@@ -20,7 +20,7 @@ class BuildConfig:
     input: Path
     """The recordings, in any known format."""
     out: Path
-    """Where the dataset is written; must not exist."""
+    """Where the dataset is written."""
     robot: str
     """Robot name or TOML file; unnamed columns are taken in this robot's joint order."""
     horizon: int = 8
@@ -73,11 +73,11 @@ class BuildConfig:
     """Processes; 0 is one per core."""
     on: Place = "here"
     """Where episodes are prepared: local processes or a Ray cluster."""
+    overwrite: bool = False
+    """Replace what has the name of OUT already; it stays until the new one is whole."""
 
     def require(self) -> None:
         """Raises `DatasetError`, `UnknownName` for what cannot be built."""
-        if self.out.exists():
-            raise DatasetError(f"'{self.out}' exists already. Remove it or choose another place.")
         for name, value, least in (
             ("horizon", self.horizon, 1),
             ("stride", self.stride, 1),

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from athena_vla import files
 from athena_vla.dataset.build import BuildConfig, BuildResult, build, linked_set
 from athena_vla.dataset.image_store import PictureStore
 from athena_vla.dataset.normalize import Normalizer
@@ -171,9 +172,7 @@ class Dataset:
         return self._store
 
     def _decode_all(self, camera: str, path: Path, shape: tuple[int, ...], size: tuple[int, int] | None) -> None:
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
-            temporary = Path(file.name)
-        try:
+        with files.whole_file(path, DatasetError) as temporary:
             frames = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
             count = 0
             for image in self.frames(camera):
@@ -183,10 +182,6 @@ class Dataset:
                 raise DatasetError(f"'{self.path}' holds {count} pictures of '{camera}' for {shape[0]} frames.")
             frames.flush()
             del frames
-            temporary.rename(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
 
     def _image(self, camera: str, frame: int) -> Image:
         if camera not in self._frames and self._cache_fits:

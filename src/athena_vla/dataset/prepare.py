@@ -6,8 +6,7 @@ A pure function of its job, run by any worker in any order; the shard's bytes de
 import functools
 import hashlib
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
+from athena_vla import files
 from athena_vla.annotate.segments import episode_segments
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import AthenaError, DatasetError
@@ -61,6 +61,11 @@ class Job:
     context: Mapping[str, Any] = field(default_factory=dict)
 
 
+def preparer(job: Job) -> Callable[[str], dict[str, Any]]:
+    """What prepares the episodes of a build in one process."""
+    return lambda episode_id: prepare(job, episode_id)
+
+
 def prepare(job: Job, episode_id: str) -> dict[str, Any]:
     """Write the shard of one episode and return its facts; an episode already prepared is only looked up.
 
@@ -74,9 +79,7 @@ def prepare(job: Job, episode_id: str) -> dict[str, Any]:
         facts = _prepare(job, episode_id, stem)
     except AthenaError as error:
         facts = {"id": episode_id, "status": "broken", "reason": str(error)}
-    temporary = facts_path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(facts))
-    temporary.rename(facts_path)
+    files.write_json(facts_path, facts, DatasetError, indent=None)
     return _without_stats(facts)
 
 
@@ -166,10 +169,9 @@ def _prepare(job: Job, episode_id: str, stem: Path) -> dict[str, Any]:
     facts["digest"] = digest.hexdigest()
     facts["stats"] = stats
     table = pa.table(columns)
-    temporary = stem.with_suffix(f".{os.getpid()}.partial")
     plain = [name for name in columns if not name.startswith(IMAGES)]
-    pq.write_table(table, temporary, compression="none", use_dictionary=plain, row_group_size=max(length, 1))
-    temporary.rename(stem.with_suffix(".parquet"))
+    with files.whole_file(stem.with_suffix(".parquet"), DatasetError) as file:
+        pq.write_table(table, file, compression="none", use_dictionary=plain, row_group_size=max(length, 1))
     return facts
 
 

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from athena_vla import files
 from athena_vla.demo.demo_config import DemoConfig
-from athena_vla.demo.journal import Journal
+from athena_vla.demo.expected import expected
+from athena_vla.demo.journal import STEPS, Journal
 from athena_vla.demo.run import Run
 from athena_vla.errors import AthenaError, MissingDependency
+from athena_vla.progress import Progress, quiet
 from athena_vla.stopping import Interrupted
 
 SIMULATED_STEPS = 9
@@ -40,15 +41,20 @@ class DemoResult:
         return f"Everything is in {self.folder}; the report is {self.page}"
 
 
-def demo(config: DemoConfig, console: Console | None = None) -> DemoResult:
+def demo(config: DemoConfig, progress: Progress = quiet) -> DemoResult:
     """The whole way. Interrupted, it goes on with the same command; what it reuses it says.
 
     Raises `AthenaError`: no disk space, no recordings, a base model that cannot be had, and whatever a stage raises.
     """
-    _require_space(config.out)
-    console = console or Console(stderr=True)
+    with files.lock(config.out):
+        _open_folder(config)
+        return _demo(config, progress)
+
+
+def _demo(config: DemoConfig, progress: Progress) -> DemoResult:
+    progress.plan(expected(config))
     steps = OWN_DATA_STEPS if config.data is not None else SIMULATED_STEPS
-    run = Run(config, Journal(config.out, console, steps))
+    run = Run(config, Journal(config.out, progress, steps))
     try:
         from athena_vla.demo import deploying, learning, outcome, recording
         from athena_vla.models import precision
@@ -95,15 +101,26 @@ def _kept(journal: Journal, inside: str) -> str:
     return f"{steps}; {inside or 'the same command goes on from there.'}"
 
 
-def _require_space(out: Path) -> None:
-    """Refuse before an hour of work what would end in a full disk."""
+def _open_folder(config: DemoConfig) -> None:
+    """Refuse before an hour of work a folder of something else, and what would end in a full disk."""
+    out = config.out
+    if config.overwrite or not is_run(out):
+        files.require_free(out, overwrite=config.overwrite, what="a demo's folder", ours=is_run)
+    if config.overwrite and is_run(out):
+        files.discard(out)
+    begun = is_run(out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        (out / STEPS).mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(out).free
     except OSError as error:
         raise AthenaError(f"'{out}' cannot be written: {error}. Choose another folder with --out.") from error
-    if free < DISK_NEEDED and not (out / "steps").is_dir():
+    if free < DISK_NEEDED and not begun:
         raise AthenaError(
             f"The disk of '{out}' has {free / 2**30:.1f} GB free, the demo needs {DISK_NEEDED / 2**30:.0f} GB. "
             "Make room, or choose another folder with --out."
         )
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a demo was begun in a folder."""
+    return (folder / STEPS).is_dir() or (folder / "recordings" / "recording.json").is_file()

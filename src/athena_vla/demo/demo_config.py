@@ -5,13 +5,16 @@ from pathlib import Path
 
 from athena_vla.errors import AthenaError
 
+USUAL_STEPS = 600  # of the preset `demo`
+OWN_DATA_STEPS = 200  # a first look at what can be learned, in a minute or two
+
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
     """The whole way: recordings in, a better, bounded, deployable policy out, with evidence."""
 
     out: Path = Path("runs/demo")
-    """Everything goes here. What is there and still fits is reused, and said so; start afresh with another folder."""
+    """Everything goes here. What is there and still fits is reused, and said so."""
     data: Path | None = None
     """Your own recordings instead of the simulator's; without a closed loop, compared on held-out episodes."""
     robot: str = "athena"
@@ -30,6 +33,8 @@ class DemoConfig:
     """Processes; 0 is one per core."""
     quick: bool = False
     """Small numbers everywhere: shows that every part works, proves nothing about quality."""
+    overwrite: bool = False
+    """Start anew in OUT; without it, what is there and still fits is reused."""
 
     def __post_init__(self) -> None:
         if min(self.recordings, self.episodes, self.steps, self.workers) < 0:
@@ -47,6 +52,10 @@ class DemoConfig:
     def film_count(self) -> int:
         """Tasks that are filmed."""
         return 2 if self.quick else 7
+
+    @property
+    def training_steps(self) -> int:
+        return self.steps or (40 if self.quick else OWN_DATA_STEPS if self.data else USUAL_STEPS)
 
     @property
     def open_loop_samples(self) -> int:

@@ -4,16 +4,17 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from athena_vla import files
 from athena_vla.bench import BenchConfig, BenchResult, bench
 from athena_vla.bundle import Bundle
 from athena_vla.dataset.dataset import Dataset
+from athena_vla.demo.expected import DEPLOYING
 from athena_vla.demo.journal import plain
 from athena_vla.demo.run import Run, quiet_threads
 from athena_vla.evaluate.actors import ActorSpec
 from athena_vla.evaluate.openloop import open_loop, spread
 from athena_vla.evaluate.summary import compare_pair
 from athena_vla.export import ExportConfig, GateConfig, check, deployment_config, export
-from athena_vla.export.deployment import write_json
 from athena_vla.merge import MergeConfig, merge
 from athena_vla.plan import PlanConfig, plan
 from athena_vla.policy import Policy
@@ -36,7 +37,9 @@ def deploy(run: Run) -> dict[str, Any]:
     }
 
     def work() -> dict[str, Any]:
-        merged = merge(MergeConfig(run.bundle("tuned"), run.bundle("merged")))
+        now = run.journal.now
+        now.plan({k: v for k, v in DEPLOYING.items() if not (own and k == "play")})
+        merged = merge(MergeConfig(run.bundle("tuned"), run.bundle("merged"), overwrite=True), now.part("merge"))
         run.journal.say(str(merged))
         outcome: dict[str, Any] = {"merge": plain(merged), "export": {}, "quantize": {}}
         for name in ("float", *PRECISIONS):
@@ -51,11 +54,13 @@ def deploy(run: Run) -> dict[str, Any]:
                         data=run.dataset,
                         seed=run.config.seed,
                         frames=24 if run.config.quick else 64,
-                    )
+                        overwrite=True,
+                    ),
+                    now.part(f"quantize {name}"),
                 )
                 run.journal.say(str(made))
                 outcome["quantize"][name] = plain(made)
-            exported = export(ExportConfig(source, run.bundle(name)))
+            exported = export(ExportConfig(source, run.bundle(name), overwrite=True), now.part(f"export {name}"))
             run.journal.say(str(exported).splitlines()[0])
             outcome["export"][name] = {**plain(exported), "hash": Bundle.open(run.bundle(name)).hash}
         outcome["action_error"] = action_errors(run)
@@ -73,7 +78,7 @@ def gates(run: Run, name: str, outcome: dict[str, Any]) -> dict[str, Any]:
     paired = None
     if "paired" in outcome:
         paired = run.evaluation / f"paired-{name}.json"
-        write_json(paired, outcome["paired"][name])
+        files.write_json(paired, outcome["paired"][name], sort_keys=True)
     frames = 24 if run.config.quick else 64
     report = check(
         GateConfig(run.bundle(name), data=run.dataset, frames=frames, closed_loop=paired, seed=run.config.seed)
@@ -97,7 +102,9 @@ def action_errors(run: Run) -> dict[str, Any]:
             dataclasses.replace(s, chunk=reference.act(dataclasses.replace(s.observation)).positions) for s in samples
         ]
         actors = {name: Policy.load(run.bundle(name)) for name in ("float", *PRECISIONS)}
-        table = open_loop(actors, answered, dataset.robot, seed=run.config.seed)
+        table = open_loop(
+            actors, answered, dataset.robot, seed=run.config.seed, progress=run.journal.now.part("errors")
+        )
     return {
         name: {
             "mean_rad": errors.mae.value,
@@ -121,8 +128,7 @@ def play(run: Run) -> dict[str, Any]:
         workers=run.workers,
         setup=run.setup,
     )
-    with run.journal.bar() as update:
-        result = closed_loop(specs, config, update)
+    result = closed_loop(specs, config, run.journal.now.part("play"))
     tuned = {int(k): v for k, v in run.result("compare")["outcomes"]["tuned"].items()}
     paired = {n: compare_pair(result.successes(n), tuned).to_dict() for n in PRECISIONS}
     for name in PRECISIONS:
@@ -142,7 +148,10 @@ def measure(run: Run) -> dict[str, Any]:
 
     def work() -> dict[str, Any]:
         with quiet_threads():
-            records = {n: _bench(run, n) for n in ("float", *PRECISIONS)}
+            records: dict[str, Any] = {}
+            for name in ("float", *PRECISIONS):
+                run.journal.now(len(records), 1 + len(PRECISIONS), "benchmarks")
+                records[name] = _bench(run, name)
         predicted = plain(plan(PlanConfig(device=DEVICE)))
         source = Bundle.open(run.bundle("int4"))
         content = deployment_config(
@@ -153,7 +162,7 @@ def measure(run: Run) -> dict[str, Any]:
             predicted=predicted,
             measured_here=records["int4"]["summary"],
         )
-        write_json(run.folder / "deployment_config.json", plain(content))
+        files.write_json(run.folder / "deployment_config.json", plain(content), sort_keys=True)
         run.journal.say(
             f"measured here, int4: {records['int4']['summary']['action_ms']:.1f} ms per action chunk; predicted for "
             f"the 7B model on {predicted['prediction']['label']}: {_range(predicted)} s per chunk"

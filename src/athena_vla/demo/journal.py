@@ -3,24 +3,20 @@
 Knows nothing of robots: a step is a name, its inputs as JSON, a function that returns JSON, and files it must leave.
 """
 
-import hashlib
 import json
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+from athena_vla import files
 from athena_vla.errors import AthenaError
+from athena_vla.progress import Progress
 from athena_vla.version import __version__
 
-Update = Callable[[int, int, str], None]  # done, total, what
+STEPS = "steps"  # folder of the results, in the run's folder
 
 
 @dataclass(frozen=True)
@@ -41,9 +37,10 @@ class Journal:
     """All steps of one run folder."""
 
     folder: Path
-    console: Console
+    progress: Progress  # of all steps
     total: int  # steps that will be run, for the numbering
     steps: dict[str, Step] = field(default_factory=dict)
+    now: Progress = field(default_factory=Progress)  # of the step that runs
 
     def step(
         self,
@@ -56,50 +53,39 @@ class Journal:
         """The step's result: the kept one where inputs and outputs are unchanged, else that of doing the work now."""
         number = len(self.steps) + 1
         fingerprint = digest({"step": name, "version": __version__, "inputs": inputs})
-        self.console.print(f"[bold]{number}/{self.total} {title}[/bold]", highlight=False)
         kept = self._kept(name, fingerprint)
         if kept is not None:
             self.steps[name] = kept
+            self.progress.skip(name)
             what = ", ".join(kept.outputs) or "its result"
-            self.console.print(
-                f"    reused: {what} (made {kept.finished}, {kept.seconds:.1f} s then)",
-                style="yellow",
-                highlight=False,
-                soft_wrap=True,
-            )
+            self.progress.say(f"{number}/{self.total} {title}")
+            self.say(f"reused: {what} (made {kept.finished}, {kept.seconds:.1f} s then)")
             return kept.result
+        self.now = self.progress.part(name)
+        whole = self.progress.state().whole
+        self.progress.say(f"{number}/{self.total} {title}" + (f" ({whole})" if whole else ""))
         before = self._earlier_seconds(name, fingerprint)
         started = time.perf_counter()
         try:
             result = plain(work())
         except BaseException:
             spent = before + time.perf_counter() - started
-            write_json(self._file(name, "partial"), {"fingerprint": fingerprint, "seconds": spent})
+            files.write_json(self._file(name, "partial"), {"fingerprint": fingerprint, "seconds": spent})
             raise
         missing = [o for o in outputs if not (self.folder / o).exists()]
         if missing:
             raise AthenaError(f"Step '{name}' ended without leaving {', '.join(missing)} in '{self.folder}'.")
         seconds = before + time.perf_counter() - started
         done = Step(name, fingerprint, seconds, datetime.now().isoformat(" ", "seconds"), result, outputs)
-        write_json(self._file(name), {k: v for k, v in done.__dict__.items() if k not in ("name", "reused")})
+        content = {k: v for k, v in done.__dict__.items() if k not in ("name", "reused")}
+        files.write_json(self._file(name), plain(content))  # in the order they were made: it is shown
         self._file(name, "partial").unlink(missing_ok=True)
         self.steps[name] = done
         return done.result
 
     def say(self, text: str) -> None:
-        self.console.print(f"    {text}", highlight=False, markup=False, soft_wrap=True)
-
-    @contextmanager
-    def bar(self) -> Iterator[Update]:
-        """A progress bar that vanishes when its work is done."""
-        columns = (TextColumn("    {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self.console, transient=True) as progress:
-            task = progress.add_task("", total=None)
-
-            def update(done: int, total: int, what: str) -> None:
-                progress.update(task, completed=done, total=total, description=what)
-
-            yield update
+        """A sentence about the step that runs."""
+        self.progress.say(f"    {text}")
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -112,7 +98,7 @@ class Journal:
         return tuple(name for name, step in self.steps.items() if step.reused)
 
     def _file(self, name: str, kind: str = "") -> Path:
-        return self.folder / "steps" / (f"{name}.{kind}.json" if kind else f"{name}.json")
+        return self.folder / STEPS / (f"{name}.{kind}.json" if kind else f"{name}.json")
 
     def _kept(self, name: str, fingerprint: str) -> Step | None:
         raw = read_json(self._file(name))
@@ -129,7 +115,7 @@ class Journal:
 
 def digest(value: Any) -> str:
     """Hash of anything that JSON can hold."""
-    return hashlib.sha256(json.dumps(plain(value), sort_keys=True).encode()).hexdigest()[:16]
+    return files.fingerprint(plain(value))[:16]
 
 
 def plain(value: Any) -> Any:
@@ -158,14 +144,3 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return raw if isinstance(raw, dict) else None
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """By rename. Raises `AthenaError` when the disk does not take it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(json.dumps(plain(content), indent=1))  # in the order they were made: it is shown
-        os.replace(temporary, path)
-    except OSError as error:
-        raise AthenaError(f"'{path}' could not be written: {error}. What is finished is kept.") from error

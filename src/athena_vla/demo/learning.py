@@ -9,15 +9,17 @@ import numpy as np
 from athena_vla.bound_base import bind_base
 from athena_vla.bundle import Bundle, open_base
 from athena_vla.dataset.dataset import Dataset
+from athena_vla.demo.expected import COMPARING, FILMING
 from athena_vla.demo.journal import plain
 from athena_vla.demo.run import BASELINES, Run, hash_of
+from athena_vla.errors import EvaluationError
 from athena_vla.evaluate.actors import ActorSpec
 from athena_vla.evaluate.comparison import compare_all
 from athena_vla.finetune.finetune_config import PRESETS
 from athena_vla.finetune.log import read
+from athena_vla.jobs import run_jobs
 from athena_vla.plan.advised_finetune import FinetuneConfig, finetune
 
-OWN_DATA_STEPS = 200  # a first look at what can be learned, in a minute or two
 HOSTILE_SCENES = 21
 RECORDED_POSES = 24
 
@@ -26,7 +28,7 @@ def training(run: Run) -> FinetuneConfig:
     """The demo's preset on this run's dataset."""
     config = run.config
     preset = PRESETS["demo"]
-    steps = config.steps or (40 if config.quick else OWN_DATA_STEPS if config.data else preset.max_steps)
+    steps = config.training_steps
     return dataclasses.replace(
         preset,
         model=config.model,
@@ -45,7 +47,7 @@ def train(run: Run) -> dict[str, Any]:
     inputs = {"config": config.identity(), "model": hash_of(config.model), "dataset": run.result("prepare")["hash"]}
 
     def work() -> dict[str, Any]:
-        result = finetune(config)
+        result = finetune(config, run.journal.now)
         run.journal.say(str(result))
         tuned = Bundle.open(config.out)
         return {
@@ -94,21 +96,21 @@ def compare(run: Run) -> dict[str, Any]:
             ActorSpec("tuned", source=str(run.bundle("tuned"))),
             ActorSpec("untuned", source=str(untuned)),
         ]
-        with run.journal.bar() as update:
-            result = compare_all(
-                policies,
-                reference="tuned",
-                out=run.evaluation,
-                dataset=Dataset.open(run.dataset),
-                baselines=BASELINES,
-                ablate=("tuned",),
-                episodes=run.config.episode_count,
-                samples=run.config.open_loop_samples,
-                seed=run.config.seed,
-                workers=run.workers,
-                setup=None if own else run.setup,
-                progress=update,
-            )
+        run.journal.now.plan({"compare": 1.0} if own else COMPARING)
+        result = compare_all(
+            policies,
+            reference="tuned",
+            out=run.evaluation,
+            dataset=Dataset.open(run.dataset),
+            baselines=BASELINES,
+            ablate=("tuned",),
+            episodes=run.config.episode_count,
+            samples=run.config.open_loop_samples,
+            seed=run.config.seed,
+            workers=run.workers,
+            setup=None if own else run.setup,
+            progress=run.journal.now.part("compare"),
+        )
         reused = {k: v for k, v in result.reused.items() if v}
         if reused:
             run.journal.say(f"reused finished episodes: {reused}")
@@ -116,7 +118,7 @@ def compare(run: Run) -> dict[str, Any]:
         if not own:
             outcome["outcomes"] = {n: {e.scene: e.success for e in rows} for n, rows in result.episodes.items()}
             outcome["films"] = films(run, outcome["outcomes"])
-        run.journal.console.print(str(result), highlight=False, markup=False, soft_wrap=True)
+        run.journal.progress.say(str(result))
         return outcome
 
     title = "Compare with the untuned model and the baselines"
@@ -131,7 +133,6 @@ def films(run: Run, outcomes: dict[str, dict[int, bool]]) -> list[dict[str, Any]
     """
     from athena_vla.demo.report_images import episode_frames, save_animation
     from athena_vla.evaluate.film import make_camera_man
-    from athena_vla.evaluate.pool import run_jobs
     from athena_vla.evaluate.rollout import Job
     from athena_vla.sim.tasks import sample_scene
 
@@ -147,11 +148,10 @@ def films(run: Run, outcomes: dict[str, dict[int, bool]]) -> list[dict[str, Any]
     order = [f for f in ("touch", "point", "push", "look", "raise", "lift", "squat") if f in by_family]
     chosen = [by_family[f] for f in order[: run.config.film_count]] + failed[:1]
     jobs = [Job(ActorSpec(n, source=str(s)), scene) for n, s in sources.items() for scene in chosen]
-    with run.journal.bar() as update:
-        shot = {}
-        for number, taken in run_jobs(make_camera_man, run.setup, jobs, workers=run.workers):
-            shot[jobs[number].actor.name, jobs[number].scene] = taken
-            update(len(shot), len(jobs), "filming")
+    shot = {}
+    for number, taken in run_jobs(make_camera_man, run.setup, jobs, workers=run.workers, error=EvaluationError):
+        shot[jobs[number].actor.name, jobs[number].scene] = taken
+        run.journal.now(len(shot), len(jobs), FILMING)
     shown = []
     for number in chosen:
         scene = sample_scene(number, run.setup.split)
@@ -209,8 +209,7 @@ def safety(run: Run) -> dict[str, Any]:
             workers=run.workers,
             setup=dataclasses.replace(run.setup, duration=3.0),
         )
-        with run.journal.bar() as update:
-            hostile = closed_loop([ActorSpec("hostile", "hostile")], config, update).actors["hostile"]
+        hostile = closed_loop([ActorSpec("hostile", "hostile")], config, run.journal.now).actors["hostile"]
         run.journal.say(
             f"{hostile.commands:,} commands towards random jumps of up to three times the range: {hostile.touched:,} "
             f"changed by the filter, {hostile.violations} beyond a limit behind it"

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
-from athena_vla.demo.journal import write_json
+from athena_vla import files
+from athena_vla.demo.journal import plain
 from athena_vla.demo.run import BASELINES, Run
 
 NEXT = """What next
@@ -45,7 +46,7 @@ def write_report_json(run: Run) -> dict[str, Any]:
         }
     elif "safety" in steps:
         content["safety"] = safety_total(steps["safety"]["filtered"].values())
-    write_json(run.folder / "report.json", content)
+    files.write_json(run.folder / "report.json", plain(content))
     return content
 
 
@@ -126,6 +127,6 @@ def print_summary(run: Run, content: dict[str, Any]) -> None:
     reused = run.journal.reused
     total = content["seconds"]["total"]
     lines.append(f"  time                   {total:.0f} s" + (f" (reused: {', '.join(reused)})" if reused else ""))
-    run.journal.console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+    run.journal.progress.say("\n".join(lines))
     page, int4 = run.folder / "report.html", run.bundle("int4")
-    run.journal.console.print("\n" + NEXT.format(page=page, int4=int4), highlight=False, markup=False, soft_wrap=True)
+    run.journal.progress.say("\n" + NEXT.format(page=page, int4=int4))

@@ -10,6 +10,7 @@ from athena_vla.annotate.annotating import AnnotateConfig, annotate
 from athena_vla.annotate.motion import motion_segments
 from athena_vla.check import CheckConfig, Finding, check
 from athena_vla.dataset.build import BuildConfig, build
+from athena_vla.demo.expected import PREPARING
 from athena_vla.demo.journal import plain
 from athena_vla.demo.report_images import contact_sheets, frame_strip
 from athena_vla.demo.run import Run
@@ -31,8 +32,7 @@ def record(run: Run) -> dict[str, Any]:
         config = RecordConfig(
             out=run.recordings, episodes=settings["episodes"], seed=settings["seed"], workers=run.workers
         )
-        with run.journal.bar() as update:
-            result = record(config, lambda done, total: update(done, total, "recording"))
+        result = record(config, run.journal.now)
         if result.reused:
             run.journal.say(f"reused {result.reused} finished episodes of an interrupted recording")
         run.journal.say(
@@ -60,16 +60,16 @@ def prepare(run: Run) -> dict[str, Any]:
     validation = 0.5 if own and len(open_recording(source).ids()) < 10 else 0.1
 
     def work() -> dict[str, Any]:
-        with run.journal.bar() as update:
-            checked = check(CheckConfig(input=source, robot=run.config.robot), update)
+        now = run.journal.now
+        now.plan(PREPARING)
+        checked = check(CheckConfig(input=source, robot=run.config.robot), now.part("check"))
         severities = Counter(f.severity for f in checked.findings)
         run.journal.say(
             f"checked {checked.episodes} episodes, {checked.frames:,} frames: "
             + (", ".join(f"{n} {s}s" for s, n in sorted(severities.items())) or "nothing found")
         )
         sidecar = run.folder / "annotations.json"
-        with run.journal.bar() as update:
-            annotated = annotate(AnnotateConfig(input=source, out=sidecar, robot=run.config.robot), update)
+        annotated = annotate(AnnotateConfig(input=source, out=sidecar, robot=run.config.robot), now.part("annotate"))
         kinds = ", ".join(f"{k} {100 * v:.0f}%" for k, v in annotated.kinds.items())
         run.journal.say(f"annotated {annotated.segments} segments: {kinds or 'none'}")
         built = build(
@@ -80,7 +80,9 @@ def prepare(run: Run) -> dict[str, Any]:
                 validation=validation,
                 seed=run.config.seed,
                 workers=run.workers,
-            )
+                overwrite=True,
+            ),
+            now.part("build"),
         )
         run.journal.say(
             f"dataset {built.hash}: {built.samples:,} samples from {len(built.train_episodes)} episodes, "

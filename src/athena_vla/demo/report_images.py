@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from athena_vla import files
 from athena_vla.evaluate.film import Film, Mark
 from athena_vla.recordings.episode import Episode, Recording
 from athena_vla.report import embedded_media as media
@@ -37,7 +38,7 @@ def contact_sheets(recording: Recording, folder: Path, count: int, kind_of: Any 
         frames = next(iter(episode.cameras.values()))
         picks = [frames[round(i * (len(frames) - 1) / (FRAMES_PER_SHEET - 1))] for i in range(FRAMES_PER_SHEET)]
         strip = media.beside([media.resized(p, 128) for p in picks], gap=3)
-        path = media.write(folder / f"recording-{episode.id}.webp", media.still(strip))
+        path = files.write_bytes(folder / f"recording-{episode.id}.webp", media.still(strip))
         sheets.append(
             {
                 "file": path.name,
@@ -56,7 +57,7 @@ def frame_strip(episode: Episode, folder: Path, count: int = 12) -> dict[str, An
     frames = next(iter(episode.cameras.values()))
     picks = [frames[round(i * (len(frames) - 1) / (count - 1))] for i in range(count)]
     strip = media.beside([media.resized(p, 90) for p in picks], gap=0)
-    path = media.write(folder / f"timeline-{episode.id}.webp", media.still(strip))
+    path = files.write_bytes(folder / f"timeline-{episode.id}.webp", media.still(strip))
     return {"file": path.name, "size": [strip.shape[1], strip.shape[0]]}
 
 
@@ -119,6 +120,6 @@ def _drawn(image: NDArray[np.uint8], draw: Callable[[ImageDraw.ImageDraw], None]
 
 def save_animation(frames: list[NDArray[np.uint8]], fps: float, folder: Path, name: str) -> dict[str, Any]:
     """The moving picture and its last frame, for readers who prefer no motion."""
-    moving = media.write(folder / f"{name}.webp", media.animation(frames, fps))
-    still = media.write(folder / f"{name}-still.webp", media.still(frames[-1]))
+    moving = files.write_bytes(folder / f"{name}.webp", media.animation(frames, fps))
+    still = files.write_bytes(folder / f"{name}-still.webp", media.still(frames[-1]))
     return {"file": moving.name, "still": still.name, "size": [frames[0].shape[1], frames[0].shape[0]]}

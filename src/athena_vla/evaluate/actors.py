@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from athena_vla.bundle import Bundle, sha256
+from athena_vla import files
+from athena_vla.bundle import Bundle
 from athena_vla.constrained import WithinReach
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import EvaluationError, UnknownName
@@ -67,7 +68,7 @@ class ActorSpec:
         if self.kind == "policy":
             content = Bundle.open(self.source, verify=False).hash
         elif self.source:
-            content = sha256(Path(self.source))
+            content = files.sha256(Path(self.source))
         found = {"kind": self.kind, "content": content, "backend": self.backend, "ablation": self.ablation}
         return {**found, "held": "within reach"} if self.within_reach else found
 

@@ -4,7 +4,6 @@ What a learned policy must beat before its number means something. Each is built
 answers like a policy: an observation in, a chunk of joint targets out.
 """
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from athena_vla import files
 from athena_vla.control.action_prefix import prefix_of
 from athena_vla.embodiment import ActionChunk, Embodiment, Observation
 from athena_vla.errors import EvaluationError
@@ -82,11 +82,10 @@ class Library:
         )
 
     def save(self, path: Path) -> None:
-        """One .npz, by rename; text as unicode arrays, never pickled."""
+        """One .npz; text as unicode arrays, never pickled."""
         arrays: dict[str, Any] = {k: np.asarray(v) for k, v in self.__dict__.items()}
-        temporary = path.with_name(f".{path.name}.tmp.npz")
-        np.savez(temporary, **arrays)
-        os.replace(temporary, path)
+        with files.whole_file(path, EvaluationError) as temporary, temporary.open("wb") as stream:
+            np.savez(stream, **arrays)
 
     @classmethod
     def load(cls, path: Path, robot: Embodiment) -> "Library":

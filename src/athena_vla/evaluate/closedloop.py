@@ -3,21 +3,20 @@
 The numbers depend on actor, scenes and setup only, never on the number of workers or on interruptions.
 """
 
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from athena_vla.errors import EvaluationError
 from athena_vla.evaluate.actors import ActorSpec
-from athena_vla.evaluate.pool import run_jobs
-from athena_vla.evaluate.results import EpisodeResult, Setup
+from athena_vla.evaluate.results import SCENES, EpisodeResult, Setup
 from athena_vla.evaluate.rollout import Job, make_runner, object_task
 from athena_vla.evaluate.summary import ActorSummary, summarise
+from athena_vla.files.resume import Journal
+from athena_vla.jobs import run_jobs
 from athena_vla.progress import Progress, quiet
 from athena_vla.sim.tasks import sample_scene
 from athena_vla.version import __version__
@@ -72,27 +71,27 @@ def closed_loop(
         raise EvaluationError(f"{config.episodes} episodes cannot be played; 100 or more give useful intervals.")
     scenes = tuple(config.seed * SCENES_PER_SEED + i for i in range(config.episodes))
     with_object = {s for s in scenes if object_task(sample_scene(s, config.setup.split))}
-    stores = {a.name: Store.open(config.out, a, config.setup) for a in actors}
+    stores = {a.name: Store(config.out, a, config.setup) for a in actors}
     wanted = {a.name: [s for s in scenes if a.ablation == "none" or s in with_object] for a in actors}
     reused = {n: sum(s in stores[n].rows for s in wanted[n]) for n in names}
     jobs = [Job(a, s) for a in actors for s in wanted[a.name] if s not in stores[a.name].rows]
     total = sum(len(w) for w in wanted.values())
     done = total - len(jobs)
-    progress(done, total, "")
+    progress(done, total, SCENES)
     workers = config.workers or os.cpu_count() or 1
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # one worker runs here, and must compute what a spawned one computes
-    runs = run_jobs(make_runner, config.setup, jobs, workers=workers, describe=_describe)
+    runs = run_jobs(make_runner, config.setup, jobs, workers=workers, describe=_describe, error=EvaluationError)
     try:
         for number, result in runs:
             stores[jobs[number].actor.name].add(result)
             done += 1
-            progress(done, total, result.actor)
+            progress(done, total, SCENES, result.actor)
     finally:
         runs.close()
         torch.set_num_threads(threads)
         for store in stores.values():
-            store.close()
+            store.journal.close()
     episodes = {n: tuple(stores[n].rows[s] for s in wanted[n]) for n in names}
     return ClosedLoopResult({n: summarise(episodes[n]) for n in names}, episodes, scenes, config.setup, reused)
 
@@ -102,59 +101,13 @@ def _describe(job: Job) -> str:
 
 
 class Store:
-    """Episodes of one actor on disk: a header that says what they depend on, then one JSON line per episode."""
+    """Episodes of one actor on disk; those of the same program, actor and setup are kept from earlier runs."""
 
-    def __init__(self, path: Path, header: Mapping[str, Any], rows: dict[int, EpisodeResult]) -> None:
-        self.path = path
-        self.header = header
-        self.rows = rows
-        self._file: Any = None
-
-    @classmethod
-    def open(cls, folder: Path, actor: ActorSpec, setup: Setup) -> "Store":
-        """Episodes of the same actor and setup are kept; anything else under the name is put aside as .old."""
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{actor.name}.jsonl"
-        header = {
-            "athena_vla": __version__,
-            "actor": actor.fingerprint(),
-            "setup": json.loads(json.dumps(asdict(setup))),
-        }
-        rows: dict[int, EpisodeResult] = {}
-        if path.is_file():
-            lines = path.read_text().splitlines()
-            if lines and _parsed(lines[0]) == header:
-                for line in lines[1:]:
-                    raw = _parsed(line)
-                    if raw is not None:  # the last line of a killed run may be cut
-                        rows[raw["scene"]] = EpisodeResult.from_dict(raw)
-            else:
-                os.replace(path, path.with_suffix(".old"))
-        store = cls(path, header, rows)
-        store._rewrite()
-        return store
-
-    def _rewrite(self) -> None:
-        """A whole file by rename, so that a cut last line does not corrupt what follows."""
-        temporary = self.path.with_suffix(".tmp")
-        lines = [json.dumps(self.header), *(json.dumps(r.to_dict()) for r in self.rows.values())]
-        temporary.write_text("\n".join(lines) + "\n")
-        os.replace(temporary, self.path)
+    def __init__(self, folder: Path, actor: ActorSpec, setup: Setup) -> None:
+        header = {"athena_vla": __version__, "actor": actor.fingerprint(), "setup": asdict(setup)}
+        self.journal = Journal(folder / f"{actor.name}.jsonl", header, EvaluationError)
+        self.rows = {int(row["scene"]): EpisodeResult.from_dict(row) for row in self.journal.rows}
 
     def add(self, result: EpisodeResult) -> None:
-        if self._file is None:
-            self._file = self.path.open("a")
         self.rows[result.scene] = result
-        self._file.write(json.dumps(result.to_dict()) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-
-
-def _parsed(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return None
+        self.journal.add(result.to_dict())

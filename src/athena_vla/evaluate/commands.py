@@ -1,14 +1,13 @@
 """The commands `athena evaluate` and `athena compare`: configurations, and the way from them to a comparison."""
 
 import dataclasses
-import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from athena_vla import files
 from athena_vla.bound_base import bind_base
 from athena_vla.bundle import Bundle, open_base
 from athena_vla.dataset.dataset import Dataset
@@ -161,11 +160,8 @@ def _run(
 
 
 def save(result: Comparison, path: Path) -> None:
-    """The comparison as JSON, by rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(result.to_dict(), indent=1, sort_keys=True, default=_plain))
-    os.replace(temporary, path)
+    """The comparison as JSON. Raises `EvaluationError` where it cannot be written."""
+    files.write_json(path, result.to_dict(), EvaluationError, sort_keys=True, default=_plain)
 
 
 def _bound(where: Path, tuned: Path, dataset: Dataset | None, out: Path, seed: int) -> Path:

@@ -15,13 +15,14 @@ from athena_vla.errors import EvaluationError, MissingDependency, UnknownName
 from athena_vla.evaluate import tables
 from athena_vla.evaluate.actors import ABLATIONS, BASELINES, Ablation, ActorSpec, Cast
 from athena_vla.evaluate.baselines import Actor, Library
-from athena_vla.evaluate.openloop import OpenLoopResult, open_loop, other_instructions, spread
-from athena_vla.evaluate.results import EpisodeResult, Setup
+from athena_vla.evaluate.openloop import FRAMES, OpenLoopResult, open_loop, other_instructions, spread
+from athena_vla.evaluate.results import SCENES, EpisodeResult, Setup
 from athena_vla.evaluate.statistics import PairedTest
 from athena_vla.evaluate.summary import ActorSummary, Lost, compare_pair
 from athena_vla.progress import Progress, quiet
 
 LIBRARY = "library.npz"
+EPISODE_SECONDS, FRAME_SECONDS = 0.15, 0.008  # [s] of one actor, for progress
 LIBRARY_SAMPLES = 6000  # of the training split, evenly spread: enough for neighbours, and a few tens of MB
 LEGEND = (
     "success: Wilson interval. +/-: scenes that only the reference, or only the row, solved; p: exact McNemar test.\n"
@@ -149,7 +150,7 @@ def compare_open(
         ablation_of={k: v for k, v in ablations.items() if v in actors},
         tasks=[dataset.kinds[i] for i in chosen],
         seed=seed,
-        progress=lambda done: progress(done, len(chosen), "open loop"),
+        progress=progress,
     )
 
 
@@ -173,6 +174,8 @@ def compare_all(
     `ablate` names the policies that are also tried blind and told something else. Raises `EvaluationError`, and
     `MissingDependency` where the simulator is asked for and not installed.
     """
+    if setup is not None and dataset is not None:
+        progress.plan({SCENES: EPISODE_SECONDS * episodes, FRAMES: FRAME_SECONDS * samples})
     notes: list[str] = []
     kinds = list(baselines)
     library = out / LIBRARY

@@ -6,7 +6,7 @@ row and not after time warping: a chunk is a command for given instants, and bei
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,9 +17,12 @@ from athena_vla.embodiment import Embodiment
 from athena_vla.errors import EvaluationError
 from athena_vla.evaluate.baselines import Actor
 from athena_vla.evaluate.statistics import Interval, bootstrap_difference, bootstrap_mean, bootstrap_quantile
+from athena_vla.progress import Progress, quiet
 from athena_vla.recordings.episode import Sample
 
 RESAMPLES = 1000
+
+FRAMES = "recorded frames"  # what progress calls them
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def open_loop(
     ablation_of: Mapping[str, str] | None = None,
     tasks: Sequence[str] | None = None,
     seed: int = 0,
-    progress: Callable[[int], None] = lambda n: None,
+    progress: Progress = quiet,
 ) -> OpenLoopResult:
     """Every actor on every sample, one observation at a time as on the robot.
 
@@ -93,6 +96,7 @@ def open_loop(
     episodes: list[str] = []
     frames: list[int] = []
     kinds: list[str] = []
+    total = len(samples) if isinstance(samples, Sized) else len(tasks or ())
     for number, sample in enumerate(samples):
         horizon = len(sample.chunk)
         # Baselines that play by the clock need the time since the start of the episode.
@@ -104,7 +108,7 @@ def open_loop(
         episodes.append(sample.episode)
         frames.append(sample.frame)
         kinds.append(sample.observation.instruction if tasks is None else tasks[number])
-        progress(number + 1)
+        progress(number + 1, total, FRAMES)
     if not truths:
         raise EvaluationError("The validation split holds no sample; build the dataset with a share for validation.")
     table = _Table(

@@ -7,6 +7,8 @@ from typing import Any
 from athena_vla.embodiment import Owner
 from athena_vla.sim.scene import Split
 
+SCENES = "episodes in the simulator"  # what progress calls them
+
 
 @dataclass(frozen=True)
 class Setup:

@@ -6,7 +6,6 @@ with the ONNX graphs. Knows the layout, not the program that reads it.
 """
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from athena_vla import files
 from athena_vla.bundle import Bundle
 from athena_vla.errors import BundleError, ExportError, ModelError
 from athena_vla.models.vla import VlaSpec
@@ -27,8 +27,8 @@ ROW_MAP = "reduced_vocab/vocab_map.safetensors"  # the token ids that may be ans
 PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
-def write_compressed(source: Bundle, out: Path) -> Path:
-    """The language part of a quantised bundle as a folder of safetensors, config and tokenizer; by rename.
+def write_compressed(source: Bundle, out: Path, *, overwrite: bool = False) -> Path:
+    """The language part of a quantised bundle as a folder of safetensors, config and tokenizer.
 
     Raises `BundleError` for a bundle without 4-bit codes or without token output, `ExportError` for layers that the
     layout cannot hold.
@@ -40,14 +40,12 @@ def write_compressed(source: Bundle, out: Path) -> Path:
         )
     if not isinstance(spec, VlaSpec) or not spec.body.text.output:
         raise BundleError(f"Family '{source.manifest.family}' has no token output: its graphs go through ONNX instead.")
-    if out.exists():
-        raise BundleError(f"'{out}' exists already; give a new folder, nothing is overwritten.")
     store = source.store()
     text = spec.body.text
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        part.mkdir(parents=True)
+    with (
+        files.claim(out, overwrite=overwrite, what="a compressed checkpoint", ours=_is_ours, error=BundleError),
+        files.whole_folder(out, BundleError) as part,
+    ):
         writer, group = StoreWriter(part), 0
         for name in (n for n in store.names if n.startswith(PREFIX)):
             weight, key = store.read(name), name.removeprefix(PREFIX)
@@ -68,12 +66,11 @@ def write_compressed(source: Bundle, out: Path) -> Path:
         (part / ROW_MAP).parent.mkdir()
         save({"vocab_map": rows.sort().values}, part / ROW_MAP)
         (part / "athena.json").write_text(json.dumps({"bundle": source.hash, "spec": spec.to_dict()}, default=str))
-        part.rename(out)
-    except OSError as error:
-        raise BundleError(f"'{out}' could not be written: {error}. Nothing was left under its name.") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return out
+
+
+def _is_ours(folder: Path) -> bool:
+    return (folder / ROW_MAP).is_file() and (folder / "athena.json").is_file()
 
 
 def pack(weight: Packed) -> dict[str, Tensor]:

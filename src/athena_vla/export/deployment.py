@@ -3,13 +3,11 @@
 A figure stands under the word that is true of it: predicted, measured_here or measured_on_device.
 """
 
-import contextlib
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from athena_vla import files
 from athena_vla.bundle import Bundle
 from athena_vla.errors import BundleError
 
@@ -75,7 +73,7 @@ def write_deployment_config(
     record = deployment_config(exported, info["target"], exported.path, info, predicted=predicted)
     if measured is not None:
         record["achieved"][measured["kind"]] = dict(measured)
-    write_json(out, record)
+    files.write_json(out, record, BundleError, sort_keys=True)
     return record
 
 
@@ -89,19 +87,6 @@ def verdict(result: Mapping[str, Any] | None, rate: float) -> dict[str, Any]:
         "meets_tokens_target": None if tokens is None else bool(tokens >= TARGET_TOKENS),
         "meets_control_rate": None if actions is None else bool(actions >= rate),
     }
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """By rename, so that a file that is there is whole."""
-    temporary = path.with_name(f".{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(content, indent=1, sort_keys=True))
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise BundleError(f"'{path}' could not be written: {error}.") from error
 
 
 def _technique(source: Bundle, info: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 import athena_vla.bundle as bundles
+from athena_vla import files
 from athena_vla.bundle import Bundle
 from athena_vla.errors import BundleError, ExportError, MissingDependency, UnknownName
 from athena_vla.export import parity
 from athena_vla.export import target_device as device
 from athena_vla.export.compressed import write_compressed
-from athena_vla.export.deployment import deployment_config, write_json
+from athena_vla.export.deployment import deployment_config
 from athena_vla.export.linear import LinearForm
 from athena_vla.export.translate import translate
 from athena_vla.export.writer import OPSET, DataFile
@@ -32,6 +33,7 @@ from athena_vla.progress import Progress, quiet
 
 LARGE = 1_000_000_000  # [bytes] of weights from which int8 activations pay on a CPU
 DATA = "model.data"
+WRITING, COMPARING = "writing weights", "running the graphs beside torch"  # what progress calls them
 EDGE_LLM = "edge-llm"
 COMPRESSED_NOTE = (
     "A compressed checkpoint, no bundle: tensorrt-edgellm-export FOLDER OUT --reduced-vocab-dir FOLDER/reduced_vocab "
@@ -69,6 +71,13 @@ class ExportConfig:
     exit status 3 and the JSON's `engine` say that the ONNX graphs are the fallback. onnx: nothing else is asked for."""
     fixed_batch: bool = False
     """Write batch size 1 into the graphs; device targets always do."""
+    overwrite: bool = False
+    """Replace what has the name of OUT already; it stays until the new one is whole."""
+
+    def plain(self) -> dict[str, Any]:
+        """For a manifest: what the result depends on."""
+        raw = {k: v for k, v in dataclasses.asdict(self).items() if k != "overwrite"}
+        return {k: str(v) if isinstance(v, Path) else v for k, v in raw.items()}
 
 
 @dataclass(frozen=True)
@@ -101,11 +110,17 @@ def export(config: ExportConfig, progress: Progress = quiet) -> ExportResult:
         raise UnknownName("export target", config.target, ("cpu", *DEVICES, EDGE_LLM))
     source = Bundle.open(config.input)
     if config.target == EDGE_LLM:
-        size = sum(f.stat().st_size for f in write_compressed(source, config.out).iterdir() if f.is_file())
+        written = write_compressed(source, config.out, overwrite=config.overwrite)
+        size = sum(f.stat().st_size for f in written.iterdir() if f.is_file())
         return ExportResult(config.out, EDGE_LLM, "float16", {}, size, {}, "none", COMPRESSED_NOTE)
     if source.manifest.stage not in ("base", "merged", "quantized"):
         todo = "run `athena merge` on it first" if source.manifest.stage == "finetuned" else "export its parent"
         raise BundleError(f"'{source.path}' is {source.manifest.stage}; {todo}.")
+    with bundles.claim(config.out, overwrite=config.overwrite, reads=config.input):
+        return _export(config, source, progress)
+
+
+def _export(config: ExportConfig, source: Bundle, progress: Progress) -> ExportResult:
     store = source.store()
     how = linear_form(config, store)
     on_device = config.target != "cpu"
@@ -127,7 +142,7 @@ def export(config: ExportConfig, progress: Progress = quiet) -> ExportResult:
         stage="exported",
         parent_hash=source.hash,
         parent_path=str(source.path),
-        config={"export": {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}},
+        config={"export": config.plain()},
         deviation={},
         gates={},
         stage_info=info,
@@ -135,17 +150,18 @@ def export(config: ExportConfig, progress: Progress = quiet) -> ExportResult:
     )
     with bundles.writing(config.out, manifest, source.golden, source.tokenizer_files()) as folder:
         fixed = ("batch",) if on_device or config.fixed_batch else ()
+        progress.plan({WRITING: 1.0, COMPARING: 1.0 * config.compare})
         info["graphs"] = write_graphs(source, store, folder / "weights", how, fixed, progress)
         note = "The graphs run on ONNX Runtime and OpenVINO."
         if on_device:
             note = device.write_scripts(folder, source, info, config.target)
         predicted = _predicted(source, info, config.target) if on_device else None
         record = deployment_config(source, config.target, config.out, info, predicted=predicted)
-        write_json(folder / "deployment_config.json", record)
+        files.write_json(folder / "deployment_config.json", record, BundleError, sort_keys=True)
         deviation: dict[str, Any] = {}
         gates = dict(source.manifest.gates)  # the same numbers run: what failed there fails here
         if config.compare:
-            progress(len(store.names), len(store.names), "running the graphs beside torch")
+            progress(0, 1, COMPARING)
             bundles.seal(folder, manifest)
             written = Bundle.open(folder)
             _require_parity(config, source, written, store, info)
@@ -194,7 +210,7 @@ def write_graphs(
 
     def read(name: str) -> Tensor | Packed:
         written.add(name)
-        progress(len(written), len(store.names), "writing weights")
+        progress(len(written), len(store.names), WRITING)
         return store.read(name)
 
     try:

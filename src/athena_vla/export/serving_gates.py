@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 import athena_vla.bundle as bundles
+from athena_vla import files
 from athena_vla.bundle import Bundle
 from athena_vla.dataset.dataset import Dataset
 from athena_vla.embodiment import Observation
 from athena_vla.engines.backends import Name
 from athena_vla.errors import BundleError, DatasetError
-from athena_vla.export.deployment import write_json
 from athena_vla.models.architecture import Tensors
 from athena_vla.models.vla import VisionLanguageModel
 from athena_vla.offload import opened
@@ -139,7 +139,7 @@ def check(config: GateConfig) -> GateReport:
     bundles.mark(bundle, gates)
     report = GateReport(config.bundle, gates, error)
     if config.out is not None:
-        write_json(config.out, report.to_dict())
+        files.write_json(config.out, report.to_dict(), BundleError, sort_keys=True)
     return report
 
 

@@ -1,5 +1,6 @@
 """Everything that is written goes through here: whole files and folders, leftovers, locks, hashes."""
 
+from athena_vla.files.claims import claim, require_free
 from athena_vla.files.content import (
     fingerprint,
     read_json,
@@ -9,12 +10,14 @@ from athena_vla.files.content import (
     write_json,
     write_text,
 )
-from athena_vla.files.leftovers import Leftover, leftovers, require_free, settle
+from athena_vla.files.leftovers import Leftover, discard, leftovers, settle
 from athena_vla.files.locks import lock
 from athena_vla.files.whole import whole_file, whole_folder
 
 __all__ = [
     "Leftover",
+    "claim",
+    "discard",
     "fingerprint",
     "leftovers",
     "lock",

@@ -1,4 +1,4 @@
-"""What a killed process left beside a name, and whether a name is free. A leftover never makes a name unusable.
+"""What a killed process left beside a name. It never makes the name unusable.
 
 While something is written the kernel holds a lock on it for the writer: a leftover is what nobody holds.
 """
@@ -6,10 +6,10 @@ While something is written the kernel holds a lock on it for the writer: a lefto
 import contextlib
 import errno
 import fcntl
+import itertools
 import logging
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,37 +67,28 @@ def remove(path: Path) -> Leftover | None:
     return found
 
 
+def discard(path: Path, error: type[AthenaError] = AthenaError) -> None:
+    """Remove a thing so that its name is free at once: a kill leaves it whole, or a leftover and a free name.
+
+    Raises `error` where the operating system refuses.
+    """
+    try:
+        if not path.exists():
+            return
+        taken = set(_beside(path))
+        names = (path.with_name(f".{path.name}.{WRITING}-{n}") for n in itertools.count(1))
+        aside = next(n for n in names if n not in taken)
+        os.replace(path, aside)
+        shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
+    except OSError as problem:
+        raise error(f"'{path}' could not be removed: {problem}. Remove it, or choose another name.") from problem
+
+
 def bring_back(path: Path) -> None:
     """Where nothing has the name because a replacement was killed half-way, give it back what it had before."""
     old = path.with_name(f".{path.name}.{OLD}")
     if old.exists() and not path.exists():
         os.replace(old, path)
-
-
-def require_free(
-    path: Path,
-    *,
-    overwrite: bool,
-    what: str,
-    ours: Callable[[Path], bool],
-    error: type[AthenaError] = AthenaError,
-) -> None:
-    """The one rule for an OUT that is there already: nothing is replaced unless `--overwrite` says so.
-
-    Even then only a thing of the same kind: `what` names it and `ours` recognises it. An empty folder counts as free.
-    Raises `error`.
-    """
-    try:
-        bring_back(path)
-        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-            return
-        known = ours(path)
-    except OSError as problem:
-        raise error(f"'{path}' cannot be looked at: {problem}. Choose another place.") from problem
-    if not known:
-        raise error(f"'{path}' exists and is not {what}: choose another name, or remove it yourself.")
-    if not overwrite:
-        raise error(f"'{path}' exists already. Choose another name, or replace it with --overwrite.")
 
 
 def try_lock(path: Path) -> int | None:

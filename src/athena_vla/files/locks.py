@@ -21,11 +21,11 @@ _guard = threading.Lock()
 
 
 @contextlib.contextmanager
-def lock(place: Path, error: type[AthenaError] = AthenaError) -> Iterator[None]:
+def lock(place: Path, error: type[AthenaError] = AthenaError, *, wait: bool = False) -> Iterator[None]:
     """Hold `place`, a file or folder that may not exist yet, for the time of a run.
 
     The kernel keeps the lock for this process, so that a killed one leaves nothing to clean. Raises `error`, naming the
-    other run by process and start time, where one is at work there.
+    other run by process and start time, where one is at work there; with `wait` it waits until that has ended.
     """
     place = place.absolute()
     with _guard:
@@ -36,7 +36,7 @@ def lock(place: Path, error: type[AthenaError] = AthenaError) -> Iterator[None]:
         return
     file, handle = None, None
     try:
-        file, handle = _acquire(place, error)
+        file, handle = _acquire(place, error, wait)
         yield
     finally:
         if file is not None and handle is not None:
@@ -47,14 +47,14 @@ def lock(place: Path, error: type[AthenaError] = AthenaError) -> Iterator[None]:
             _held.discard(place)
 
 
-def _acquire(place: Path, error: type[AthenaError]) -> tuple[Path, int]:
+def _acquire(place: Path, error: type[AthenaError], wait: bool) -> tuple[Path, int]:
     while True:
         try:
             file, handle = _open(place)
         except OSError as problem:
-            raise error(f"'{place}' cannot be written: {problem}. Choose another place.") from problem
+            raise error(f"'{place}' could not be written: {problem}. Choose another place.") from problem
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as problem:
             owner = _owner(handle)
             if problem.errno in (errno.EWOULDBLOCK, errno.EACCES):
@@ -73,7 +73,7 @@ def _acquire(place: Path, error: type[AthenaError]) -> tuple[Path, int]:
         os.pwrite(handle, json.dumps(note).encode(), 0)
     except OSError as problem:
         os.close(handle)
-        raise error(f"'{place}' cannot be written: {problem}. Make room, or choose another place.") from problem
+        raise error(f"'{place}' could not be written: {problem}. Make room, or choose another place.") from problem
     return file, handle
 
 
@@ -99,6 +99,11 @@ def _owner(handle: int) -> dict[str, Any]:
 
 
 def _refusal(place: Path, owner: dict[str, Any]) -> str:
+    if owner.get("pid") == os.getppid():
+        return (
+            f"'{place}' is being written by the process that started this one ({owner['pid']}). A script that starts "
+            "workers needs an `if __name__ == '__main__':` guard around its calls."
+        )
     who = "process unknown"
     if owner:
         where = "" if owner.get("host") == platform.node() else f" on {owner.get('host')}"

@@ -5,9 +5,7 @@ A checkpoint is a folder that appears by rename. One that was cut is skipped, wi
 
 import json
 import math
-import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,18 +13,20 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from athena_vla import files
 from athena_vla.errors import TrainingError
 from athena_vla.finetune.finetune_config import NO_EFFECT
 from athena_vla.finetune.sharding import like
+from athena_vla.models.weights.store import save as save_file
 
 _PREFIX = "step-"
 
 
 @dataclass
-class Progress:
+class Standing:
     """Counters that travel in checkpoints."""
 
     best_loss: float = math.inf
@@ -49,31 +49,22 @@ class Checkpoint:
     step: int  # optimiser steps done
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]  # "parameter name.state name" -> tensor
-    progress: Progress
+    progress: Standing
 
 
 def save(folder: Path, checkpoint: Checkpoint, identity: Mapping[str, Any]) -> Path:
     """Write `folder/step-000123`. Raises `TrainingError` where the disk is full; nothing half-written stays."""
     target = folder / f"{_PREFIX}{checkpoint.step:06d}"
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".writing.", dir=folder))
+    content = {"step": checkpoint.step, "identity": dict(identity), "progress": asdict(checkpoint.progress)}
     try:
-        save_file(_plain(checkpoint.weights), temporary / "adapter.safetensors")
-        save_file(_plain(checkpoint.optimizer), temporary / "optimizer.safetensors")
-        content = {"step": checkpoint.step, "identity": dict(identity), "progress": asdict(checkpoint.progress)}
-        (temporary / "state.json").write_text(json.dumps(content, indent=1, sort_keys=True))
-        for file in temporary.iterdir():  # a rename must not become visible before the bytes are on the disk
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
-    except (OSError, SafetensorError) as error:
+        with files.whole_folder(target, TrainingError) as temporary:
+            save_file(_plain(checkpoint.weights), temporary / "adapter.safetensors")
+            save_file(_plain(checkpoint.optimizer), temporary / "optimizer.safetensors")
+            (temporary / "state.json").write_text(json.dumps(content, indent=1, sort_keys=True))
+    except TrainingError as error:
         raise TrainingError(
-            f"Checkpoint '{target}' could not be written: {error}. Earlier checkpoints are untouched; "
-            "free some space and run the same command again."
+            f"{error} Earlier checkpoints are untouched: run the same command again to go on."
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
@@ -100,7 +91,7 @@ def load(folder: Path, step: int) -> tuple[Checkpoint, dict[str, Any]]:
             int(content["step"]),
             load_file(path / "adapter.safetensors"),
             load_file(path / "optimizer.safetensors"),
-            Progress(**content["progress"]),
+            Standing(**content["progress"]),
         )
         return checkpoint, content["identity"]
     except (OSError, SafetensorError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
@@ -117,13 +108,11 @@ def latest(folder: Path, warn: Any) -> tuple[Checkpoint, dict[str, Any]] | None:
     return None
 
 
-def update(folder: Path, step: int, progress: Progress) -> None:
+def update(folder: Path, step: int, progress: Standing) -> None:
     """Write new counters into a checkpoint that is there."""
     file = folder / f"{_PREFIX}{step:06d}" / "state.json"
-    content = json.loads(file.read_text()) | {"progress": asdict(progress)}
-    temporary = file.with_name(".state.json")
-    temporary.write_text(json.dumps(content, indent=1, sort_keys=True))
-    os.replace(temporary, file)
+    content = files.read_json_object(file, TrainingError) | {"progress": asdict(progress)}
+    files.write_json(file, content, TrainingError, sort_keys=True)
 
 
 def require_same(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> list[str]:
@@ -153,7 +142,7 @@ def require_same(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Pa
         changes = "; ".join(f"{k}: {found.get(k)} there, {wanted.get(k)} now" for k in differing[:6])
         raise TrainingError(
             f"'{folder}' holds checkpoints of another run ({changes}). "
-            "Choose another --out, or --resume never to start again and replace them."
+            "Choose another --out, or start again and replace them with --overwrite."
         )
     return changed
 

@@ -8,8 +8,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +16,17 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
+from athena_vla import files
 from athena_vla.dataset.augment import AugmentConfig, augment
 from athena_vla.dataset.dataset import Dataset
 from athena_vla.errors import TrainingError
 from athena_vla.finetune.finetune_config import FinetuneConfig
 from athena_vla.models.architecture import Architecture, Graph, Tensors
 from athena_vla.policy import encode
+from athena_vla.progress import Progress, quiet
 from athena_vla.recordings.episode import Sample
 
+PICTURES = "vision features of pictures"  # what progress calls them
 GRAPH, INPUT, OUTPUT = "vision", "pixel_values", "patches"
 _DISK_SHARE = 0.3  # of the free disk, that `auto` may take
 _TOGETHER = 64  # pictures per forward pass
@@ -60,7 +62,7 @@ def prepare(
     dataset: Dataset,
     config: FinetuneConfig,
     accelerator: Accelerator,
-    report: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = quiet,
 ) -> Features | None:
     """The cache for this model and data, computed now or found; None where pictures are to be used.
 
@@ -88,7 +90,7 @@ def prepare(
                 f"The feature cache needs {needed / 1e9:.1f} GB for {shape[0]:,} frames, the disk of "
                 f"'{dataset.path}' has {free / 1e9:.1f} GB free. Use --cache-features never."
             )
-        _compute(model, dataset, config, graph, first_samples, shape, path, accelerator, report)
+        _compute(model, dataset, config, graph, first_samples, shape, path, accelerator, progress)
     return Features(model, dataset, path)
 
 
@@ -126,17 +128,13 @@ def _compute(
     shape: tuple[int, ...],
     path: Path,
     accelerator: Accelerator,
-    report: Callable[[int, int], None],
+    progress: Progress,
 ) -> None:
-    """Write the file under a temporary name; it takes its own at the end."""
-    path.parent.mkdir(exist_ok=True)
+    """Write the file whole."""
     augmentation = AugmentConfig(crop_area=config.augment_crop)
     robot, normalizer = dataset.robot, dataset.normalizer
     dtype = next(iter(graph.example.values())).dtype
-    handle = tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False)  # noqa: SIM115
-    handle.close()
-    temporary = Path(handle.name)
-    try:
+    with files.whole_file(path, TrainingError) as temporary:
         stored = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
         for start in range(0, shape[0], _TOGETHER):
             samples = [dataset[i] for i in first_samples[start : start + _TOGETHER]]
@@ -152,16 +150,11 @@ def _compute(
                 pixels = model.collate(items)[INPUT].to(accelerator.device, dtype)
                 with accelerator.autocast():  # as in training without a cache, so that the loss is the same
                     stored[start : start + len(items), variant] = graph.module(pixels)[0].float().cpu().numpy()
-            report(start + len(samples), shape[0])
+            progress(start + len(samples), shape[0], PICTURES)
         if not np.isfinite(stored[-1]).all():
             raise TrainingError("The vision towers give values that are not finite in half precision; use pictures.")
         stored.flush()
         del stored
-        temporary.rename(path)
-    except OSError as error:
-        raise TrainingError(f"The feature cache '{path}' could not be written: {error}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _key(graph: Graph, dataset: Dataset, config: FinetuneConfig, shape: tuple[int, ...]) -> str:

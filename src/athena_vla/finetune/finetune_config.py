@@ -159,6 +159,8 @@ class FinetuneConfig:
     """Stop after so many evaluations without improvement; 0 = never."""
     resume: Resume = "auto"
     """auto: go on from the last checkpoint of the same config and dataset, and say so; never: start again."""
+    overwrite: bool = False
+    """Start anew and replace what has the name of OUT; without, a run with the same settings goes on."""
     tensorboard: bool = True
     """Write curves for TensorBoard into the run folder."""
     wandb: Tracker = "off"
@@ -203,6 +205,7 @@ class FinetuneConfig:
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable; goes into the bundle."""
         raw = dataclasses.asdict(self)
+        del raw["overwrite"]  # of this run, not of its result
         for name in ("prefix", "weight"):  # a run without them is written, and hashed, as before there were any
             if not raw[name]:
                 del raw[name]

@@ -8,12 +8,15 @@ import dataclasses
 import functools
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
+import athena_vla.bundle as bundles
+from athena_vla import files
 from athena_vla.bundle import Golden
 from athena_vla.dataset.dataset import Dataset
 from athena_vla.errors import TrainingError
@@ -23,7 +26,7 @@ from athena_vla.finetune.base import Start, start
 from athena_vla.finetune.batches import Loader
 from athena_vla.finetune.evaluation import weak_joints
 from athena_vla.finetune.finetune_config import FinetuneConfig
-from athena_vla.finetune.log import RunLog
+from athena_vla.finetune.log import STEP, RunLog
 from athena_vla.finetune.loop import Trainer
 from athena_vla.finetune.result import FinetuneResult, result_of
 from athena_vla.finetune.written import Outcome, answers, is_small, write_bundle
@@ -31,7 +34,11 @@ from athena_vla.models import lora, precision
 from athena_vla.models.architecture import Architecture
 from athena_vla.models.lora import LoraSettings
 from athena_vla.models.released.pretrained import Release
+from athena_vla.progress import Progress, shown
 from athena_vla.stopping import Interrupted
+
+PICTURES_PER_SAMPLE = 6.0  # whose vision features are computed in the time that one sample trains
+
 
 Advice = Callable[[Architecture, FinetuneConfig, LoraSettings], str]
 
@@ -41,10 +48,13 @@ def plain_advice(model: Architecture, config: FinetuneConfig, settings: LoraSett
     return f"The memory ran out with --batch {config.batch}. `athena plan --gpu` shows what fits."
 
 
-def finetune(config: FinetuneConfig, out_of_memory: Advice = plain_advice) -> FinetuneResult:
+def finetune(
+    config: FinetuneConfig, out_of_memory: Advice = plain_advice, progress: Progress | None = None
+) -> FinetuneResult:
     """Fine-tune as configured; started under torchrun, one process of many.
 
-    `out_of_memory` words the advice for a device that was too small; the planner has a better one.
+    `out_of_memory` words the advice for a device that was too small; the planner has a better one. Without a `progress`
+    of the caller it is shown on standard error.
 
     Raises `TrainingError`, `DatasetError`, `BundleError`, `ModelError`, and `Interrupted`, which says what is kept.
     """
@@ -54,8 +64,13 @@ def finetune(config: FinetuneConfig, out_of_memory: Advice = plain_advice) -> Fi
             launch.run(config, functools.partial(finetune, out_of_memory=out_of_memory))
             return result_of(config)
         config = launch.with_precision(config)
-        with launch.one_accelerator(config) as accelerator, launch.threads(config.threads):
-            return _finetune(config, accelerator, started)
+        with (
+            launch.one_accelerator(config) as accelerator,
+            launch.threads(config.threads),
+            _claim(config, accelerator.is_main_process),
+            contextlib.nullcontext(progress) if progress is not None else shown() as told,
+        ):
+            return _finetune(config, accelerator, started, told)
     except torch.OutOfMemoryError as error:
         if started:
             raise TrainingError(out_of_memory(started[0].model, config, started[0].settings)) from error
@@ -70,7 +85,7 @@ def finetune(config: FinetuneConfig, out_of_memory: Advice = plain_advice) -> Fi
         raise Interrupted(checkpoints.kept(config.run_folder / "checkpoints"), number) from error
 
 
-def _finetune(config: FinetuneConfig, accelerator: Accelerator, started: list[Start]) -> FinetuneResult:
+def _finetune(config: FinetuneConfig, accelerator: Accelerator, started: list[Start], told: Progress) -> FinetuneResult:
     with accelerator.main_process_first():  # a recording trained on in place is prepared by one process
         dataset = Dataset.open(config.data, config.robot)
     begin = start(config, dataset, str(accelerator.device))
@@ -78,7 +93,7 @@ def _finetune(config: FinetuneConfig, accelerator: Accelerator, started: list[St
     model, base, settings, trainables = begin.model, begin.base, begin.settings, begin.trainables
     if config.gradient_checkpointing:
         model.checkpoint_layers()
-    log = RunLog(config, main=accelerator.is_main_process)
+    log = RunLog(config, main=accelerator.is_main_process, progress=told)
     _start_again(config, accelerator, log)
     if isinstance(base, Release):
         log.note(
@@ -99,8 +114,11 @@ def _finetune(config: FinetuneConfig, accelerator: Accelerator, started: list[St
     model.to(accelerator.device)
     identity = {"config": config.identity(), "dataset": dataset.hash, "base": base.hash}
     identity = {**identity.pop("config"), **identity, "processes": accelerator.num_processes}
+    log.progress.plan(_expected(dataset, config))
     with accelerator.main_process_first():
-        cached = features.prepare(model, dataset, config, accelerator, _reporter(log))
+        cached = features.prepare(model, dataset, config, accelerator, log.progress)
+    if log.progress.what != features.PICTURES:
+        log.progress.skip(features.PICTURES)
     if cached is not None:
         log.note(
             f"Vision is frozen: features of {len(cached.stored):,} pictures x {cached.variants} variants come from "
@@ -158,10 +176,33 @@ def _finetune(config: FinetuneConfig, accelerator: Accelerator, started: list[St
     return result
 
 
+@contextlib.contextmanager
+def _claim(config: FinetuneConfig, main: bool) -> Iterator[None]:
+    """Hold OUT for this run. A bundle there is replaced where this run goes on with its own training, or is told to."""
+    if not main:
+        yield
+        return
+    with files.lock(config.out, TrainingError):
+        goes_on = config.resume == "auto" and bool(checkpoints.steps(config.run_folder / "checkpoints"))
+        if not goes_on or config.overwrite or not bundles.is_bundle(config.out):
+            with bundles.claim(config.out, overwrite=config.overwrite, reads=Path(config.model)):
+                yield
+        else:
+            yield
+
+
+def _expected(dataset: Dataset, config: FinetuneConfig) -> dict[str, float]:
+    """The parts of a run and how long they take, as samples that train in that time."""
+    samples = config.max_steps * config.batch * config.accumulation or config.epochs * len(dataset.train)
+    pictures = len(set(dataset.frame_of_sample.tolist())) * (1 + config.augment_variants * config.augment)
+    return {features.PICTURES: pictures / PICTURES_PER_SAMPLE, STEP: samples}
+
+
 def _start_again(config: FinetuneConfig, accelerator: Accelerator, log: RunLog) -> None:
-    """With `--resume never` earlier checkpoints go, and it is said."""
+    """With `--resume never` or `--overwrite` earlier checkpoints go, and it is said."""
     folder = config.run_folder / "checkpoints"
-    if config.resume == "never" and checkpoints.steps(folder) and accelerator.is_main_process:
+    anew = config.resume == "never" or config.overwrite
+    if anew and checkpoints.steps(folder) and accelerator.is_main_process:
         log.note(f"Starting again: checkpoints of steps {checkpoints.steps(folder)} in '{folder}' are removed.")
         checkpoints.remove_all(folder)
     if not checkpoints.steps(folder):
@@ -182,14 +223,3 @@ def _answers(trainer: Trainer, dataset: Dataset) -> tuple[Golden, dict[str, Any]
     narrow = contextlib.nullcontext() if small else trainer.accelerator.autocast()
     with sharding.gathered(trainer.root), narrow:
         return answers(model, dataset)
-
-
-def _reporter(log: RunLog) -> Any:
-    last = [0.0]
-
-    def report(done: int, total: int) -> None:
-        if time.monotonic() - last[0] > 5 or done == total:
-            last[0] = time.monotonic()
-            log.note(f"vision features: {done} of {total} pictures")
-
-    return report

@@ -1,13 +1,16 @@
-"""What a run leaves to read: log.jsonl, TensorBoard, Weights & Biases, curves.png, progress bar. Knows no model."""
+"""What a run leaves to read: log.jsonl, TensorBoard, Weights & Biases, curves.png, progress. Knows no model."""
 
 import json
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from athena_vla import files
 from athena_vla.errors import MissingDependency, TrainingError
 from athena_vla.finetune.finetune_config import FinetuneConfig
+from athena_vla.progress import Progress, quiet
+
+STEP = "step"  # what progress calls one
 
 CONFIG = "config.json"  # of a run folder: what was asked for
 
@@ -15,20 +18,16 @@ CONFIG = "config.json"  # of a run folder: what was asked for
 class RunLog:
     """Writes only in the main process; the others keep silent."""
 
-    def __init__(self, config: FinetuneConfig, *, main: bool) -> None:
+    def __init__(self, config: FinetuneConfig, *, main: bool, progress: Progress = quiet) -> None:
         self.config, self.main = config, main
         self.file = config.run_folder / "log.jsonl"
-        self.bar: Any = None
-        self.task: Any = None
+        self.progress = progress if main and config.progress else quiet
+        self.said = ""  # of the last step that was logged
         self.board: Any = None
         self.wandb: Any = None
         if not main:
             return
-        try:
-            config.run_folder.mkdir(parents=True, exist_ok=True)
-            (config.run_folder / CONFIG).write_text(json.dumps(config.to_dict(), indent=1, sort_keys=True))
-        except OSError as error:
-            raise TrainingError(f"The run folder '{config.run_folder}' cannot be written: {error}.") from error
+        files.write_json(config.run_folder / CONFIG, config.to_dict(), TrainingError, sort_keys=True)
         if config.tensorboard:
             self._open_board()
         if config.wandb != "off":
@@ -48,10 +47,7 @@ class RunLog:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self._line({"step": step, **{k: _number(v) for k, v in values.items()}})
         self._curves(step, {f"train/{k}": v for k, v in values.items()})
-        if self.bar is not None:
-            self.bar.update(self.task, loss=f"loss {values['loss']:.4f}")
-        elif self.main and self.config.progress:
-            print(f"step {step}: loss {values['loss']:.4f}, {values['samples_per_second']:.0f} samples/s", flush=True)
+        self.said = f"loss {values['loss']:.4f}, {values['samples_per_second']:.0f} samples/s"
 
     def evaluation(self, step: int, measured: Mapping[str, Any]) -> None:
         self._line({"step": step, "validation": measured})
@@ -65,26 +61,14 @@ class RunLog:
         if not self.main:
             return
         self._line({"note": text})
-        if self.bar is not None:
-            self.bar.console.print(text, highlight=False, soft_wrap=True)
-        else:
-            print(text, file=sys.stderr, flush=True)
+        self.progress.say(text)
 
     def track(self, steps: Iterable[int], first: int, total: int) -> Iterator[int]:
-        """Yield the steps; on a terminal under a progress bar with the remaining time."""
-        if not (self.main and self.config.progress and sys.stderr.isatty()):
-            yield from steps
-            return
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
-        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
-            self.bar, self.task = bar, bar.add_task("training", total=total, completed=first, loss="")
-            for step in steps:
-                yield step
-                bar.advance(self.task)
-        self.bar = None
+        """Yield the steps and show how far they are."""
+        self.progress(first, total, STEP)
+        for step in steps:
+            yield step
+            self.progress(step + 1, total, STEP, self.said)
 
     def close(self) -> None:
         """Draw the curves and close the trackers."""
@@ -144,7 +128,7 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 
 def draw(lines: list[dict[str, Any]], path: Path) -> None:
-    """Loss of training and validation, and the error per joint over time, as a PNG; appears by rename."""
+    """Loss of training and validation, and the error per joint over time, as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -173,9 +157,8 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.set(xlim=(0, None), ylim=(0, None))
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=110, format="png")
-    temporary.replace(path)
+    with files.whole_file(path, TrainingError) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
 
 
 def _number(value: float) -> float | None:

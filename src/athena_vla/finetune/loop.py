@@ -20,7 +20,7 @@ from athena_vla.errors import TrainingError
 from athena_vla.finetune import checkpoint as checkpoints
 from athena_vla.finetune import sharding
 from athena_vla.finetune.batches import Batch, Loader, Order
-from athena_vla.finetune.checkpoint import Checkpoint, Progress
+from athena_vla.finetune.checkpoint import Checkpoint, Standing
 from athena_vla.finetune.evaluation import measure
 from athena_vla.finetune.finetune_config import FinetuneConfig
 from athena_vla.finetune.log import RunLog
@@ -53,7 +53,7 @@ class Trainer:
         self.evaluate_every = config.evaluate_every or self.order.steps_per_epoch()
         self.checkpoint_every = config.checkpoint_every or self.evaluate_every
         self.folder = config.run_folder / "checkpoints"
-        self.progress = Progress()
+        self.progress = Standing()
         self.sharded = config.sharding == "fsdp2" and accelerator.num_processes > 1
         self.root: nn.Module = LossOf(model)
         if self.sharded:

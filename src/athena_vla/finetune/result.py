@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from athena_vla import files
+from athena_vla.errors import TrainingError
 from athena_vla.finetune.finetune_config import FinetuneConfig
 
 FILE = "result.json"
@@ -44,8 +46,8 @@ class FinetuneResult:
 
     def write(self) -> None:
         raw = dataclasses.asdict(self)
-        text = json.dumps({k: str(v) if isinstance(v, Path) else v for k, v in raw.items()}, indent=1)
-        (self.run_folder / FILE).write_text(text)
+        content = {k: str(v) if isinstance(v, Path) else v for k, v in raw.items()}
+        files.write_json(self.run_folder / FILE, content, TrainingError)
 
 
 def result_of(config: FinetuneConfig) -> FinetuneResult:

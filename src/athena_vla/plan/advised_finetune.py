@@ -11,13 +11,14 @@ from athena_vla.models.lora import LoraSettings
 from athena_vla.models.sizes import weightless
 from athena_vla.plan.devices import DEVICES
 from athena_vla.plan.training import training_plan
+from athena_vla.progress import Progress
 
 __all__ = ["PRESETS", "FinetuneConfig", "FinetuneResult", "finetune"]
 
 
-def finetune(config: FinetuneConfig) -> FinetuneResult:
+def finetune(config: FinetuneConfig, progress: Progress | None = None) -> FinetuneResult:
     """Fine-tune as configured. Raises what `athena_vla.finetune.finetune` raises."""
-    return plain_finetune(config, out_of_memory)
+    return plain_finetune(config, out_of_memory, progress)
 
 
 def out_of_memory(model: Architecture, config: FinetuneConfig, settings: LoraSettings) -> str:

@@ -17,9 +17,11 @@ from athena_vla.progress import Progress
 from athena_vla.quantize import choose, codes
 from athena_vla.quantize.calibrate import quantize_in_order, second_moment, used_in
 from athena_vla.quantize.choose import Layer
-from athena_vla.quantize.parts import Parts
+from athena_vla.quantize.parts import LayerParts
 from athena_vla.quantize.quantize_config import Method, QuantizeConfig
 from athena_vla.quantize.sensitivity import ROWS, filled, sampled, sensitivities
+
+MEASURING, QUANTISING, CHECKING = "measuring layers", "quantising layers", "checking the bundle"
 
 
 def plan_layers(config: QuantizeConfig, source: Bundle, store: TensorStore) -> list[Layer]:
@@ -49,7 +51,7 @@ def lift(
     source: Bundle,
     layers: list[Layer],
     calibration: Sequence[Observation],
-    parts: Parts,
+    parts: LayerParts,
     progress: Progress,
 ) -> list[Layer]:
     """Measure the action error of layers, and lift the worst to 8 bits within the budget."""
@@ -62,7 +64,7 @@ def lift(
     def report(new: Mapping[str, float]) -> None:
         parts.measured(new)
         known.update(new)
-        progress(len(known), len(asked), "measuring layers")
+        progress(len(known), len(asked), MEASURING)
 
     with opened(source) as policy:
         sensitivities(policy, shown, [x for x in asked if x.name not in known], report)
@@ -75,7 +77,7 @@ def lift(
 class Ledger:
     """Finished layers: written, kept for a run that goes on after an interruption, and shown."""
 
-    parts: Parts
+    parts: LayerParts
     writer: StoreWriter
     total: int
     progress: Progress
@@ -89,7 +91,7 @@ class Ledger:
             self.parts.finished(layer.name, *found)
         packed, self.errors[layer.name] = found
         self.writer.add(layer.name, packed)
-        self.progress(len(self.errors), self.total, "quantising layers")
+        self.progress(len(self.errors), self.total, QUANTISING)
         return packed
 
 

@@ -55,6 +55,8 @@ class QuantizeConfig:
     """CPU threads."""
     seed: int = 0
     """Of the choice of frames."""
+    overwrite: bool = False
+    """Replace what has the name of OUT already; it stays until the new one is whole."""
 
     def require(self, source: Bundle) -> None:
         """Raise `BundleError`, `UnknownName` for settings that cannot be, and bundles that cannot be quantised."""
@@ -80,7 +82,8 @@ class QuantizeConfig:
 
     def plain(self) -> dict[str, Any]:
         """For a manifest."""
-        return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
+        raw = {k: v for k, v in dataclasses.asdict(self).items() if k != "overwrite"}  # of the run, not of the result
+        return {k: str(v) if isinstance(v, Path) else v for k, v in raw.items()}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """The stage `quantize`: a float bundle in, a bundle with 8- or 4-bit weights out, its error measured in radians."""
 
 import dataclasses
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,8 +22,8 @@ from athena_vla.offload import is_large, opened
 from athena_vla.policy import Policy, asked, replay, sensitivity
 from athena_vla.progress import Progress, quiet
 from athena_vla.quantize import choose
-from athena_vla.quantize.layers import Ledger, choose_codes, lift, plan_layers
-from athena_vla.quantize.parts import Parts
+from athena_vla.quantize.layers import CHECKING, MEASURING, QUANTISING, Ledger, choose_codes, lift, plan_layers
+from athena_vla.quantize.parts import LayerParts
 from athena_vla.quantize.quantize_config import QuantizeConfig, QuantizeResult
 from athena_vla.version import __version__
 
@@ -40,6 +39,11 @@ def quantize(config: QuantizeConfig, progress: Progress = quiet) -> QuantizeResu
     started = time.perf_counter()
     source = Bundle.open(config.input)
     config.require(source)
+    with bundles.claim(config.out, overwrite=config.overwrite, reads=config.input):
+        return _quantize(config, source, progress, started)
+
+
+def _quantize(config: QuantizeConfig, source: Bundle, progress: Progress, started: float) -> QuantizeResult:
     calibration, held_out, origin = frames(config, source)
     torch.set_num_threads(config.threads)
     store = source.store()
@@ -55,11 +59,11 @@ def quantize(config: QuantizeConfig, progress: Progress = quiet) -> QuantizeResu
         files={},
     )
     layers = plan_layers(config, source, store)
-    with (
-        bundles.writing(config.out, manifest, source.golden, source.tokenizer_files()) as folder,
-        Parts(config.out, _key(config, source, origin)) as parts,
-    ):
-        if config.bits == 4 and config.sensitivity:
+    parts = LayerParts(config.out, _key(config, source, origin))
+    with bundles.writing(config.out, manifest, source.golden, source.tokenizer_files()) as folder:
+        measures = config.bits == 4 and config.sensitivity
+        progress.plan({MEASURING: 3.0 * measures, QUANTISING: 6.0, CHECKING: 1.0 * config.check})
+        if measures:
             layers = lift(config, source, layers, calibration, parts, progress)
         writer = StoreWriter(folder / "weights")
         layers = choose_codes(config, source, layers, calibration, Ledger(parts, writer, len(layers), progress))
@@ -70,6 +74,7 @@ def quantize(config: QuantizeConfig, progress: Progress = quiet) -> QuantizeResu
         writer.close()
         measured = Measured()
         if config.check:
+            progress(0, 1, CHECKING)
             bundles.seal(folder, manifest)
             measured = _measure(Bundle.open(folder), source, held_out)
         info = {
@@ -160,10 +165,8 @@ def _rest(weight: Tensor | Packed, bits: int) -> Tensor | Packed:
     return weight.half() if float(weight.abs().max()) <= LARGEST_HALF else weight
 
 
-def _key(config: QuantizeConfig, source: Bundle, origin: Mapping[str, Any]) -> str:
+def _key(config: QuantizeConfig, source: Bundle, origin: Mapping[str, Any]) -> dict[str, Any]:
     """What finished layers depend on: data and settings that reach them, and the program."""
     unrelated = ("input", "out", "data", "threads", "check", "rest", "held_out")
     settings = {k: v for k, v in config.plain().items() if k not in unrelated}
-    return json.dumps(
-        {"program": __version__, "source": source.hash, "calibration": origin, **settings}, sort_keys=True
-    )
+    return {"program": __version__, "source": source.hash, "calibration": origin, **settings}

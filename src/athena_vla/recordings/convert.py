@@ -5,15 +5,16 @@ Episodes stream through one at a time; a broken one is named and left out; nothi
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from athena_vla import files
 from athena_vla.errors import AthenaError, RecordingError, UnknownName
+from athena_vla.progress import Progress, quiet
 from athena_vla.recordings.annotations import read_annotations
-from athena_vla.recordings.episode import BrokenEpisode, Episode
+from athena_vla.recordings.episode import BrokenEpisode, Episode, Recording, Segment
 from athena_vla.recordings.fixes import FIXES, apply_fixes
 from athena_vla.recordings.formats import open_recording
 from athena_vla.recordings.formats.common import read_list, read_names
@@ -35,7 +36,7 @@ class ConvertConfig:
     input: Path
     """The recording, in any known format."""
     out: Path
-    """Where the result is written; must not exist."""
+    """Where the result is written."""
     to: Target = "lerobot_v3"
     """Format of the result."""
     format: str | None = None
@@ -58,6 +59,8 @@ class ConvertConfig:
     """Explicit repairs, recorded in the sidecar: trim-idle, drop-failed, drop-duplicates, drop-first-frame."""
     strict: bool = False
     """One broken episode fails the conversion instead of being named and left out."""
+    overwrite: bool = False
+    """Replace what has the name of OUT already; it stays until the new one is whole."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +82,11 @@ class ConvertResult:
         return "\n".join([*lines, *(f"note: {n}" for n in dict.fromkeys(self.notes))])
 
 
-def convert(config: ConvertConfig, progress: Callable[[int, int, str], None] | None = None) -> ConvertResult:
+def convert(config: ConvertConfig, progress: Progress = quiet) -> ConvertResult:
     """Convert a recording. Raises `RecordingError`; leaves nothing at `out` unless it is whole."""
     for name in config.fix:
         if name not in FIXES:
             raise UnknownName("fix", name, FIXES)
-    if config.out.exists():
-        raise RecordingError(f"'{config.out}' exists already. Remove it or choose another place.")
     recording = open_recording(
         config.input,
         format=config.format,
@@ -95,9 +96,28 @@ def convert(config: ConvertConfig, progress: Callable[[int, int, str], None] | N
         articulations=read_list(config.articulation),
     )
     segments = read_annotations(config.annotations) if config.annotations else {}
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{config.out.name}-", dir=config.out.parent))
-    sink = _SINKS[config.to](work / "set", config)
+    with (
+        files.claim(
+            config.out,
+            overwrite=config.overwrite,
+            what="a recording",
+            ours=_is_recording,
+            reads=config.input,
+            error=RecordingError,
+        ),
+        files.whole_folder(config.out, RecordingError) as folder,
+    ):
+        return _convert(config, recording, segments, folder, progress)
+
+
+def _convert(
+    config: ConvertConfig,
+    recording: Recording,
+    segments: Mapping[str, tuple[Segment, ...]],
+    folder: Path,
+    progress: Progress,
+) -> ConvertResult:
+    sink = _SINKS[config.to](folder, config)
     broken: dict[str, str] = {}
     fixed: dict[str, list[str]] = {}
     seen: set[str] = set()
@@ -106,8 +126,7 @@ def convert(config: ConvertConfig, progress: Callable[[int, int, str], None] | N
     tasks = recording.meta.tasks if isinstance(recording, LeRobot) else {}
     try:
         for number, item in enumerate(recording.episodes()):
-            if progress:
-                progress(number + 1, len(ids), item.id)
+            progress(number + 1, len(ids), "converting episodes", item.id)
             if isinstance(item, BrokenEpisode):
                 broken[item.id] = item.reason
                 continue
@@ -130,13 +149,18 @@ def convert(config: ConvertConfig, progress: Callable[[int, int, str], None] | N
             reason = next(iter(broken.values()), "no episode is left after the fixes" if fixed else "there are none")
             raise RecordingError(f"Nothing of '{config.input}' can be converted: {reason}")
         sink.finish(fixed)
-        (work / "set").rename(config.out)
     except BaseException:
         sink.abandon()
         raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return ConvertResult(config.out, config.to, episodes, frames, broken, fixed, tuple(sink.notes))
+
+
+def _is_recording(path: Path) -> bool:
+    try:
+        open_recording(path)
+    except AthenaError:
+        return False
+    return True
 
 
 class _LeRobotSink:

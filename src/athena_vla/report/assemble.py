@@ -10,8 +10,8 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from athena_vla import files
 from athena_vla.errors import EvaluationError
-from athena_vla.files import write_bytes
 from athena_vla.report import charts, deploying_evidence, evidence, figures, making, names
 from athena_vla.report.source import Result, Section, Source
 from athena_vla.version import __version__
@@ -68,8 +68,7 @@ def report(config: ReportConfig) -> ReportResult:
         version=__version__,
     )
     out = config.out or config.run / "report.html"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(out, page.encode())
+    files.write_text(out, page, EvaluationError)
     return ReportResult(out, len(page.encode()))
 
 

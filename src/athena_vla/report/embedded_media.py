@@ -2,7 +2,6 @@
 
 import base64
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,15 +64,6 @@ def with_border(image: Pixels, colour: tuple[int, int, int], width: int = 5) -> 
     framed = image.copy()
     framed[:width], framed[-width:], framed[:, :width], framed[:, -width:] = colour, colour, colour, colour
     return framed
-
-
-def write(path: Path, data: bytes) -> Path:
-    """By rename, so that what has the name is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-    return path
 
 
 def data_uri(path: Path) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from athena_vla import files
 from athena_vla.control.trace import Trace
 from athena_vla.embodiment import ActionChunk, Array, Observation
 from athena_vla.errors import MissingDependency, RecordingError
@@ -53,13 +54,12 @@ class Topics:
 
 
 def write_bag(path: str | Path, trace: Trace, joints: JointMap, topics: Topics | None = None) -> Path:
-    """The executed episode as MCAP; images only where the trace kept them. Written under another name, then renamed."""
+    """The executed episode as MCAP; images only where the trace kept them."""
     writer_type, _, _ = _library()
     topics, target = topics or Topics(), Path(path)
-    temporary = target.with_name(target.name + ".part")
     control = joints.robot.joint_names
     period = 1.0 / joints.robot.command_hz
-    with temporary.open("wb") as file:
+    with files.whole_file(target, RecordingError) as temporary, temporary.open("wb") as file:
         writer = writer_type(file)
         schemas = {name: writer.register_msgdef(name, _definition(name)) for name in TYPES}
 
@@ -81,7 +81,7 @@ def write_bag(path: str | Path, trace: Trace, joints: JointMap, topics: Topics |
             message = joints.trajectory(control, row[None], period, time)
             put(topics.command, "trajectory_msgs/msg/JointTrajectory", message, time)
         writer.finish()
-    return temporary.replace(target)
+    return target
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 Knows nothing of tasks or physics: the robot is put into random poses, nothing moves.
 """
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,10 +13,10 @@ from numpy.typing import NDArray
 
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import SimulationError
+from athena_vla.jobs import calling, ordered, run_jobs
 from athena_vla.sim.render import RayRenderer
 from athena_vla.sim.scene import COLOURS, OBJECTS_ON_TABLE, SHAPES, Scene
 from athena_vla.sim.tasks import sample_scene
-from athena_vla.sim.workers import run_jobs
 from athena_vla.sim.world import World
 
 _SEED_OFFSET = 10_000_000  # grounding scenes come from seeds that no recording uses
@@ -53,6 +54,10 @@ class _Job:
     size: int
 
 
+def _describe(job: _Job) -> str:
+    return f"scenes {job.first} to {job.first + job.count - 1}"
+
+
 def render_grounding(
     count: int, *, seed: int = 0, workers: int = 2, size: int = 96, batch: int = 256
 ) -> Iterator[GroundingBatch]:
@@ -63,7 +68,9 @@ def render_grounding(
     if count < 1 or batch < 1 or size < 8:
         raise SimulationError(f"Cannot render {count} scenes of {size} px in batches of {batch}.")
     jobs = (_Job(seed, first, min(batch, count - first), size) for first in range(0, count, batch))
-    yield from run_jobs(_render_batch, jobs, workers=workers)
+    rendered = run_jobs(calling, _render_batch, jobs, workers=workers, describe=_describe, error=SimulationError)
+    with contextlib.closing(rendered):
+        yield from ordered(rendered)
 
 
 def random_pose(robot: Embodiment, rng: np.random.Generator) -> NDArray[np.float64]:

@@ -4,7 +4,7 @@ Knows nothing of models. An episode depends on its number and the configuration 
 same bytes. Every frame holds what was seen and the joint targets for the next control step.
 """
 
-import json
+import contextlib
 import shutil
 import time
 from collections.abc import Callable
@@ -12,16 +12,16 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
-from rich.progress import Progress
-
-from athena_vla.errors import SimulationError, UnknownName
+from athena_vla import files
+from athena_vla.errors import RecordingError, SimulationError, UnknownName
+from athena_vla.jobs import ordered, run_jobs
+from athena_vla.progress import Progress, quiet
 from athena_vla.recordings.formats.common import OpenOptions
 from athena_vla.recordings.formats.isaac_folder import open_path, write_episode
 from athena_vla.sim.demonstrate import demonstrate
 from athena_vla.sim.robot import SimRobot
 from athena_vla.sim.scene import Split
 from athena_vla.sim.tasks import SPLITS, sample_scene
-from athena_vla.sim.workers import run_jobs
 
 CONFIG_FILE = "recording.json"
 VERSION = 2  # changes whenever the same configuration would record something else
@@ -53,6 +53,8 @@ class RecordConfig:
     """auto | rays | egl | osmesa"""
     quiet: bool = False
     """Show no progress."""
+    overwrite: bool = False
+    """Start anew and replace what has the name of OUT; without, a run with the same settings goes on."""
 
 
 @dataclass(frozen=True)
@@ -90,29 +92,35 @@ class RecordResult:
         )
 
 
-def record(config: RecordConfig, progress: Callable[[int, int], None] | None = None) -> RecordResult:
-    """Record what is missing and return what is there; `progress` gets (finished, wanted) episodes.
+def record(config: RecordConfig, progress: Progress = quiet) -> RecordResult:
+    """Record what is missing and return what is there.
 
     Raises `SimulationError` for settings that cannot be recorded, another recording in the folder, a full disk or a
     dead worker; finished episodes stay.
     """
-    _check(config)
+    _require(config)
+    with files.lock(config.out, SimulationError):
+        _open_folder(config)
+        return _record(config, quiet if config.quiet else progress)
+
+
+def _record(config: RecordConfig, progress: Progress) -> RecordResult:
     started = time.perf_counter()
     results: list[EpisodeResult] = []
-    jobs = [(config, number) for number in range(config.episodes)]
-    with Progress(disable=config.quiet or progress is not None, transient=True) as bar:
-        task = bar.add_task(f"recording {config.split}", total=config.episodes)
-        try:
-            for result in run_jobs(_record_one, jobs, workers=min(config.workers, config.episodes)):
+    workers = min(config.workers, config.episodes)
+    recorded = run_jobs(
+        _recorder, config, range(config.episodes), workers=workers, describe="episode {}".format, error=SimulationError
+    )
+    try:
+        with contextlib.closing(recorded):
+            for result in ordered(recorded):
                 results.append(result)
-                bar.advance(task)
-                if progress is not None:
-                    progress(len(results), config.episodes)
-        except OSError as error:
-            raise SimulationError(
-                f"Recording stopped after {len(results)} of {config.episodes} episodes: {error}. They are whole; "
-                "make room and run the same command again to go on."
-            ) from error
+                progress(len(results), config.episodes, "recording episodes")
+    except (OSError, RecordingError, SimulationError) as error:
+        raise SimulationError(
+            f"Recording stopped after {len(results)} of {config.episodes} episodes: {error} They are whole: "
+            "run the same command again to go on."
+        ) from error
     seconds = time.perf_counter() - started
     new = sum(r.frames for r in results if not r.reused)
     families: dict[str, int] = {}
@@ -131,8 +139,12 @@ def record(config: RecordConfig, progress: Callable[[int, int], None] | None = N
     )
 
 
-def _record_one(job: tuple[RecordConfig, int]) -> EpisodeResult:
-    config, number = job
+def _recorder(config: RecordConfig) -> Callable[[int], EpisodeResult]:
+    """What records the episodes in one process."""
+    return lambda number: _record_one(config, number)
+
+
+def _record_one(config: RecordConfig, number: int) -> EpisodeResult:
     name = f"episode_{number:04d}"
     folder = config.out / name
     if folder.is_dir():
@@ -148,8 +160,6 @@ def _record_one(job: tuple[RecordConfig, int]) -> EpisodeResult:
             frames=len(episode),
             reused=True,
         )
-    for leftover in config.out.glob(f".{name}-*"):  # of a run that was killed while writing
-        shutil.rmtree(leftover)
     scene = sample_scene(config.seed * SEEDS_PER_RECORDING + number, config.split)
     robot = _stage(config.renderer, config.image_size)
     episode = demonstrate(robot, scene, failures=config.failures, noise=config.noise)
@@ -171,8 +181,8 @@ def _stage(renderer: str, image_size: int) -> SimRobot:
     return SimRobot(sample_scene(0, "train"), renderer=renderer, image_size=(image_size, image_size))
 
 
-def _check(config: RecordConfig) -> None:
-    """Refuse what cannot work before anything is written, then lay claim to the folder."""
+def _require(config: RecordConfig) -> None:
+    """Refuse what cannot work before anything is written."""
     if config.split not in SPLITS:
         raise UnknownName("split", config.split, SPLITS)
     if not 1 <= config.episodes <= SEEDS_PER_RECORDING:
@@ -186,6 +196,10 @@ def _check(config: RecordConfig) -> None:
     if config.seed < 0:
         raise SimulationError(f"The seed is {config.seed}; it must not be negative.")
     _stage(config.renderer, config.image_size)  # a renderer or size that does not work is named here, once
+
+
+def _open_folder(config: RecordConfig) -> None:
+    """Lay claim to the folder: it is new, or holds a recording of the same settings."""
     settings = {
         "version": VERSION,
         **{k: getattr(config, k) for k in ("seed", "image_size", "split", "failures", "noise")},
@@ -193,12 +207,14 @@ def _check(config: RecordConfig) -> None:
     }
     marker = config.out / CONFIG_FILE
     try:
-        if marker.is_file():
-            there = json.loads(marker.read_text())
+        if marker.is_file() and config.overwrite:
+            files.discard(config.out, SimulationError)
+        elif marker.is_file():
+            there = files.read_json(marker, SimulationError)
             if there != settings:
                 raise SimulationError(
-                    f"'{config.out}' holds another recording: {there}, wanted {settings}. Choose another folder or "
-                    "remove that one."
+                    f"'{config.out}' holds another recording: {there}, wanted {settings}. Choose another folder, or "
+                    "replace it with --overwrite."
                 )
         elif config.out.is_dir() and any(config.out.iterdir()):
             raise SimulationError(f"'{config.out}' is not empty and not a recording of ours. Choose another folder.")
@@ -211,8 +227,6 @@ def _check(config: RecordConfig) -> None:
                 "Make room, or record fewer episodes."
             )
         if not marker.is_file():
-            temporary = marker.with_suffix(".tmp")
-            temporary.write_text(json.dumps(settings, indent=1))
-            temporary.rename(marker)
-    except (OSError, json.JSONDecodeError) as error:
+            files.write_json(marker, settings, SimulationError)
+    except OSError as error:
         raise SimulationError(f"Cannot record into '{config.out}': {error}.") from error

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from athena_vla import files
 from athena_vla.errors import ModelError
 
 SOURCE = Path(__file__).with_suffix(".c")
@@ -90,8 +91,8 @@ def build(folder: Path, compiler: str, extra: Sequence[str] = ()) -> Path | None
             done = subprocess.run(command, capture_output=True, check=False, timeout=SECONDS)
             if done.returncode:
                 return None
-            made.replace(target)
-    except (OSError, subprocess.TimeoutExpired):
+            files.write_bytes(target, made.read_bytes(), ModelError)
+    except (OSError, ModelError, subprocess.TimeoutExpired):
         return None
     return target
 

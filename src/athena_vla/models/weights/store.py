@@ -16,6 +16,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from athena_vla.errors import ModelError
+from athena_vla.files import faults
 from athena_vla.models.weights import packed
 from athena_vla.models.weights.packed import CODES, SCALES, Packed
 
@@ -229,6 +230,7 @@ class StoreWriter:
 
 def save(tensors: dict[str, Tensor], path: Path) -> None:
     """One safetensors file. Raises `OSError` where it cannot be written; the library has its own name for that."""
+    faults.point("write", path)
     try:
         save_file(tensors, path, _METADATA)
     except SafetensorError as error:

@@ -6,8 +6,6 @@ joint names, rate and segments added to metadata.json. Knows nothing of robots: 
 
 import json
 import os
-import shutil
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image as PillowImage
 
+from athena_vla import files
 from athena_vla.errors import RecordingError
 from athena_vla.recordings.episode import BrokenEpisode, Episode, Frames, Origin, RecordingInfo, Segment
 from athena_vla.recordings.formats.common import (
@@ -213,9 +212,7 @@ def write_episode(root: Path, episode: Episode) -> Path:
         raise RecordingError(f"'{episode.id}' cannot be a folder name.")
     if target.exists():
         raise RecordingError(f"'{target}' exists already; recordings are never overwritten.")
-    root.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{episode.id}-", dir=root))
-    try:
+    with files.whole_folder(target, RecordingError) as temporary:
         with open(temporary / "trajectory.npz", "wb") as file:
             # Named arrays in a fixed order: the same episode gives the same bytes.
             arrays = {"actions": episode.actions}
@@ -248,11 +245,6 @@ def write_episode(root: Path, episode: Episode) -> Path:
         if not episode.instructions:
             del metadata["task_description"]
         (temporary / "metadata.json").write_text(json.dumps(metadata, indent=1))
-        temporary.chmod(0o755)
-        temporary.rename(target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return target
 
 
