@@ -294,7 +294,7 @@ def test_a_second_run_is_refused_and_a_dead_ones_lock_is_taken(tmp_path: Path) -
 
 def test_a_place_that_cannot_be_locked_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(BundleError, match="cannot be written"):
+    with pytest.raises(BundleError, match="could not be written"):
         files.lock(tmp_path / "file" / "out", BundleError).__enter__()
     with files.lock(tmp_path / "file"):
         pass
