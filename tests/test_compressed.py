@@ -92,7 +92,8 @@ def test_what_does_not_fit_is_refused(folder, toy, tmp_path, monkeypatch) -> Non
     with pytest.raises(ExportError, match="has 8 bits; the layout has one number of bits"):
         write_compressed(Bundle.open(tmp_path / "int8"), tmp_path / "x")
     (tmp_path / "taken").mkdir()
-    with pytest.raises(BundleError, match="nothing is overwritten"):
+    (tmp_path / "taken" / "mine").touch()
+    with pytest.raises(BundleError, match="is not a compressed checkpoint"):
         write_compressed(source, tmp_path / "taken")
     parts = pack(Packed(torch.zeros(8, 32, dtype=torch.int8), torch.ones(8, 1).half(), 4))
     with pytest.raises(ModelError, match="not symmetric"):
