@@ -518,3 +518,16 @@ def test_bad_limits_are_one_error_at_construction(toy: Embodiment) -> None:
     for change in ({"lower": 1.0, "upper": -1.0}, {"max_velocity": 0.0}, {"max_acceleration": float("nan")}):
         with pytest.raises(embodiment.InvalidEmbodiment, match="base"):
             replace(toy, joints=(replace(toy.joints[0], **change), *toy.joints[1:]))
+
+
+@pytest.mark.parametrize(
+    ("rate", "velocity", "acceleration", "jerk"), [(500.0, 2.1, 1.4, 10.0), (1000.0, 1.0, 0.5, 2.0)]
+)
+def test_a_jerk_stage_that_could_not_keep_up_is_refused(
+    toy: Embodiment, rate: float, velocity: float, acceleration: float, jerk: float
+) -> None:
+    limits = {"max_velocity": velocity, "max_acceleration": acceleration, "max_jerk": jerk}
+    slow = replace(toy, control_hz=rate, command_hz=rate, joints=tuple(replace(j, **limits) for j in toy.joints))
+    SafetyFilter(slow)
+    with pytest.raises(SafetyError, match="commands to stop with its jerk limit"):
+        SafetyFilter(slow, jerk=True)
