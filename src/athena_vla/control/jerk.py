@@ -58,7 +58,7 @@ class JerkLimitedSet:
         if worst > MOST_PERIODS * self.dt:
             raise SafetyError(
                 f"At {self.rate:g} Hz joint {int(np.argmax(longest))} takes up to {self._horizon} commands to "
-                f"stop with its jerk limit. Proving that before each command takes up to {1e3 * worst:.0f} ms, a period has "
+                f"stop with its jerk limit. The proof takes up to {1e3 * worst:.0f} ms, a period has "
                 f"{1e3 * self.dt:g} ms: lower the rate, raise the limit or switch the jerk stage off."
             )
         self._whole = _Slice(self, np.arange(len(jerk)))
