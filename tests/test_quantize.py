@@ -25,7 +25,7 @@ from athena_vla.policy import Policy
 from athena_vla.quantize import QuantizeConfig, choose, codes, quantize
 from athena_vla.quantize.calibrate import second_moment
 from athena_vla.quantize.choose import Layer
-from athena_vla.quantize.layers import plan_layers
+from athena_vla.quantize.layers import _coded, plan_layers
 from athena_vla.quantize.parts import LayerParts
 from athena_vla.quantize.sensitivity import filled, sampled, sensitivities
 from small_bundles import observations, small_model, write_base, write_finetuned, write_model
@@ -435,3 +435,13 @@ def test_a_large_model_is_rounded_without_frames(base, tmp_path, monkeypatch) ->
     assert a.packed
     for name in a.packed:
         assert torch.equal(a.read(name).codes, b.read(name).codes)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e9])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_weights_that_no_code_can_hold_are_refused_by_name(value: float, bits: Any) -> None:
+    weight = torch.randn(8, 32)
+    weight[3, 7] = value
+    layer = Layer("blocks.0.down", "body", (8, 32), bits, 32)
+    with pytest.raises(ModelError, match=r"'blocks\.0\.down' has"):
+        _coded("nearest", layer, weight, torch.ones(32))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from athena_vla.bundle import Bundle
 from athena_vla.embodiment import Observation
-from athena_vla.errors import UnknownName
+from athena_vla.errors import ModelError, UnknownName
 from athena_vla.models.weights.packed import Packed
 from athena_vla.models.weights.store import StoreWriter, TensorStore, as_float
 from athena_vla.offload import is_large, opened
@@ -120,11 +120,24 @@ def choose_codes(
 
 
 def _coded(method: Method, layer: Layer, weight: Tensor, moment: Tensor) -> tuple[Packed, float]:
-    """A weight's codes by the method, and the error they cost on inputs with that second moment."""
+    """A weight's codes by the method, and the error they cost on inputs with that second moment.
+
+    Raises `ModelError` for a weight with values that are no numbers, or too large for a scale of 16 bits.
+    """
+    bad = int((~weight.isfinite()).sum())
+    if bad:
+        raise ModelError(
+            f"Weight '{layer.name}' has {bad} values that are not finite: its file is broken, or its training diverged."
+        )
     if method == "gptq":
         packed = codes.compensated(weight, layer.bits, layer.group, moment)
     elif method == "clip":
         packed = codes.clipped(weight, layer.bits, layer.group, moment.diagonal())
     else:
         packed = codes.nearest(weight, layer.bits, layer.group)
+    if not packed.scales.isfinite().all():
+        raise ModelError(
+            f"Weight '{layer.name}' has values up to {float(weight.abs().max()):.3g}, too large for scales of 16 bits: "
+            "it was not trained to this, look at the checkpoint."
+        )
     return packed, codes.output_error(weight, packed, moment)
