@@ -20,7 +20,7 @@ import torch
 
 from athena_vla import __version__
 from athena_vla.bench.facts import device_facts
-from athena_vla.bundle import MODEL_FILE, Bundle, open_base, save_tensors, writing
+from athena_vla.bundle import MODEL_FILE, Bundle, open_base, writing
 from athena_vla.dataset.build import build
 from athena_vla.dataset.build_config import BuildConfig
 from athena_vla.dataset.dataset import Dataset
@@ -31,6 +31,7 @@ from athena_vla.finetune import FinetuneConfig, finetune
 from athena_vla.finetune.finetune_config import DECODER_LINEARS
 from athena_vla.models.architecture import family
 from athena_vla.models.robot_sizes import Sizes
+from athena_vla.models.weights.store import save_tensors
 from athena_vla.policy import Policy, record_golden
 from athena_vla.sim.record import RecordConfig, record
 

@@ -24,13 +24,15 @@ from torch import Tensor
 
 from athena_vla.models import architecture
 from athena_vla.models import input_gates as gates
-from athena_vla.models.architecture import ModelInput, Tensors, run_torch
-from athena_vla.models.body.prismatic import PrismaticSpec, tiny_body
+from athena_vla.models.architecture import Tensors, run_torch
+from athena_vla.models.body.body_spec import PrismaticSpec, tiny_body
 from athena_vla.models.body.tiny_tokenizer import tiny_tokenizer_files
+from athena_vla.models.contract import ModelInput
+from athena_vla.models.loops.shared_loop import VlaSpec
 from athena_vla.models.released import released_weights as checkpoint
 from athena_vla.models.robot_sizes import Sizes
 from athena_vla.models.sizes import full_size
-from athena_vla.models.vla import VisionLanguageModel, VlaSpec
+from athena_vla.models.vla import VisionLanguageModel
 
 OUT = Path(__file__).with_name("gpu_models.json")
 FAMILIES = {
@@ -182,8 +184,8 @@ def measure(
     result: dict[str, Any] = {
         "sizes": FAMILIES[family],
         "parameters": sum(p.numel() for p in model.parameters()),
-        "vision_calls": gates.require_vision_runs_once(model),
-        "sensitivity": dict(gates.check_model(model).changes),
+        "vision_calls": gates.require_vision_runs_once(model.loop, model.engine()),
+        "sensitivity": dict(gates.check_model(model.loop, model.engine()).changes),
         "train_step": train_step(model, inputs),
         "floor_s": floor(model, inputs, ceiling),
     }

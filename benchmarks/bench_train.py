@@ -33,6 +33,7 @@ from athena_vla.models import lora, openvla, openvla_chunk
 from athena_vla.models.body.attention import attend
 from athena_vla.models.lora import LoraSettings
 from athena_vla.models.precision import native_bf16
+from athena_vla.models.weights.store import save_tensors
 from athena_vla.policy import Policy, encode, record_golden
 from athena_vla.recordings.episode import Episode
 from athena_vla.recordings.formats.isaac_folder import write_episode
@@ -110,7 +111,7 @@ def make_base(path: Path, dataset: Dataset, *, tokens: bool) -> None:
     )
     golden = record_golden(policy, [dataset[0].observation])
     with bundles.writing(path, manifest, golden, model.tokenizer_files()) as folder:
-        bundles.save_tensors(model.state_dict(), folder / bundles.MODEL_FILE)
+        save_tensors(model.state_dict(), folder / bundles.MODEL_FILE)
 
 
 class Recipe(nn.Module):

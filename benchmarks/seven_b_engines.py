@@ -5,6 +5,7 @@ Used by bench_7b_cpu.py, one call per process. Knows bundles and engines, not ho
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,23 @@ def act(folder: Path, engine: str, threads: int, runs: int, started: float) -> d
     import torch
 
     from athena_vla.bundle import Bundle
-    from athena_vla.models.vla import stage_of
+    from athena_vla.models.contract import Tapped
+    from athena_vla.models.loops.shared_loop import stage_of
     from athena_vla.policy import Policy
 
     torch.set_num_threads(threads)
     bundle = Bundle.open(folder, verify=False)  # hashing 5 GB is timed by itself below
     times: dict[str, list[float]] = {}
     policy = Policy.of(bundle, engine, threads)  # pyright: ignore[reportArgumentType]
-    inner = policy.run
+    inner = policy.engine
 
     def run(name: str, inputs: Any) -> Any:
         start = time.perf_counter()
-        outputs = inner(name, inputs)
+        outputs = inner.run(name, inputs)
         times.setdefault(stage_of(name, inputs), []).append(time.perf_counter() - start)
         return outputs
 
-    policy = Policy(policy.robot, policy.normalizer, policy.model, run)
+    policy = replace(policy, engine=Tapped(inner, run))
     frame = bundle.golden.observations[0]
     policy.act(frame)
     first = time.perf_counter() - started
@@ -129,7 +131,8 @@ def bare_graph(folder: Path, engine: str, threads: int) -> tuple[Callable[[int],
     from onnx import TensorProto, helper
 
     from athena_vla.bundle import Bundle
-    from athena_vla.engines.backends import ENGINES
+    from athena_vla.engines.onnxruntime_engine import OnnxRuntime
+    from athena_vla.engines.openvino_engine import OpenVino
 
     info = Bundle.open(folder, verify=False).manifest.stage_info
     model = onnx.load(str(folder / "weights" / "language.onnx"), load_external_data=False)
@@ -149,14 +152,18 @@ def bare_graph(folder: Path, engine: str, threads: int) -> tuple[Callable[[int],
     file = folder / "weights" / "bare.onnx"
     onnx.save(helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version), str(file))
     try:
-        runner: Any = ENGINES[engine](folder / "weights", info, threads)
+        kind = {"onnxruntime": OnnxRuntime, "openvino": OpenVino}[engine]
+        runner = kind(folder / "weights", info, threads, "cpu")
         runner.load("bare")
     finally:
         file.unlink()
-    import torch
+    random = np.random.default_rng(0)
+    feeds = {r: {f"x{k}": random.normal(size=(r, k)).astype(np.float32) for k in sizes} for r in ROWS}
 
-    feeds = {r: {f"x{k}": torch.randn(r, k) for k in sizes} for r in ROWS}
-    return lambda rows: runner("bare", feeds[rows]), len(layers)
+    def call(rows: int) -> None:
+        runner.run("bare", feeds[rows])
+
+    return call, len(layers)
 
 
 def settings(threads: int, small: bool) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import tyro
 from accelerate import Accelerator
+from safetensors.torch import load_file
 from torch import Tensor
 
 from athena_vla import bundle as bundles
@@ -30,6 +31,7 @@ from athena_vla.finetune import FinetuneConfig, features
 from athena_vla.finetune.batches import Loader, Order
 from athena_vla.models.openvla_chunk import OpenVLAChunk, tiny_spec
 from athena_vla.models.precision import native_bf16
+from athena_vla.models.weights.store import save_tensors
 from athena_vla.policy import Policy, record_golden
 from athena_vla.sim.grounding import render_grounding
 from athena_vla.sim.record import RecordConfig, record
@@ -104,10 +106,10 @@ def main(config: BaseConfig) -> None:
     saved = config.work / "grounded.safetensors"
     if saved.is_file():
         print(f"reusing {saved}")
-        questions.load_state_dict(bundles.load_file(saved))
+        questions.load_state_dict(load_file(saved))
     else:
         ground(questions, pictures, test, config)
-        bundles.save_tensors(questions.state_dict(), saved)
+        save_tensors(questions.state_dict(), saved)
     act(questions, pictures, dataset, normalizer, config)
     trained = time.process_time() - started
     scores = {"grounding": grounding_scores(questions, test), "motions": motion_scores(model, dataset, normalizer)}
@@ -291,7 +293,7 @@ def write(
     card = config.out / "README.md"
     text = card.read_text() if card.is_file() else ""
     with bundles.writing(config.out, manifest, golden, model.tokenizer_files()) as folder:
-        bundles.save_tensors({k: t.half() for k, t in model.state_dict().items()}, folder / bundles.MODEL_FILE)
+        save_tensors({k: t.half() for k, t in model.state_dict().items()}, folder / bundles.MODEL_FILE)
     if text:  # the model card is written by people and is no part of what the hashes bind
         card.write_text(text)
 

@@ -18,7 +18,8 @@ import tyro
 from torch import Tensor
 
 from athena_vla.errors import AthenaError, ModelError
-from athena_vla.models.body.prismatic import Prismatic, PrismaticSpec, full_7b_body, tiny_body
+from athena_vla.models.body.body_spec import PrismaticSpec, full_7b_body, tiny_body
+from athena_vla.models.body.prismatic import Prismatic
 from athena_vla.models.body.tiny_tokenizer import tiny_tokenizer_files
 from athena_vla.models.released.release import release_config, release_processor
 from athena_vla.models.released.released_weights import TOKENIZER_FILES
@@ -85,7 +86,7 @@ def tiny_release() -> PrismaticSpec:
     """The tiny body under names that the released layout knows."""
     from dataclasses import replace
 
-    from athena_vla.models.body.vit import tower_spec
+    from athena_vla.models.body.body_spec import tower_spec
 
     body = tiny_body(image_size=28, width=64, layers=2, mlp_width=128)
     towers = tuple(

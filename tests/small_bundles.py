@@ -17,7 +17,7 @@ from athena_vla.models import lora, openvla, openvla_chunk, openvla_oft
 from athena_vla.models.architecture import Architecture
 from athena_vla.models.lora import LoraSettings
 from athena_vla.models.vla import VisionLanguageModel
-from athena_vla.models.weights.store import StoreWriter
+from athena_vla.models.weights.store import StoreWriter, save_tensors
 from athena_vla.policy import Policy, record_golden
 
 BODY = {"image_size": 32, "patch": 8, "tower_width": 32, "width": 128, "layers": 2, "mlp_width": 256}
@@ -123,7 +123,7 @@ def write_finetuned(path: Path, base: Bundle, settings: LoraSettings, seed: int 
         files={},
     )
     with bundles.writing(path, manifest, golden, base.tokenizer_files()) as folder:
-        bundles.save_tensors(lora.state(model), folder / "weights" / "adapter.safetensors")
+        save_tensors(lora.state(model), folder / "weights" / "adapter.safetensors")
     return Bundle.open(path)
 
 

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from athena_vla.engines.backends import OnnxRuntime
+from athena_vla.engines.onnxruntime_engine import OnnxRuntime
 from athena_vla.errors import InvalidObservation, ModelError, UnknownName
 from athena_vla.export.exporting import write_graphs
 from athena_vla.export.linear import LinearForm
 from athena_vla.models import architecture, lora, lora_merge
-from athena_vla.models.architecture import FAMILIES, Architecture, ModelInput, Tensors, run_torch
-from athena_vla.models.vla import VisionLanguageModel, VlaSpec
+from athena_vla.models.architecture import FAMILIES, Architecture, Tensors
+from athena_vla.models.contract import Engine, ModelInput, spec_from_dict
+from athena_vla.models.loops.shared_loop import VlaSpec
+from athena_vla.models.vla import VisionLanguageModel
 from athena_vla.models.weights.store import StoreWriter, TensorStore
 
 SMALL: dict[str, Any] = {
@@ -57,10 +59,9 @@ def model(request: pytest.FixtureRequest) -> VisionLanguageModel:
     return fresh(request.param)
 
 
-def decode(model: Architecture, inputs: Tensors, run: Any = None) -> np.ndarray:
-    noise = model.noise(len(inputs["input_ids"]), torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        return model.decode(run or run_torch(model), inputs, noise).float().numpy()
+def decode(model: Architecture, inputs: Tensors, engine: Engine | None = None) -> np.ndarray:
+    noise = model.loop.noise(len(inputs["input_ids"]), np.random.default_rng(0))
+    return model.loop.decode(engine or model.engine(), inputs, noise)
 
 
 def test_decode_is_finite_bounded_shaped_and_deterministic(model: VisionLanguageModel) -> None:
@@ -133,10 +134,10 @@ def test_onnx_chunk_equals_torch_chunk(model: VisionLanguageModel, tmp_path: Pat
     folder.mkdir()
     ports = write_graphs(source, TensorStore(tmp_path), folder, LinearForm("contrib", 1, torch.float32))
     assert list(ports) == [g.name for g in model.graphs()]
-    run = OnnxRuntime(folder, {}, 1)
+    engine = OnnxRuntime(folder, {}, 1)
     for batch in (INPUTS[:1], INPUTS[1:]):
         inputs = model.collate(batch)
-        np.testing.assert_allclose(decode(model, inputs, run), decode(model, inputs), atol=1e-5)
+        np.testing.assert_allclose(decode(model, inputs, engine), decode(model, inputs), atol=1e-5)
 
 
 def test_fresh_adapters_change_nothing_and_merging_changes_nothing(model: VisionLanguageModel) -> None:
@@ -171,11 +172,11 @@ def test_adapter_paths_exist_and_unknown_targets_are_refused(model: VisionLangua
 
 def test_specification_survives_json(model: VisionLanguageModel) -> None:
     raw = json.loads(json.dumps(model.spec.to_dict()))
-    assert architecture.spec_from_dict(model.family, raw) == model.spec
+    assert spec_from_dict(model.family, raw) == model.spec
     with pytest.raises(UnknownName, match="horizons"):
-        architecture.spec_from_dict(model.family, {**raw, "horizons": 1})
+        spec_from_dict(model.family, {**raw, "horizons": 1})
     with pytest.raises(UnknownName, match="towel"):
-        architecture.spec_from_dict(model.family, {**raw, "body": {**raw["body"], "towel": 1}})
+        spec_from_dict(model.family, {**raw, "body": {**raw["body"], "towel": 1}})
 
 
 def test_rebind_keeps_the_body_and_takes_another_robot(model: VisionLanguageModel) -> None:

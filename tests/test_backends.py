@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from athena_vla.bundle import Bundle
-from athena_vla.engines.backends import OnnxRuntime, graph_file, open_backend
+from athena_vla.engines.backends import open_backend
+from athena_vla.engines.graph_files import graph_file
+from athena_vla.engines.onnxruntime_engine import OnnxRuntime
 from athena_vla.errors import ExportError, UnknownName
 from athena_vla.export import ExportConfig, export
 from athena_vla.policy import Policy
@@ -37,16 +38,19 @@ def test_onnxruntime_and_openvino_answer_as_torch(bundles, toy) -> None:
 
 def test_a_bundle_that_is_not_exported_runs_on_torch_only(bundles) -> None:
     bundle = Bundle.open(bundles["base"])
-    assert open_backend(bundle)[0].state_dict()
+    assert open_backend(bundle)[1].taken.engine == "torch"
     with pytest.raises(ExportError, match="run `athena export` on it"):
         open_backend(bundle, "onnxruntime")
     with pytest.raises(UnknownName, match="no backend 'caffe'"):
         open_backend(bundle, "caffe")  # pyright: ignore[reportArgumentType]
 
 
-def test_host_side_of_an_exported_bundle_has_no_weights(bundles) -> None:
-    model, _ = open_backend(Bundle.open(bundles["float"]))
-    assert all(p.is_meta for p in model.parameters())
+def test_what_was_taken_is_told(bundles) -> None:
+    for backend, names in (("onnxruntime", ("CPUExecutionProvider",)), ("torch", ())):
+        bundle = Bundle.open(bundles["base" if backend == "torch" else "float"])
+        _, engine = open_backend(bundle, backend, device="cpu")
+        assert (engine.taken.engine, engine.taken.device, engine.taken.providers) == (backend, "cpu", names)
+        assert engine.taken.why == ""
 
 
 def test_unknown_graph_lists_the_graphs(bundles) -> None:
@@ -58,10 +62,10 @@ def test_a_broken_graph_is_named(bundles, tmp_path) -> None:
     (tmp_path / "vision.onnx").write_bytes(b"not a graph")
     runner = OnnxRuntime(tmp_path, {}, 1)
     with pytest.raises(ExportError, match="cannot load graph 'vision'"):
-        runner("vision", {})
+        runner.run("vision", {})
 
 
 def test_wrong_input_shape_is_one_clear_error(bundles) -> None:
     runner = OnnxRuntime(bundles["float"] / "weights", {}, 1)
     with pytest.raises(ExportError, match="cannot run graph 'vision'"):
-        runner("vision", {"pixel_values": torch.zeros(1, 6, 5, 5)})
+        runner.run("vision", {"pixel_values": np.zeros((1, 6, 5, 5), np.float32)})

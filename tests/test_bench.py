@@ -11,8 +11,8 @@ from athena_vla.bench import BenchConfig, BenchResult, Comparison, bench, facts
 from athena_vla.bench import benchmarking as stage
 from athena_vla.bench.timing import Samples, deadlines
 from athena_vla.bundle import Bundle
+from athena_vla.engines.deployment_config import verdict
 from athena_vla.errors import BundleError, UnknownName
-from athena_vla.export.deployment import verdict
 from small_bundles import write_base
 
 

@@ -20,6 +20,7 @@ from athena_vla.errors import EvaluationError, UnknownName
 from athena_vla.evaluate import CompareConfig, EvaluateConfig, Loop, compare, evaluate
 from athena_vla.evaluate.comparison import Comparison, ablation_specs, baseline_specs
 from athena_vla.models import openvla_chunk
+from athena_vla.models.weights.store import save_tensors
 from athena_vla.policy import Policy, record_golden
 from athena_vla.sim.record import RecordConfig, record
 
@@ -45,7 +46,7 @@ def random_bundle(path: Path, robot: Embodiment, seed: int, stage: bundles.Stage
         stage=stage, family=model.family, spec=spec.to_dict(), robot=robot.to_dict(), normalizer=normalizer.to_dict()
     )
     with bundles.writing(path, manifest, golden, model.tokenizer_files()) as folder:
-        bundles.save_tensors(model.state_dict(), folder / bundles.MODEL_FILE)
+        save_tensors(model.state_dict(), folder / bundles.MODEL_FILE)
     return path
 
 

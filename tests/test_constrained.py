@@ -80,8 +80,8 @@ def test_the_stages_offer_it(toy: Embodiment, tmp_path, monkeypatch: pytest.Monk
             served.update(named, actor=actor)
             super().__init__(actor, *rest, **named)
 
-    monkeypatch.setattr(serving.server, "PolicyServer", Told)
-    monkeypatch.setattr(serving.server, "serve", lambda server, ready: None)
+    monkeypatch.setattr(serving, "PolicyServer", Told)
+    monkeypatch.setattr(serving, "serve_until_interrupted", lambda server, ready: None)
     serving.serve(serving.ServeBundleConfig(bundle=str(bundle), within_reach=True))
     assert isinstance(served["actor"], WithinReach)
     assert served["metadata"]["within_reach"] is True

@@ -26,6 +26,7 @@ from athena_vla.models.architecture import Graph
 from athena_vla.models.lora import LoraSettings
 from athena_vla.policy import Policy
 from athena_vla.quantize import QuantizeConfig, codes, quantize
+from host_cuda import host_runtime
 from small_bundles import observations, write_base, write_finetuned
 
 NX = "jetson-orin-nx-16gb"
@@ -419,26 +420,25 @@ def test_engines_of_another_version_or_gpu_or_graph(on_device, monkeypatch) -> N
     monkeypatch.setitem(sys.modules, "tensorrt", stand_in())
     monkeypatch.setattr(sys, "argv", ["build_on_device.py"])
     assert script(on_device, "build_on_device").main() == 0
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: "Orin")
     info = Bundle.open(on_device).manifest.stage_info
     folder = on_device / "weights"
-    engine = TensorRT(folder, info)
+    engine = TensorRT(folder, info, cuda=host_runtime())
     with pytest.raises(UnknownName, match="no engine in"):
         engine._load("nothing")
     monkeypatch.setitem(sys.modules, "tensorrt", stand_in(version="10.16.1"))
     with pytest.raises(ExportError, match=r"built with TensorRT 10.3.0, here is 10.16.1"):
-        TensorRT(folder, info)._load("language")
+        TensorRT(folder, info, cuda=host_runtime())._load("language")
     monkeypatch.setitem(sys.modules, "tensorrt", stand_in())
     record = json.loads((folder / "engines.json").read_text())
     record["graphs"]["language"]["device"]["gpu"] = "NVIDIA GeForce RTX 4090"
     (folder / "engines.json").write_text(json.dumps(record))
     with pytest.raises(ExportError, match="built on 'NVIDIA GeForce RTX 4090', this is 'Orin'"):
-        TensorRT(folder, info)._load("language")
+        TensorRT(folder, info, cuda=host_runtime())._load("language")
     record["graphs"]["language"]["device"]["gpu"] = "Orin"
     record["graphs"]["language"]["plan_sha256"] = "0"
     (folder / "engines.json").write_text(json.dumps(record))
     with pytest.raises(ExportError, match="is not the file engine"):
-        TensorRT(folder, info)._load("language")
+        TensorRT(folder, info, cuda=host_runtime())._load("language")
 
 
 def test_wrong_number_of_images(exported, base) -> None:

@@ -13,6 +13,7 @@ from athena_vla.errors import BundleError
 from athena_vla.export import ExportConfig, GateConfig, GateLimits, check, export
 from athena_vla.merge import MergeConfig, merge
 from athena_vla.models import openvla_chunk
+from athena_vla.models.contract import Tapped
 from athena_vla.models.lora import LoraSettings
 from athena_vla.models.weights.store import StoreWriter
 from athena_vla.policy import Policy, asked, require_replay
@@ -184,10 +185,10 @@ def test_golden_observations_keep_their_committed_rows(going_on, tmp_path) -> No
 
     def forgetful(name, inputs):
         zeroed = {k: v * 0 if "given" in k else v for k, v in inputs.items()}
-        return deaf.run(name, zeroed)
+        return deaf.engine.run(name, zeroed)
 
     with pytest.raises(BundleError, match="deviates"):
-        require_replay(dataclasses.replace(deaf, run=forgetful), Bundle.open(tmp_path / "x"))
+        require_replay(dataclasses.replace(deaf, engine=Tapped(deaf.engine, forgetful)), Bundle.open(tmp_path / "x"))
 
 
 def test_committed_rows_are_nobodys_merit(going_on, tmp_path) -> None:
@@ -215,7 +216,7 @@ def test_a_model_that_does_not_fit_is_merged_quantised_gated_and_served_alike(tm
     assert check(GateConfig(tmp_path / "q")).passed
     policy, told = open_policy(tmp_path / "q")
     assert told["replay_max_rad"] <= deviation["max_rad"] + 1e-3
-    assert policy.model.get_submodule("body.language_model") is not None
+    assert policy.engine.taken.engine == "packed"
     with pytest.raises(BundleError, match="moves its chunks"):
         merge(MergeConfig(tmp_path / "tuned", tmp_path / "m2", tolerance=1e-12))
 

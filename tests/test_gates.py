@@ -1,6 +1,6 @@
 """Each kind of blindness is planted and must be refused; a seeing policy passes, through torch and through a policy."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,10 @@ from athena_vla.embodiment import Observation
 from athena_vla.errors import BlindPolicy, InvalidObservation
 from athena_vla.models import input_gates as gates
 from athena_vla.models import openvla_chunk
-from athena_vla.models.architecture import ModelInput, Tensors, run_torch
+from athena_vla.models.contract import Engine, HostLoop, ModelInput, Value
+from athena_vla.models.loops.parallel_loop import ChunkLoop, ChunkSpec
 from athena_vla.models.openvla_chunk import OpenVLAChunk
+from athena_vla.models.torch_memory import Calling
 
 RANDOM = np.random.default_rng(0)
 OBSERVATIONS = [
@@ -80,8 +82,8 @@ def small_model() -> OpenVLAChunk:
 
 def test_a_model_passes_and_its_vision_runs_once() -> None:
     model = small_model()
-    assert gates.check_model(model).require().blind_to == ()
-    counts = gates.require_vision_runs_once(model)
+    assert gates.check_model(*of(model)).require().blind_to == ()
+    counts = gates.require_vision_runs_once(*of(model))
     assert counts == {
         "body.vision_backbone.featurizer": 1,
         "body.vision_backbone.fused_featurizer": 1,
@@ -89,15 +91,33 @@ def test_a_model_passes_and_its_vision_runs_once() -> None:
     }
 
 
-class CachedVision(OpenVLAChunk):
+def of(model: OpenVLAChunk) -> tuple[HostLoop, Engine]:
+    return model.loop, model.engine()
+
+
+class CachedLoop(ChunkLoop):
     """A planted fault: the image of the first call answers for all later ones."""
 
-    kept: Tensors | None = None
+    kept: Any = None
 
-    def run_vision(self, run: Any, inputs: Tensors) -> torch.Tensor:
+    def see(self, engine: Engine, inputs: Mapping[str, Value]) -> Value:
         if self.kept is None:
-            self.kept = {"patches": super().run_vision(run, inputs)}
-        return self.kept["patches"]
+            self.kept = super().see(engine, inputs)
+        return self.kept
+
+
+class TwiceLoop(ChunkLoop):
+    def see(self, engine: Engine, inputs: Mapping[str, Value]) -> Value:
+        super().see(engine, inputs)
+        return super().see(engine, inputs)
+
+
+class CachedVision(OpenVLAChunk):
+    """A model whose host loop has the fault."""
+
+    def __init__(self, spec: ChunkSpec, files: Mapping[str, bytes], body: Any = None) -> None:
+        super().__init__(spec, files, body)
+        self.loop = CachedLoop(spec, files)
 
 
 class DroppedPrompt(OpenVLAChunk):
@@ -113,9 +133,9 @@ class IgnoredState(OpenVLAChunk):
 
 
 class TwiceSeen(OpenVLAChunk):
-    def run_vision(self, run: Any, inputs: Tensors) -> torch.Tensor:
-        super().run_vision(run, inputs)
-        return super().run_vision(run, inputs)
+    def __init__(self, spec: ChunkSpec, files: Mapping[str, bytes], body: Any = None) -> None:
+        super().__init__(spec, files, body)
+        self.loop = TwiceLoop(spec, files)
 
 
 def planted(kind: type[OpenVLAChunk]) -> OpenVLAChunk:
@@ -129,7 +149,7 @@ def planted(kind: type[OpenVLAChunk]) -> OpenVLAChunk:
 )
 def test_faults_planted_in_a_model_are_refused(kind: type[OpenVLAChunk], sentence: str) -> None:
     with pytest.raises(BlindPolicy, match=sentence):
-        gates.check_model(planted(kind)).require("The model")
+        gates.check_model(*of(planted(kind))).require("The model")
 
 
 def test_zeroed_projector_is_blind() -> None:
@@ -137,42 +157,36 @@ def test_zeroed_projector_is_blind() -> None:
     with torch.no_grad():
         for parameter in model.body.projector.parameters():
             parameter.zero_()
-    assert "black_white" in gates.check_model(model).blind_to
+    assert "black_white" in gates.check_model(*of(model)).blind_to
 
 
 @pytest.mark.parametrize("kind", [CachedVision, TwiceSeen])
 def test_vision_that_does_not_run_exactly_once_is_refused(kind: type[OpenVLAChunk]) -> None:
     model = planted(kind)
     if kind is CachedVision:
-        gates.count_vision_calls(model)  # fills the cache
+        gates.count_vision_calls(*of(model))  # fills the cache
     with pytest.raises(BlindPolicy, match="instead of once"):
-        gates.require_vision_runs_once(model)
+        gates.require_vision_runs_once(*of(model))
 
 
 @pytest.mark.parametrize("times", [0, 1, 2])
 def test_vision_of_another_backend_is_counted_by_its_graph(times: int) -> None:
+    """The host loop of an exported model: no weights here, every graph through an engine that hides its insides."""
     model = small_model()
-    run = run_torch(model)
 
-    def backend(name: str, inputs: Tensors) -> Tensors:
-        return run(name, inputs)
-
-    class Elsewhere(OpenVLAChunk):
-        """The host loop of an exported model: no weights, every graph through `run`."""
-
-        def run_vision(self, run: Any, inputs: Tensors) -> torch.Tensor:
-            patches = torch.zeros(1, 16, 32)
+    class Loop(ChunkLoop):
+        def see(self, engine: Engine, inputs: Mapping[str, Value]) -> Value:
+            patches = np.zeros((1, 16, 32), np.float32)
             for _ in range(times):
-                patches = super().run_vision(run, inputs)
+                patches = super().see(engine, inputs)
             return patches
 
-    with torch.device("meta"):
-        weightless = Elsewhere(model.chunk_spec, model.tokenizer_files())
+    loop, engine = Loop(model.chunk_spec, model.tokenizer_files()), Calling(model.engine().run)
     if times == 1:
-        assert gates.require_vision_runs_once(weightless, run=backend) == {"vision graph": 1}
+        assert gates.require_vision_runs_once(loop, engine) == {"vision graph": 1}
     else:
         with pytest.raises(BlindPolicy, match=f"'vision graph' {times} times"):
-            gates.require_vision_runs_once(weightless, run=backend)
+            gates.require_vision_runs_once(loop, engine)
 
 
 @pytest.mark.parametrize("tower", ["featurizer", "fused_featurizer"])
@@ -184,14 +198,14 @@ def test_a_tower_that_is_not_called_is_refused(tower: str) -> None:
     if tower == "fused_featurizer":
         other, channels = backbone.featurizer, slice(0, 3)
     backbone.forward = lambda pixels: other(pixels[:, channels]).repeat(1, 1, 2)
-    assert gates.check_model(model).blind_to == ()
+    assert gates.check_model(*of(model)).blind_to == ()
     with pytest.raises(BlindPolicy, match=rf"\.{tower}' 0 times"):
-        gates.require_vision_runs_once(model)
+        gates.require_vision_runs_once(*of(model))
 
 
 def test_hooks_are_removed() -> None:
     model = small_model()
-    gates.require_vision_runs_once(model)
+    gates.require_vision_runs_once(*of(model))
     assert all(not m._forward_hooks for m in model.modules())
 
 

@@ -41,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "engines": SETS | {"models", "bundle"},
     "policy": SETS | {"models", "bundle", "engines"},
     "bound_base": SETS | {"models", "bundle", "policy"},
-    "offload": {"models", "bundle", "policy"},
+    "offload": {"models", "bundle", "engines", "policy"},
     "constrained": {"control", "models", "policy"},
     "control": set(),
     "wire": {"control"},

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from athena_vla.models.body.llama import Llama, LlamaSpec, attention_mask
+from athena_vla.models.body.body_spec import LlamaSpec
+from athena_vla.models.body.llama import Llama, attention_mask
 
 SPEC = LlamaSpec(width=48, mlp_width=80, layers=3, heads=6, kv_heads=6, rows=96)
 

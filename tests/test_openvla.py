@@ -8,8 +8,11 @@ import torch
 
 from athena_vla.errors import ModelError
 from athena_vla.models import openvla
-from athena_vla.models.architecture import ModelInput, Tensors, run_torch
+from athena_vla.models.architecture import Tensors, run_torch
+from athena_vla.models.contract import ModelInput
+from athena_vla.models.loops.token_loop import TokenLoop
 from athena_vla.models.openvla import OpenVLA
+from athena_vla.models.torch_memory import Calling
 
 SIZES: dict = {"image_size": 32, "tower_width": 16, "tower_blocks": 1, "width": 32, "layers": 2, "mlp_width": 64}
 D, H = 5, 2
@@ -19,6 +22,11 @@ D, H = 5, 2
 def model() -> OpenVLA:
     torch.manual_seed(0)
     return OpenVLA.from_spec(openvla.tiny_spec(action_dim=D, state_dim=3, horizon=H, **SIZES), {}).eval()
+
+
+def loop_of(model: OpenVLA) -> TokenLoop:
+    assert isinstance(model.loop, TokenLoop)
+    return model.loop
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +51,7 @@ def test_step_by_step_logits_equal_teacher_forced_logits(model: OpenVLA, inputs:
         return out
 
     with torch.no_grad():
-        tokens = model.decode_ids(recording, inputs)
+        tokens = torch.from_numpy(loop_of(model).decode_ids(Calling(recording), inputs))
         forced = model.answer_logits(inputs, tokens)
     assert len(seen) == H * D
     action = slice(model.action_tokens.first, model.action_tokens.vocabulary)  # all that may be chosen is all there is
@@ -75,7 +83,7 @@ def test_the_state_is_not_an_input(model: OpenVLA, inputs: Tensors) -> None:
 
 def test_constrained_choice_is_the_best_action_token(model: OpenVLA, inputs: Tensors) -> None:
     with torch.no_grad():
-        tokens = model.decode_ids(run_torch(model), inputs)
+        tokens = torch.from_numpy(loop_of(model).decode_ids(model.engine(), inputs))
         logits = model.answer_logits(inputs, tokens)[:, :-1]
     assert int(tokens.min()) >= model.action_tokens.first
     best = (
@@ -93,9 +101,9 @@ def test_rows_are_held_to_what_the_rows_before_them_allow(model: OpenVLA, inputs
         asked.append(rows)
         low = rows[:, -1] if rows.shape[1] else np.full((batch, D), -0.9)
         high = low + 0.1 if rows.shape[1] else np.full((batch, D), -0.7)
-        return (model.bins >= low[:, :, None] - 1e-6) & (model.bins <= high[:, :, None] + 1e-6)
+        return (loop_of(model).bins >= low[:, :, None] - 1e-6) & (loop_of(model).bins <= high[:, :, None] + 1e-6)
 
-    chunk = model.decode_among(run_torch(model), inputs, allowed).numpy()
+    chunk = loop_of(model).decode_among(model.engine(), inputs, allowed)
     assert [a.shape for a in asked] == [(batch, r, D) for r in range(horizon)]
     for r, rows in enumerate(asked):
         np.testing.assert_array_equal(rows, chunk[:, :r])
@@ -103,8 +111,8 @@ def test_rows_are_held_to_what_the_rows_before_them_allow(model: OpenVLA, inputs
     assert (chunk[:, 0] <= -0.7 + 1e-6).all()
     assert (np.diff(chunk, axis=1) <= 0.1 + 1e-6).all()
     assert (np.diff(chunk, axis=1) >= -1e-6).all()
-    free = model.decode_among(run_torch(model), inputs, lambda rows: np.ones((batch, D, 256), dtype=bool))
-    torch.testing.assert_close(free, model.decode(run_torch(model), inputs, {}))
+    free = loop_of(model).decode_among(model.engine(), inputs, lambda rows: np.ones((batch, D, 256), dtype=bool))
+    np.testing.assert_array_equal(free, model.decode(run_torch(model), inputs, {}).numpy())
 
 
 def test_an_unconstrained_model_that_answers_in_words_is_refused(model: OpenVLA, inputs: Tensors) -> None:

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from athena_vla.models import openvla_chunk, openvla_oft
-from athena_vla.models.architecture import ModelInput, run_torch
+from athena_vla.models.architecture import run_torch
 from athena_vla.models.body.tiny_tokenizer import tiny_tokenizer_files
+from athena_vla.models.contract import ModelInput
 from athena_vla.models.openvla_chunk import OpenVLAChunk, full_7b_spec, tiny_spec
 from athena_vla.models.openvla_oft import OpenVLAOFT
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from athena_vla.bundle import Bundle
 from athena_vla.engines.backends import open_backend
 from athena_vla.errors import BundleError, ModelError
+from athena_vla.models.architecture import TorchEngine
 from athena_vla.models.weights import packed, packed_linear
 from athena_vla.models.weights.packed_linear import PackedLinear, Scratch, packed_model
 from athena_vla.policy import Policy
@@ -98,7 +99,9 @@ def lies_in(tensor: torch.Tensor, folder: Path) -> bool:
 def test_weights_stay_where_they_are(quantized) -> None:
     """Codes are views of the mapped file; no quantised layer is left in another form; heads are in float32."""
     bundle = Bundle.open(quantized["chunk"])
-    model, _ = open_backend(bundle, "packed")
+    _, engine = open_backend(bundle, "packed")
+    assert isinstance(engine, TorchEngine)
+    model = engine.model
     layers = {n: m for n, m in model.named_modules() if isinstance(m, PackedLinear)}
     assert {f"{n}.weight" for n in layers} == bundle.store().packed
     assert all(lies_in(m.codes, bundle.path / "weights") for m in layers.values())
@@ -118,8 +121,10 @@ def test_mapped_tensors_are_those_of_the_file(quantized) -> None:
 
 def test_a_large_quantised_bundle_is_run_as_it_is_stored(quantized, monkeypatch) -> None:
     monkeypatch.setattr("athena_vla.engines.backends.LARGE", 1000)
-    model, _ = open_backend(Bundle.open(quantized["chunk"]))
-    assert any(isinstance(m, PackedLinear) for m in model.modules())
+    _, engine = open_backend(Bundle.open(quantized["chunk"]))
+    assert isinstance(engine, TorchEngine)
+    assert engine.taken.engine == "packed"
+    assert any(isinstance(m, PackedLinear) for m in engine.model.modules())
 
 
 def test_refusals(quantized) -> None:

@@ -23,8 +23,9 @@ from athena_vla.export import ExportConfig, export
 from athena_vla.finetune import FinetuneConfig, finetune
 from athena_vla.finetune.batches import Loader, Order
 from athena_vla.merge import MergeConfig, merge
-from athena_vla.models import architecture
-from athena_vla.models.architecture import ModelInput, run_torch
+from athena_vla.models import contract
+from athena_vla.models.architecture import run_torch
+from athena_vla.models.contract import ModelInput
 from athena_vla.models.openvla_chunk import OpenVLAChunk, tiny_spec
 from athena_vla.policy import Policy
 from athena_vla.wire.client import RemotePolicy
@@ -98,8 +99,8 @@ def test_how_many_rows_are_given_is_up_to_each_observation() -> None:
 def test_off_leaves_no_trace_in_specification_weights_graphs_or_configuration() -> None:
     off, on = twins()
     assert "prefix" not in off.spec.to_dict()
-    assert architecture.spec_from_dict(off.family, json.loads(json.dumps(off.spec.to_dict()))) == off.spec
-    assert architecture.spec_from_dict(on.family, json.loads(json.dumps(on.spec.to_dict()))) == on.spec
+    assert contract.spec_from_dict(off.family, json.loads(json.dumps(off.spec.to_dict()))) == off.spec
+    assert contract.spec_from_dict(on.family, json.loads(json.dumps(on.spec.to_dict()))) == on.spec
     assert "given" not in off.head_modules()
     assert "given" in on.head_modules()
     inputs = [set(g.example) for g in off.graphs()]

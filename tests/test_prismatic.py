@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from athena_vla.errors import ModelError, UnknownName
 from athena_vla.models import conformance
 from athena_vla.models import input_gates as gates
-from athena_vla.models.body.prismatic import Prismatic, full_7b_body
+from athena_vla.models.body.body_spec import full_7b_body
+from athena_vla.models.body.prismatic import Prismatic
 from athena_vla.models.released import pretrained
 from athena_vla.models.released import released_weights as checkpoint
 from athena_vla.models.released.release import release_config, spec_from_release
@@ -123,7 +124,7 @@ def test_released_bodies_become_families_and_are_gated(released: Path, name: str
     model = pretrained.from_release(
         name, released, Sizes(action_dim=5, state_dim=4, horizon=3, cameras=2), precision="float32"
     )
-    assert gates.check_model(model).blind_to == ()
+    assert gates.check_model(model.loop, model.engine()).blind_to == ()
     assert model.tokenizer_files()["tokenizer.json"] == (released / "tokenizer.json").read_bytes()
     with pytest.raises(UnknownName, match="openvla_chunk"):
         pretrained.from_release("pi0", released, Sizes(action_dim=5, state_dim=4, horizon=3))
@@ -288,10 +289,9 @@ def test_single_towers_and_older_layouts(tmp_path: Path) -> None:
     """One tower, two-layer projector, letterbox, Vicuna prompt: the openvla-v01 kind."""
     from dataclasses import replace
 
+    from athena_vla.models.body.body_spec import tiny_body, tower_spec, without_unused
     from athena_vla.models.body.images import SIGLIP_MEAN, SIGLIP_STD, image_spec
-    from athena_vla.models.body.prismatic import tiny_body, without_unused
     from athena_vla.models.body.tiny_tokenizer import tiny_tokenizer_files
-    from athena_vla.models.body.vit import tower_spec
 
     for name in ("vit_so400m_patch14_siglip_224", "vit_large_patch14_reg4_dinov2.lvd142m"):
         tower = tower_spec(name, 28, width=24, depth=3, heads=2)

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 import small_bundles
 from athena_vla.bundle import Bundle
 from athena_vla.errors import BundleError, ModelError, UnknownName
-from athena_vla.models.architecture import run_torch
 from athena_vla.models.lora import LoraSettings
 from athena_vla.models.weights import packed
 from athena_vla.models.weights.packed import Packed
@@ -171,7 +170,7 @@ def test_weights_streamed_through_a_meta_model_give_the_same_chunks(base) -> Non
     skeleton = base.skeleton().eval()
     with streamed(skeleton, TensorStore(base.path / "weights"), resident=10_000):
         assert skeleton.get_parameter("body.language_model.model.layers.0.self_attn.q_proj.weight").is_meta
-        policy = Policy(base.robot, base.normalizer, skeleton, run_torch(skeleton))
+        policy = Policy.of_model(skeleton, base.robot, base.normalizer)
         np.testing.assert_allclose(policy.chunks(frames), expected, atol=1e-6)
         assert skeleton.get_parameter("body.language_model.model.layers.0.self_attn.q_proj.weight").is_meta
 

@@ -494,7 +494,8 @@ def test_a_policy_sees_objects_as_large_as_in_training(tmp_path, toy, crop, fami
     bundle = Bundle.open(cfg.out)
     policy = Policy.of(bundle)
     item = encode(begin.dataset[0].observation, bundle.robot, bundle.normalizer)
-    for pixels in (loader.plain([0]).inputs["pixel_values"], policy.model.collate([item])["pixel_values"]):
+    seen = torch.from_numpy(policy.loop.collate([item])["pixel_values"])
+    for pixels in (loader.plain([0]).inputs["pixel_values"], seen):
         assert share_of_white(pixels) == pytest.approx(trained, rel=0.03)
     plain = dataclasses.replace(cfg, augment=False, out=tmp_path / "plain")
     uncut = Loader(begin.dataset, start(plain, begin.dataset).model, plain, None)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from athena_vla.errors import UnknownName
-from athena_vla.models.body.vit import VisionTransformer, VitSpec, tower_spec
+from athena_vla.models.body.body_spec import VitSpec, tower_spec
+from athena_vla.models.body.vit import VisionTransformer
 
 IDS = [
     "vit_large_patch14_reg4_dinov2.lvd142m",

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import torch
 
-from athena_vla.bundle import ADAPTER_FILE, MODEL_FILE, Bundle, Manifest, save_tensors, writing
+from athena_vla.bundle import ADAPTER_FILE, MODEL_FILE, Bundle, Manifest, writing
 from athena_vla.dataset.dataset import Dataset
 from athena_vla.models import lora
 from athena_vla.models.released.pretrained import Release, bind
 from athena_vla.models.robot_sizes import Sizes
+from athena_vla.models.weights.store import save_tensors
 from athena_vla.policy import Policy, record_golden
 
 

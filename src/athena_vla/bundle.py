@@ -18,23 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 
 from athena_vla import files
 from athena_vla.dataset.normalize import Normalizer
 from athena_vla.embodiment import Embodiment, Observation
 from athena_vla.errors import AthenaError, BundleError
 from athena_vla.manifest import FORMAT, FileEntry, Manifest, Stage
-from athena_vla.models import architecture, lora
-from athena_vla.models.architecture import Architecture, Spec
-from athena_vla.models.released import pretrained
-from athena_vla.models.released.pretrained import Release, ReleasedWeights
+from athena_vla.models.contract import HostLoop, Spec, loop_type, spec_from_dict
 from athena_vla.models.robot_sizes import Sizes
-from athena_vla.models.sizes import without_weights
-from athena_vla.models.weights.packed_linear import packed_model
-from athena_vla.models.weights.store import TensorStore, misfits, save
 from athena_vla.recordings.formats.common import npz_headers
 from athena_vla.version import __version__
 
@@ -156,7 +148,7 @@ class Bundle:
     @cached_property
     def spec(self) -> Spec:
         with understood(self.path, "specification"):
-            return architecture.spec_from_dict(self.manifest.family, self.manifest.spec)
+            return spec_from_dict(self.manifest.family, self.manifest.spec)
 
     @cached_property
     def golden(self) -> Golden:
@@ -166,27 +158,40 @@ class Bundle:
     def tokenizer_files(self) -> dict[str, bytes]:
         return {f.name: f.read_bytes() for f in sorted((self.path / "tokenizer").iterdir())}
 
-    def skeleton(self) -> Architecture:
-        """The family with its collate and host loop but no weights: what a graph backend needs."""
+    @cached_property
+    def loop(self) -> HostLoop:
+        """The family's host loop: what an engine needs beside the graphs. No weights, no torch."""
+        return loop_type(self.manifest.family)(self.spec, self.tokenizer_files())
+
+    # What follows needs torch, and imports it then. The types of the answers are inferred: to name them here would
+    # import torch wherever a bundle is opened.
+
+    def skeleton(self):
+        """The torch model of the family with shapes alone, without weights."""
+        from athena_vla.models import architecture
+        from athena_vla.models.sizes import without_weights
+
         with without_weights():
             return architecture.family(self.manifest.family).from_spec(self.spec, self.tokenizer_files())
 
-    def model(self) -> Architecture:
-        """The torch model with its weights; for a fine-tuned bundle the base with the adapter attached."""
+    def model(self, device: str = "cpu"):
+        """The torch model with its weights on a device; for a fine-tuned bundle the base with the adapter attached."""
+        from athena_vla.models import architecture
+        from athena_vla.models.lora import LoraSettings
+        from athena_vla.models.weights import opening
+
         if self.manifest.stage == "exported":
             raise BundleError(f"Bundle '{self.path}' holds exported graphs, no torch weights; open it with a backend.")
         if self.manifest.adapter:
-            settings = lora.LoraSettings(**self.manifest.adapter)
-            model = self._body(settings)
-            lora.attach(model, settings)
-            lora.load(model, load_file(self.path / ADAPTER_FILE))
-            return model.eval()
-        model = architecture.family(self.manifest.family).from_spec(self.spec, self.tokenizer_files())
-        load_weights(model, TensorStore(self.path / "weights").plain(), str(self.path))
-        return model.eval()
+            settings = LoraSettings(**self.manifest.adapter)
+            return opening.adapted(self._body(settings, device), settings, self.path / ADAPTER_FILE)
+        kind = architecture.family(self.manifest.family)
+        return opening.open_model(kind, self.spec, self.tokenizer_files(), self.store(), device)
 
-    def packed_model(self) -> Architecture:
-        """The torch model of a quantised bundle on its codes as they are stored: see `models.packed_linear`."""
+    def packed_model(self):
+        """The torch model of a quantised bundle on its codes as they are stored: see `models.weights.packed_linear`."""
+        from athena_vla.models.weights.packed_linear import packed_model
+
         if self.manifest.stage != "quantized":
             raise BundleError(
                 f"'{self.path}' is {self.manifest.stage}; only a quantised bundle runs on its codes. Quantise it, "
@@ -194,31 +199,37 @@ class Bundle:
             )
         return packed_model(self.skeleton(), self.store())
 
-    def _body(self, settings: lora.LoraSettings) -> Architecture:
+    def _body(self, settings: Any, device: str) -> Any:
         """What the adapter was trained on, with this bundle's heads."""
+        from athena_vla.models.released import pretrained
+
         family, sizes = self.manifest.family, Sizes.of(self.spec)
         if self.manifest.checkpoint:
-            nf4 = settings.quantization == "nf4"
-            model = self.release().model(family, sizes=sizes, four_bit=nf4, double=settings.double_quantization)
+            nf4, double = settings.quantization == "nf4", settings.double_quantization
+            model = self.release().model(family, sizes=sizes, device=device, four_bit=nf4, double=double)
         else:
-            model = pretrained.bind(self.parent().model(), family, sizes)
+            model = pretrained.bind(self.parent().model(device), family, sizes)
         if model.spec != self.spec:
             raise BundleError(f"'{self.path}' is of another specification than its base gives now; train it again.")
         return model
 
-    def store(self) -> TensorStore:
+    def store(self):
         """The bundle's own weights. Raises `BundleError` for an adapter, whose base lies elsewhere."""
+        from athena_vla.models.weights.store import TensorStore
+
         if self.manifest.adapter:
             base = self.manifest.checkpoint or self.manifest.parent_path
             raise BundleError(f"'{self.path}' holds an adapter; its weights are those of '{base}'. Run athena merge.")
         return TensorStore(self.path / "weights")
 
-    def base_store(self) -> TensorStore | ReleasedWeights:
+    def base_store(self):
         """The weights that the adapter was trained on, one at a time."""
         return self.release().store() if self.manifest.checkpoint else self.parent().store()
 
-    def release(self) -> Release:
+    def release(self):
         """The released checkpoint this adapter was trained on. Raises `BundleError` when it is not the very same."""
+        from athena_vla.models.released.pretrained import Release
+
         release = Release.open(self.manifest.checkpoint)
         if release.hash != self.manifest.parent_hash:
             raise BundleError(
@@ -253,8 +264,13 @@ def understood(where: Path, what: str) -> Iterator[None]:
         raise BundleError(f"The {what} of bundle '{where}' cannot be understood: {reason}. Make it again.") from error
 
 
-def open_base(where: str | Path) -> Bundle | Release:
-    """What can be fine-tuned: a bundle, or a released checkpoint as a folder or Hub id. Raises `BundleError`."""
+def open_base(where: str | Path):
+    """What can be fine-tuned: a bundle, or a released checkpoint (`pretrained.Release`) as a folder or Hub id.
+
+    Raises `BundleError`.
+    """
+    from athena_vla.models.released.pretrained import Release
+
     path = Path(where).expanduser()
     if str(where).startswith(BUILTIN) or (path / "manifest.json").is_file():
         return Bundle.open(where)
@@ -265,15 +281,6 @@ def open_base(where: str | Path) -> Bundle | Release:
         f"'{where}' is neither a bundle (a folder with a manifest.json) nor a released checkpoint (a folder with a "
         f"config.json, or a Hub id such as openvla/openvla-7b). The small base that ships is {BUILTIN}base."
     )
-
-
-def load_weights(model: Architecture, tensors: Mapping[str, torch.Tensor], where: str) -> None:
-    """Load strictly: every missing, unexpected or misshapen tensor is named in one `BundleError`."""
-    own = model.state_dict()
-    problems = misfits(own, tensors)
-    if problems:
-        raise BundleError(f"The weights of '{where}' do not fit: {'; '.join(problems[:8])} ({len(problems)} in all).")
-    model.load_state_dict({k: t.to(own[k].dtype) for k, t in tensors.items()})
 
 
 def claim(out: Path, *, overwrite: bool, reads: Path | None = None) -> contextlib.AbstractContextManager[None]:
@@ -325,11 +332,6 @@ def mark(bundle: Bundle, gates: Mapping[str, Any]) -> None:
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
     files.write_json(folder / "manifest.json", manifest.to_dict(), BundleError, sort_keys=True)
-
-
-def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """safetensors with contiguous, unshared tensors."""
-    save({k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}, path)
 
 
 def tool_versions() -> dict[str, str]:

@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float
 
 from athena_vla.control.reachable import reachable_bins
 from athena_vla.embodiment import ActionChunk, Embodiment, Observation
 from athena_vla.errors import ModelError
-from athena_vla.models.choice import Chooses
+from athena_vla.models.loops.token_loop import TokenLoop
 from athena_vla.policy import Policy, encode
 
 
@@ -25,9 +24,9 @@ class WithinReach:
     policy: Policy
 
     def __post_init__(self) -> None:
-        if not isinstance(self.policy.model, Chooses):
+        if not isinstance(self.policy.loop, TokenLoop):
             raise ModelError(
-                f"Policy '{self.policy.name}' (family {self.policy.model.family}) does not choose its actions from "
+                f"Policy '{self.policy.name}' (family {self.policy.loop.family}) does not choose its actions from "
                 "bins, so nothing can be masked; its chunks are bounded by the safety filter alone."
             )
 
@@ -40,19 +39,22 @@ class WithinReach:
 
     def act_batch(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         """The next joint targets, within reach. Raises `InvalidObservation`."""
-        policy, model = self.policy, self.policy.model
-        assert isinstance(model, Chooses)
-        inputs = model.collate([encode(o, policy.robot, policy.normalizer) for o in observations])
+        policy, loop = self.policy, self._loop
+        inputs = loop.collate([encode(o, policy.robot, policy.normalizer) for o in observations])
 
         def allowed(rows: Float[np.ndarray, "b r d"]) -> Bool[np.ndarray, "b d bins"]:
             return np.stack([self._allowed(r, o.state) for r, o in zip(rows, observations, strict=True)])
 
-        with torch.inference_mode():
-            unit = model.decode_among(policy.run, inputs, allowed).float().cpu().numpy()
+        unit = loop.decode_among(policy.engine, inputs, allowed)
         return [
             ActionChunk(policy.normalizer.decode(row, o.state), policy.robot.action_names, self._step, o.time)
             for row, o in zip(unit, observations, strict=True)
         ]
+
+    @property
+    def _loop(self) -> TokenLoop:
+        assert isinstance(self.policy.loop, TokenLoop)
+        return self.policy.loop
 
     @property
     def _step(self) -> float:
@@ -61,10 +63,8 @@ class WithinReach:
     def _allowed(self, rows: Float[np.ndarray, "r d"], state: np.ndarray) -> Bool[np.ndarray, "d bins"]:
         """From the measured pose, whose velocity nobody told us, and from the rows after it with theirs."""
         robot, normalizer = self.policy.robot, self.policy.normalizer
-        model = self.policy.model
-        assert isinstance(model, Chooses)
         joints = robot.action_index
-        bins = normalizer.decode(np.repeat(model.bins[:, None], len(joints), axis=1), state).T
+        bins = normalizer.decode(np.repeat(self._loop.bins[:, None], len(joints), axis=1), state).T
         poses = [robot.command_of(state.astype(np.float64))]
         for row in normalizer.decode(rows, state)[-2:] if len(rows) else ():
             pose = poses[-1].copy()

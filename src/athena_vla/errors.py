@@ -103,6 +103,10 @@ class ExportError(AthenaError):
     code = "export.failed"
 
 
+class DeviceError(AthenaError):
+    """A device that was asked for by name and cannot be taken, with the reason."""
+
+
 class SafetyError(AthenaError):
     """A safety filter that cannot be constructed, or a command vector of the wrong shape."""
 

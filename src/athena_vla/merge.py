@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 import athena_vla.bundle as bundles
 from athena_vla.bundle import ADAPTER_FILE, Bundle, Golden
+from athena_vla.engines.torch_engine import torch_device
 from athena_vla.errors import BundleError, ModelError
 from athena_vla.models import lora
 from athena_vla.models.architecture import Architecture, Tensors, run_torch
@@ -54,6 +56,8 @@ class MergeConfig:
     base: Base = "auto"
     """After QLoRA: add to the original weights, or to the 4-bit weights (de-quantised) the adapter was trained on.
     auto takes what the adapter was trained on."""
+    device: str = "auto"
+    """Where adapter and merged model are compared: auto, cpu, cuda or cuda:N."""
     verify: bool = True
     """Compare adapter and merged model on the golden observations: graph by graph before anything is rounded, bit by
     bit as written, and in radians. Of a model that does not fit into memory, one chunk in radians."""
@@ -147,7 +151,9 @@ def _merge(config: MergeConfig, source: Bundle, progress: Progress) -> MergeResu
     nf4 = {f"{p}.weight" for p in lora.four_bit_paths(source.skeleton())} if base == "nf4" else set[str]()
     wanted = dict(source.skeleton().state_dict())
     _require_fit(source, adapter, store, wanted)
-    exact, outputs = (None, {}) if large or not config.verify else judged(source, base)
+    exact, outputs = None, dict[str, float]()
+    if config.verify and not large:
+        exact, outputs = judged(source, base, torch_device(config.device, store.bytes).device)
     manifest = dataclasses.replace(
         source.manifest,
         stage="merged",
@@ -188,28 +194,29 @@ def _merge(config: MergeConfig, source: Bundle, progress: Progress) -> MergeResu
             bundles.seal(folder, manifest)
             written = Bundle.open(folder)
             if exact is None:
-                deviation = verify_large(source, written)
+                deviation = verify_large(source, written, config.device)
             else:
                 _require_written(written, exact)
-                deviation = {**replay(Policy.of(written, "torch"), source.golden), "outputs_max": outputs}
-                gates = sensitivity(Policy.of(written, "torch"), source.golden.observations)
+                merged = Policy.of(written, "torch", device=config.device)
+                deviation = {**replay(merged, source.golden), "outputs_max": outputs}
+                gates = sensitivity(merged, source.golden.observations)
             if not deviation["max_rad"] <= tolerance:
                 raise BundleError(_refusal(source, written, settings, base, deviation["max_rad"], tolerance))
         bundles.seal(folder, dataclasses.replace(manifest, deviation=deviation, gates=gates))
     return MergeResult(config.out, len(adapter.factors), len(adapter.full), base, deviation)
 
 
-def judged(source: Bundle, base: str) -> tuple[Tensors, dict[str, float]]:
+def judged(source: Bundle, base: str, device: str = "cpu") -> tuple[Tensors, dict[str, float]]:
     """The merged weights before they are rounded, and how far each graph is from the adapter's with the same inputs.
 
     The largest difference as a share of the largest output, both in float32 on the base that is merged into. Raises
     `BundleError` where a graph answers otherwise.
     """
-    model = source.model().float()
+    model = source.model(device).float()
     originals = source.base_store() if base == "original" else None
     if originals is not None:
         paths = lora.four_bit_paths(source.skeleton())
-        plain_(model, {path: as_float(originals.read(f"{path}.weight")) for path in paths})
+        plain_(model, {path: as_float(originals.read(f"{path}.weight")).to(device) for path in paths})
     plain_(model)
     calls = _calls(model, source)
     merge_(model, wide=True)
@@ -243,7 +250,7 @@ def _calls(model: Architecture, source: Bundle) -> list[tuple[str, Tensors, Tens
 
     items = [encode(o, source.robot, source.normalizer) for o in source.golden.observations]
     with torch.inference_mode():
-        model.decode(run, model.collate(items), model.noise(len(items), torch.Generator().manual_seed(0)))
+        model.decode(run, model.collate(items), model.noise(len(items), np.random.default_rng(0)))
     return calls
 
 
@@ -252,7 +259,7 @@ def _require_written(written: Bundle, exact: Mapping[str, Tensor]) -> None:
     with written.store() as store:
         for name in store.names:
             weight = store.read(name)
-            if not torch.equal(as_float(weight), as_float(exact[name].to(weight.dtype))):
+            if not torch.equal(as_float(weight), as_float(exact[name].to(weight.dtype)).cpu()):
                 raise BundleError(
                     f"Weight '{name}' was not written as it was merged in memory: a fault of the program or of the "
                     "disk. Nothing was kept; merge again, and report it if it stays."
@@ -281,10 +288,10 @@ def _refusal(source: Bundle, written: Bundle, settings: LoraSettings, base: str,
     )
 
 
-def verify_large(source: Bundle, merged: Bundle) -> dict[str, Any]:
+def verify_large(source: Bundle, merged: Bundle, device: str) -> dict[str, Any]:
     """Deviation [rad] from one golden chunk; the merged weights are read layer by layer while they run."""
     golden = Golden(source.golden.observations[:1], source.golden.chunks[:1])
-    with opened(merged) as policy:
+    with opened(merged, device) as policy:
         return {**replay(policy, golden), "observations": 1}
 
 

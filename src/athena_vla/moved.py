@@ -95,6 +95,7 @@ MOVED: dict[str, str] = {
     "demo.pictures": "demo.report_images",
     "demo.serving": "demo.served_run",
     "evaluate.episode": "evaluate.rollout",
+    "export.deployment": "engines.deployment_config",
     "evaluate.pool": "jobs",
     "export.device": "export.target_device",
     "export.gates": "export.serving_gates",

@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from torch import nn
 
 from athena_vla.bundle import Bundle
-from athena_vla.models.architecture import run_torch
+from athena_vla.engines.torch_engine import torch_device
+from athena_vla.models.architecture import TorchEngine
+from athena_vla.models.contract import Taken
 from athena_vla.models.weights.store import TensorStore, as_float
 from athena_vla.policy import Policy
 
@@ -20,20 +22,25 @@ def is_large(store: TensorStore) -> bool:
 
 
 @contextmanager
-def opened(bundle: Bundle) -> Iterator[Policy]:
-    """The bundle's policy in float32; the weights of a large one stay on disk and are read in every pass."""
+def opened(bundle: Bundle, device: str = "auto") -> Iterator[Policy]:
+    """The bundle's policy in float32; the weights of a large one stay on disk and are read in every pass.
+
+    They are computed with on `device`: a card needs room for the largest layer and for what stays resident.
+    """
     with bundle.store() as store:
         if not is_large(store):
-            yield Policy.of(bundle, "torch")
+            yield Policy.of(bundle, "torch", device=device)
             return
-        model = bundle.skeleton().eval()
-        with streamed(model, store):
-            # The runner is made inside: it asks the weights where inputs belong.
-            yield Policy(bundle.robot, bundle.normalizer, model, run_torch(model), name=bundle.path.name)
+        model, choice = bundle.skeleton().eval(), torch_device(device)
+        taken = Taken("torch", choice.device, choice.name, choice.why, precision="float32")
+        with streamed(model, store, device=choice.device):
+            # The engine is made inside: it asks the weights where inputs belong.
+            engine = TorchEngine(model, taken)
+            yield Policy(bundle.robot, bundle.normalizer, model.loop, engine, name=bundle.path.name)
 
 
 @contextmanager
-def streamed(model: nn.Module, store: TensorStore, resident: int | None = None) -> Iterator[None]:
+def streamed(model: nn.Module, store: TensorStore, resident: int | None = None, device: str = "cpu") -> Iterator[None]:
     """Give a model on the meta device its weights module by module, just before each runs, and take them back after.
 
     A pass over a model that does not fit into memory. What has at most `resident` weights, and what is no plain layer,
@@ -54,7 +61,7 @@ def streamed(model: nn.Module, store: TensorStore, resident: int | None = None) 
                     weight = as_float(stored)
                     # Of float32 that is the mapped file itself, and every page that is written into would stay.
                     weight = weight.clone() if weight is stored else weight
-                    setattr(module, name, nn.Parameter(weight, requires_grad=False))
+                    setattr(module, name, nn.Parameter(weight.to(device), requires_grad=False))
 
             def release(module: nn.Module, inputs: object, output: object) -> None:
                 for name, parameter in list(module.named_parameters(recurse=False)):
@@ -64,7 +71,7 @@ def streamed(model: nn.Module, store: TensorStore, resident: int | None = None) 
             hooks.append(module.register_forward_hook(release))
         else:
             for name, _ in own:
-                setattr(module, name, nn.Parameter(as_float(store.read(prefix + name)), requires_grad=False))
+                setattr(module, name, nn.Parameter(as_float(store.read(prefix + name)).to(device), requires_grad=False))
     try:
         yield
     finally:

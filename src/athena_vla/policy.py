@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from athena_vla.bundle import Bundle, Golden
 from athena_vla.dataset.normalize import Normalizer
 from athena_vla.embodiment import ActionChunk, Embodiment, Observation
 from athena_vla.engines.backends import Name, open_backend
+from athena_vla.engines.onnxruntime_engine import Providers
 from athena_vla.errors import BundleError
-from athena_vla.models.architecture import Architecture, ModelInput, Run, run_torch
+from athena_vla.models.contract import Engine, HostLoop, Model, ModelInput
 from athena_vla.models.input_gates import check_sensitivity, count_vision_calls
 from athena_vla.recordings.episode import Sample
 
@@ -36,34 +36,52 @@ def encode(observation: Observation, robot: Embodiment, normalizer: Normalizer) 
 
 @dataclass(frozen=True)
 class Policy:
-    """A model bound to its robot and statistics, run by one backend."""
+    """A model bound to its robot and statistics: its host loop, and the engine that runs its graphs."""
 
     robot: Embodiment
     normalizer: Normalizer
-    model: Architecture
-    run: Run
+    loop: HostLoop
+    engine: Engine
     name: str = ""
     seed: int = 0  # of the decode noise; families without noise ignore it
 
     @classmethod
-    def load(cls, where: str | Path, backend: Name = "auto", threads: int = 1) -> "Policy":
-        """Open a bundle with a backend. Raises `BundleError`, `ExportError`."""
-        return cls.of(Bundle.open(where), backend, threads)
+    def load(
+        cls,
+        where: str | Path,
+        backend: Name = "auto",
+        threads: int = 1,
+        device: str = "auto",
+        providers: Providers = "auto",
+    ) -> "Policy":
+        """Open a bundle with a backend on a device: auto, cpu, cuda or cuda:N. `engine.taken` says what it got.
+
+        Raises `BundleError`, `ExportError`, `DeviceError`.
+        """
+        return cls.of(Bundle.open(where), backend, threads, device, providers)
 
     @classmethod
-    def of(cls, bundle: Bundle, backend: Name = "auto", threads: int = 1) -> "Policy":
-        model, run = open_backend(bundle, backend, threads)
-        return cls(bundle.robot, bundle.normalizer, model, run, name=bundle.path.name)
+    def of(
+        cls,
+        bundle: Bundle,
+        backend: Name = "auto",
+        threads: int = 1,
+        device: str = "auto",
+        providers: Providers = "auto",
+    ) -> "Policy":
+        """The same of a bundle that is open."""
+        loop, engine = open_backend(bundle, backend, threads, device, providers)
+        return cls(bundle.robot, bundle.normalizer, loop, engine, name=bundle.path.name)
 
     @classmethod
-    def of_model(cls, model: Architecture, robot: Embodiment, normalizer: Normalizer) -> "Policy":
+    def of_model(cls, model: Model, robot: Embodiment, normalizer: Normalizer) -> "Policy":
         """A policy around a model that is still being trained."""
-        return cls(robot, normalizer, model, run_torch(model))
+        return cls(robot, normalizer, model.loop, model.engine())
 
     @property
     def prefix(self) -> int:
         """Most committed rows an observation may carry; 0: none."""
-        return self.model.prefix
+        return self.loop.prefix
 
     def act(self, observation: Observation) -> ActionChunk:
         """The next `H` joint targets. Raises `InvalidObservation`."""
@@ -71,10 +89,9 @@ class Policy:
 
     def act_batch(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         """Several independent observations in one pass."""
-        inputs = self.model.collate([encode(o, self.robot, self.normalizer) for o in observations])
-        noise = self.model.noise(len(observations), torch.Generator().manual_seed(self.seed))
-        with torch.inference_mode():
-            unit = self.model.decode(self.run, inputs, noise).float().cpu().numpy()
+        inputs = self.loop.collate([encode(o, self.robot, self.normalizer) for o in observations])
+        noise = self.loop.noise(len(observations), np.random.default_rng(self.seed))
+        unit = self.loop.decode(self.engine, inputs, noise)
         return [
             ActionChunk(
                 positions=_committed(self.normalizer.decode(row, o.state), o),
@@ -131,12 +148,12 @@ def replay(policy: Policy, golden: Golden) -> dict[str, Any]:
 
 def sensitivity(policy: Policy, observations: Sequence[Observation]) -> dict[str, dict[str, Any]]:
     """Whether the policy sees, listens and feels, as gates of a manifest: every stage asks it of what it wrote."""
-    found = check_sensitivity(policy.act, observations, proprio=policy.model.reads_state).to_dict()
+    found = check_sensitivity(policy.act, observations, proprio=policy.loop.reads_state).to_dict()
     gates = {
         f"sensitivity_{name}": {"value": gate["change"], "limit": gate["threshold"], "passed": gate["passed"]}
         for name, gate in found.items()
     }
-    calls = count_vision_calls(policy.model, policy.run)
+    calls = count_vision_calls(policy.loop, policy.engine)
     worst = max(calls.values(), key=lambda count: abs(count - 1), default=1)
     return gates | {"vision_calls": {"value": worst, "limit": 1, "passed": worst == 1}}
 

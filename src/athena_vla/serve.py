@@ -11,6 +11,7 @@ from typing import Any
 from athena_vla.bundle import Bundle
 from athena_vla.constrained import WithinReach
 from athena_vla.engines.backends import Name
+from athena_vla.engines.onnxruntime_engine import Providers
 from athena_vla.errors import BundleError
 from athena_vla.models.input_gates import require_sensitive, require_vision_runs_once
 from athena_vla.policy import Policy, require_replay
@@ -32,6 +33,10 @@ class ServeBundleConfig:
     """auto, torch, onnxruntime, openvino or tensorrt."""
     threads: int = 1
     """Compute threads of the backend."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    providers: Providers = "auto"
+    """Of ONNX Runtime: auto is CUDA, then the processor; tensorrt builds engines at a first start, for minutes."""
     within_reach: bool = False
     """Family openvla: choose only what the robot can reach within a control step of the row before."""
     server: ServeConfig = field(default_factory=ServeConfig)
@@ -48,7 +53,13 @@ class ServeResult:
         return f"Served on {self.address}; shut down."
 
 
-def open_policy(where: str | Path, backend: Name = "auto", threads: int = 1) -> tuple[Policy, dict[str, Any]]:
+def open_policy(
+    where: str | Path,
+    backend: Name = "auto",
+    threads: int = 1,
+    device: str = "auto",
+    providers: Providers = "auto",
+) -> tuple[Policy, dict[str, Any]]:
     """A policy that may be served, and what clients are told about it.
 
     Raises `BundleError` for a bundle that is marked as failed or no longer replays its golden example, `BlindPolicy`
@@ -61,12 +72,14 @@ def open_policy(where: str | Path, backend: Name = "auto", threads: int = 1) -> 
             f"Bundle '{bundle.path}' is marked as failed by its gates {failed} and is not served; "
             "its manifest.json has the figures. Quantise it less, or train it longer."
         )
-    policy = Policy.of(bundle, backend, threads)
+    policy = Policy.of(bundle, backend, threads, device, providers)
+    policy.engine.limit(threads)
     deviation = require_replay(policy, bundle)
     if bundle.manifest.stage != "base":  # the generic base has never been taught this robot's tasks
-        require_sensitive(policy.act, bundle.golden.observations, proprio=policy.model.reads_state)
-    require_vision_runs_once(policy.model, f"Bundle '{bundle.path}'", policy.run)
-    return policy, {**metadata(bundle, backend, deviation), "prefix": policy.prefix}
+        require_sensitive(policy.act, bundle.golden.observations, proprio=policy.loop.reads_state)
+    require_vision_runs_once(policy.loop, policy.engine, f"Bundle '{bundle.path}'")
+    told = {"prefix": policy.prefix, "taken": policy.engine.taken.to_dict()}
+    return policy, {**metadata(bundle, backend, deviation), **told}
 
 
 def metadata(bundle: Bundle, backend: Name, deviation: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,14 +105,14 @@ def passed(gate: Any) -> bool:
 
 def serve(config: ServeBundleConfig) -> ServeResult:
     """Serve until interrupted, then shut down gracefully."""
-    policy, told = open_policy(config.bundle, config.backend, config.threads)
+    policy, told = open_policy(config.bundle, config.backend, config.threads, config.device, config.providers)
     actor = WithinReach(policy) if config.within_reach else policy
     address = ""
 
     def ready(where: str) -> None:
         nonlocal address
         address = where
-        print(f"athena: serving {policy.name} ({told['stage']}, {told['backend']}) on {where}", flush=True)
+        print(f"athena: serving {policy.name} ({told['stage']}, {policy.engine.taken}) on {where}", flush=True)
         if policy_server.gr00t_port:
             print(f"athena: GR00T's protocol on tcp://{config.server.host}:{policy_server.gr00t_port}", flush=True)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from athena_vla import files
 from athena_vla.bench import facts
@@ -18,11 +17,12 @@ from athena_vla.bundle import Bundle
 from athena_vla.control.safety import SafetyFilter
 from athena_vla.embodiment import Observation
 from athena_vla.engines.backends import Name
+from athena_vla.engines.deployment_config import TARGET_TOKENS, verdict
+from athena_vla.engines.onnxruntime_engine import Providers
 from athena_vla.errors import BundleError, UnknownName
-from athena_vla.export.deployment import TARGET_TOKENS, verdict
 from athena_vla.machine import peak_resident_gb
-from athena_vla.models.architecture import Tensors
-from athena_vla.models.vla import SINGLE_TOKEN, stage_of
+from athena_vla.models.contract import Tapped, Values
+from athena_vla.models.loops.shared_loop import SINGLE_TOKEN, stage_of
 from athena_vla.policy import Policy, encode
 
 
@@ -38,6 +38,10 @@ class BenchConfig:
     """What runs the graphs."""
     threads: int = 1
     """CPU threads."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    providers: Providers = "auto"
+    """Of ONNX Runtime: auto is CUDA, then the processor; tensorrt builds engines at a first start, for minutes."""
     warmup: int = 20
     """Actions before timing starts, at least 10."""
     runs: int = 300
@@ -92,15 +96,16 @@ def bench(config: BenchConfig) -> BenchResult | Comparison:
     if config.warmup < 10 or config.runs < 100:
         raise UnknownName("length of a benchmark", f"{config.warmup} + {config.runs}", ("10 or more + 100 or more",))
     bundle = Bundle.open(config.bundle)
-    torch.set_num_threads(config.threads)
     started = time.perf_counter()
-    policy = Policy.of(bundle, config.backend, config.threads)
+    policy = Policy.of(bundle, config.backend, config.threads, config.device, config.providers)
+    policy.engine.limit(config.threads)
     observations = bundle.golden.observations
-    first = _seconds(lambda: policy.act(observations[0]))
+    first = _seconds(policy, lambda: policy.act(observations[0]))
     loaded = time.perf_counter() - started
     before = facts.device_facts()
     whole, stages, tokens = measure(policy, bundle, observations, config.warmup, config.runs)
     record = _record(config, bundle, before, whole, stages, tokens)
+    record["bundle"]["taken"] = policy.engine.taken.to_dict()
     record["load_seconds"] = loaded
     record["first_action_seconds"] = first
     if config.out is not None:
@@ -115,23 +120,23 @@ def measure(
     whole: list[float] = []
     command = _command(policy)
     for i in range(warmup + runs):
-        seconds = _seconds(lambda i=i: command(observations[i % len(observations)]))
+        seconds = _seconds(policy, lambda i=i: command(observations[i % len(observations)]))
         if i >= warmup:
             whole.append(seconds)
     watch, calls = Stopwatch(), 0
 
-    def run(name: str, inputs: Tensors) -> Tensors:
+    def run(name: str, values: Values) -> Values:
         nonlocal calls
-        stage = stage_of(name, inputs)
+        stage = stage_of(name, values)
         calls += stage == SINGLE_TOKEN
-        _synchronize()
+        policy.engine.wait()
         start = time.perf_counter()
-        outputs = policy.run(name, inputs)
-        _synchronize()
+        outputs = policy.engine.run(name, values)
+        policy.engine.wait()
         watch.add(stage, time.perf_counter() - start)
         return outputs
 
-    timed = dataclasses.replace(policy, run=run)
+    timed = dataclasses.replace(policy, engine=Tapped(policy.engine, run))
     safety = _filter(policy)
     for i in range(runs):
         calls = 0
@@ -143,11 +148,10 @@ def measure(
 def _staged(policy: Policy, safety: SafetyFilter, observation: Observation, watch: Stopwatch) -> None:
     """One action with a clock between its stages; graphs are timed inside `run`."""
     start = time.perf_counter()
-    inputs = policy.model.collate([encode(observation, policy.robot, policy.normalizer)])
+    inputs = policy.loop.collate([encode(observation, policy.robot, policy.normalizer)])
     watch.add("preprocess", time.perf_counter() - start)
-    noise = policy.model.noise(1, torch.Generator().manual_seed(policy.seed))
-    with torch.inference_mode():
-        unit = policy.model.decode(policy.run, inputs, noise).float().cpu().numpy()
+    noise = policy.loop.noise(1, np.random.default_rng(policy.seed))
+    unit = policy.loop.decode(policy.engine, inputs, noise)
     start = time.perf_counter()
     chunk = policy.normalizer.decode(unit[0], observation.state)
     watch.add("un-normalise", time.perf_counter() - start)
@@ -226,17 +230,12 @@ def _decode_rate(stages: list[Samples], tokens: int) -> float | None:
     return tokens / float(np.median(step[0].seconds)) if step and tokens else None
 
 
-def _seconds(call: Callable[[], Any]) -> float:
-    _synchronize()
+def _seconds(policy: Policy, call: Callable[[], Any]) -> float:
+    policy.engine.wait()
     start = time.perf_counter()
     call()
-    _synchronize()
+    policy.engine.wait()
     return time.perf_counter() - start
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def _row(name: str, row: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import athena_vla.bundle as bundles
 from athena_vla.machine import board, is_jetson
+from athena_vla.machine.device import the_driver
 
 SYSTEM = Path("/sys")
 
@@ -72,9 +73,8 @@ def _throttled() -> bool | None:
 
 
 def _gpu() -> str | None:
-    import torch
-
-    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    cards = the_driver().cards
+    return cards[0].name if cards else None
 
 
 def _cpu_name() -> str:

@@ -1,77 +1,96 @@
 """Run TensorRT engines that were built on this very device; refuses engines of another GPU or TensorRT version.
 
-Needs tensorrt and torch with CUDA. Not run on a device by us: the logic around it is tested against a stand-in module.
+Needs tensorrt and CUDA's runtime library, not torch. Not run on a device by us: the logic around it is tested against
+stand-ins for both libraries.
 """
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
-from athena_vla.errors import ExportError, MissingDependency, UnknownName
-from athena_vla.models.architecture import Tensors
+from athena_vla.engines.cuda_memory import CudaMemory, CudaRuntime, OnCard
+from athena_vla.errors import DeviceError, ExportError, MissingDependency, UnknownName
+from athena_vla.machine.device import Runtime, choose, parse
+from athena_vla.models.contract import Engine, Taken, Value, Values
 
 RECORD = "engines.json"  # written by the bundle's device/build_on_device.py
-DEVICE = "cuda"
+_STREAM = 0  # the default one, which the copies between the graphs are made in
 
 
 @dataclass(frozen=True)
-class Engine:
+class Plan:
     """A loaded engine and what is asked of it at every call: its ports, and the shapes of each profile."""
 
     engine: Any
-    inputs: dict[str, torch.dtype]
-    outputs: dict[str, torch.dtype]
+    inputs: dict[str, np.dtype[Any]]
+    outputs: dict[str, np.dtype[Any]]
     profiles: tuple[dict[str, Any], ...]  # per profile: input -> smallest, usual and largest shape
 
     @classmethod
-    def of(cls, engine: Any, tensorrt: Any) -> "Engine":
+    def of(cls, engine: Any, tensorrt: Any) -> "Plan":
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-        kinds = {n: _torch_type(tensorrt, engine.get_tensor_dtype(n)) for n in names}
+        kinds = {n: _numpy_type(tensorrt, engine.get_tensor_dtype(n)) for n in names}
         inputs = {n: k for n, k in kinds.items() if engine.get_tensor_mode(n) == tensorrt.TensorIOMode.INPUT}
         profiles = range(engine.num_optimization_profiles)
         ranges = tuple({n: engine.get_tensor_profile_shape(n, i) for n in inputs} for i in profiles)
         return cls(engine, inputs, {n: k for n, k in kinds.items() if n not in inputs}, ranges)
 
 
-class TensorRT:
+class TensorRT(Engine):
     """One engine per graph and one context per kind of call, loaded on first use; outputs stay on the device."""
 
-    def __init__(self, folder: Path, stage_info: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, stage_info: Mapping[str, Any], device: str = "auto", cuda: CudaRuntime | None = None
+    ) -> None:
         try:
             import tensorrt
         except ImportError as error:
             raise MissingDependency("tensorrt", "export", "to run TensorRT engines; it comes with JetPack") from error
+        if parse(device)[0] == "cpu":
+            raise DeviceError("TensorRT runs on cards only; take --backend onnxruntime with --device cpu.")
         self.tensorrt = tensorrt
         self.folder = folder
-        self.graphs: dict[str, Any] = stage_info.get("graphs", {})
         self.record = _record(folder)
+        index = 0
+        if cuda is None:
+            version = str(getattr(tensorrt, "__version__", ""))
+            named = device if device != "auto" else "cuda"
+            index = choose(named, Runtime(f"tensorrt {version}", (0, 0))).index
+        self.cuda = cuda or CudaRuntime(index)
+        self.memory = self.card = CudaMemory(self.cuda)
+        self.gpu = self.cuda.name()
+        self.taken = Taken("tensorrt", f"cuda:{self.cuda.index}", self.gpu)
         self.runtime = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.WARNING))
-        self.engines: dict[str, Engine] = {}
+        self.engines: dict[str, Plan] = {}
         self.contexts: dict[tuple[str, int], Any] = {}
 
-    def __call__(self, name: str, inputs: Tensors) -> Tensors:
-        engine, stream = self.engines.get(name) or self._load(name), torch.cuda.current_stream()
-        context = self._context(name, engine, inputs, stream)
-        held: dict[str, torch.Tensor] = {}  # keeps the memory alive until the run has ended
-        outputs: Tensors = {}
-        for port, kind in engine.inputs.items():
-            held[port] = inputs[port].to(device=DEVICE, dtype=kind).contiguous()
-            if not context.set_input_shape(port, tuple(held[port].shape)):
-                raise _outside(name, port, held[port])
-            context.set_tensor_address(port, held[port].data_ptr())
-        for port, kind in engine.outputs.items():
-            outputs[port] = torch.empty(tuple(context.get_tensor_shape(port)), dtype=kind, device=DEVICE)
-            context.set_tensor_address(port, outputs[port].data_ptr())
-        if not context.execute_async_v3(stream.cuda_stream):
-            raise ExportError(f"TensorRT could not run graph '{name}' of '{self.folder}'; see its messages above.")
-        stream.synchronize()
+    def run(self, graph: str, values: Values, /) -> Values:
+        plan = self.engines.get(graph) or self._load(graph)
+        context = self._context(graph, plan, values)
+        held: dict[str, OnCard] = {}  # keeps the memory alive until the run has ended
+        outputs: Values = {}
+        for port, kind in plan.inputs.items():
+            held[port] = self.card.put(values[port], kind)
+            if not context.set_input_shape(port, held[port].shape):
+                raise _outside(graph, port, held[port].shape)
+            context.set_tensor_address(port, held[port].pointer)
+        for port, kind in plan.outputs.items():
+            outputs[port] = self.card.empty(tuple(context.get_tensor_shape(port)), kind)
+            context.set_tensor_address(port, outputs[port].pointer)
+        if not context.execute_async_v3(_STREAM):
+            raise ExportError(f"TensorRT could not run graph '{graph}' of '{self.folder}'; see its messages above.")
+        self.cuda.wait()
         return outputs
 
-    def _load(self, name: str) -> "Engine":
+    def wait(self) -> None:
+        self.cuda.wait()
+
+    def _load(self, name: str) -> Plan:
         entry = self.record["graphs"].get(name)
         if entry is None or entry.get("status") not in ("built", "suspicious"):
             raise UnknownName(f"engine in '{self.folder}'", name, sorted(self.record["graphs"]))
@@ -81,25 +100,25 @@ class TensorRT:
         engine = self.runtime.deserialize_cuda_engine((self.folder / f"{name}.plan").read_bytes())
         if engine is None:
             raise ExportError(f"TensorRT cannot load '{name}.plan' of '{self.folder}'; build it again on this device.")
-        self.engines[name] = Engine.of(engine, self.tensorrt)
+        self.engines[name] = Plan.of(engine, self.tensorrt)
         return self.engines[name]
 
-    def _context(self, name: str, engine: "Engine", inputs: Tensors, stream: Any) -> Any:
+    def _context(self, name: str, engine: Plan, values: Values) -> Any:
         """The context of the first profile that takes the inputs: kernels are chosen for each kind of call."""
         for port in engine.inputs:
-            if port not in inputs:
-                raise ExportError(f"Graph '{name}' needs the input '{port}'; it was given {sorted(inputs)}.")
+            if port not in values:
+                raise ExportError(f"Graph '{name}' needs the input '{port}'; it was given {sorted(values)}.")
         outside = ""
         for i, ranges in enumerate(engine.profiles):
-            outside = next((p for p in engine.inputs if not _within(inputs[p].shape, ranges[p])), "")
+            outside = next((p for p in engine.inputs if not _within(_shape(values[p]), ranges[p])), "")
             if outside:
                 continue
             if (name, i) not in self.contexts:
                 context = engine.engine.create_execution_context()
-                context.set_optimization_profile_async(i, stream.cuda_stream)
+                context.set_optimization_profile_async(i, _STREAM)
                 self.contexts[name, i] = context
             return self.contexts[name, i]
-        raise _outside(name, outside, inputs[outside])
+        raise _outside(name, outside, _shape(values[outside]))
 
     def _require_same(self, name: str, entry: dict[str, Any]) -> None:
         """An engine runs only with the TensorRT version, the GPU and the graph it was built for."""
@@ -109,7 +128,7 @@ class TensorRT:
                 f"The engine '{name}' was built with TensorRT {entry['tensorrt']}, here is {here}; run "
                 "device/build_on_device.py again."
             )
-        gpu, built = torch.cuda.get_device_name(0), entry["device"].get("gpu", "")
+        gpu, built = self.gpu, entry["device"].get("gpu", "")
         if built and built != gpu:
             raise ExportError(f"The engine '{name}' was built on '{built}', this is '{gpu}'; build it on this device.")
         for file, key in ((f"{name}.onnx", "onnx_sha256"), (f"{name}.plan", "plan_sha256")):
@@ -117,14 +136,18 @@ class TensorRT:
                 raise ExportError(f"'{self.folder / file}' is not the file engine '{name}' belongs to; build it again.")
 
 
-def _outside(name: str, port: str, tensor: torch.Tensor) -> ExportError:
+def _outside(name: str, port: str, shape: tuple[int, ...]) -> ExportError:
     return ExportError(
-        f"Graph '{name}': input '{port}' of shape {list(tensor.shape)} is outside the engine's profiles; build again "
+        f"Graph '{name}': input '{port}' of shape {list(shape)} is outside the engine's profiles; build again "
         "with wider ranges in device/engines.json."
     )
 
 
-def _within(shape: torch.Size, ranges: Any) -> bool:
+def _shape(value: Value) -> tuple[int, ...]:
+    return tuple(value.shape)
+
+
+def _within(shape: tuple[int, ...], ranges: Any) -> bool:
     low, _, high = ranges
     return len(shape) == len(low) and all(a <= s <= b for a, s, b in zip(low, shape, high, strict=True))
 
@@ -142,13 +165,13 @@ def _record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _torch_type(tensorrt: Any, kind: Any) -> torch.dtype:
+def _numpy_type(tensorrt: Any, kind: Any) -> np.dtype[Any]:
     table = {
-        tensorrt.DataType.FLOAT: torch.float32,
-        tensorrt.DataType.HALF: torch.float16,
-        tensorrt.DataType.INT32: torch.int32,
-        tensorrt.DataType.INT64: torch.int64,
-        tensorrt.DataType.BOOL: torch.bool,
+        tensorrt.DataType.FLOAT: np.dtype(np.float32),
+        tensorrt.DataType.HALF: np.dtype(np.float16),
+        tensorrt.DataType.INT32: np.dtype(np.int32),
+        tensorrt.DataType.INT64: np.dtype(np.int64),
+        tensorrt.DataType.BOOL: np.dtype(np.bool_),
     }
     if kind not in table:
         raise ExportError(f"An engine port has type {kind}, which the host loop does not use.")

@@ -41,6 +41,7 @@ class ActorSpec:
     kind: Kind = "policy"
     source: str = ""  # a bundle for a policy, a library file for baselines made from the training split
     backend: str = "auto"
+    device: str = "auto"  # of a policy: auto, cpu, cuda or cuda:N
     ablation: Ablation = "none"
     within_reach: bool = False  # hold a policy that chooses from bins to those the robot can reach
 
@@ -70,6 +71,8 @@ class ActorSpec:
         elif self.source:
             content = files.sha256(Path(self.source))
         found = {"kind": self.kind, "content": content, "backend": self.backend, "ablation": self.ablation}
+        if self.device != "auto":
+            found["device"] = self.device
         return {**found, "held": "within reach"} if self.within_reach else found
 
 
@@ -79,7 +82,7 @@ class Cast:
 
     robot: Embodiment
     keep: int = 99  # a closed loop plays one actor after the other and needs only the last
-    policies: dict[tuple[str, str], Policy] = field(default_factory=dict)
+    policies: dict[tuple[str, str, str], Policy] = field(default_factory=dict)
     libraries: dict[str, Library] = field(default_factory=dict)
 
     def actor(self, spec: ActorSpec, instead: Mapping[str, str] | None = None, *, remember: bool = True) -> Actor:
@@ -111,10 +114,10 @@ class Cast:
         return NearestNeighbour(self.robot, library)
 
     def policy(self, spec: ActorSpec) -> Policy:
-        key = (spec.source, spec.backend)
+        key = (spec.source, spec.backend, spec.device)
         if key not in self.policies:
             backend: Any = spec.backend
-            policy = Policy.load(spec.source, backend)
+            policy = Policy.load(spec.source, backend, device=spec.device)
             if policy.robot.hash != self.robot.hash:
                 raise EvaluationError(
                     f"'{spec.source}' drives the robot '{policy.robot.name}' ({policy.robot.hash}), the evaluation is "

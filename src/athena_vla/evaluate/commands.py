@@ -50,6 +50,8 @@ class EvaluateConfig:
     """Where episodes and the result are kept; a second run reuses them and says so."""
     backend: str = "auto"
     """torch, onnxruntime, openvino, tensorrt, or what the bundle needs."""
+    device: str = "auto"
+    """Where the policy runs: auto, cpu, cuda or cuda:N."""
     ablations: bool = True
     """Also try the policy with black images and with another instruction."""
     within_reach: bool = False
@@ -78,6 +80,8 @@ class CompareConfig:
     """Backend of the first."""
     backend_b: str = "auto"
     """Backend of the second."""
+    device: str = "auto"
+    """Where both run: auto, cpu, cuda or cuda:N."""
     baselines: tuple[str, ...] = ("hold", "mean_action", "nearest_neighbour", "replay")
     """Which baselines stand beside them."""
     ablations: bool = True
@@ -92,7 +96,7 @@ class CompareConfig:
 
 def evaluate(config: EvaluateConfig, progress: Progress = quiet) -> Comparison:
     """Evaluate one bundle. Raises `EvaluationError`, `BundleError`."""
-    policies = [ActorSpec("policy", source=str(config.bundle), backend=config.backend)]
+    policies = [ActorSpec("policy", source=str(config.bundle), backend=config.backend, device=config.device)]
     if config.within_reach:
         policies.append(dataclasses.replace(policies[0], name="within reach", within_reach=True))
     return _run(policies, ("hold", "mean_action", "nearest_neighbour", "replay"), config, progress)
@@ -107,8 +111,8 @@ def compare(config: CompareConfig, progress: Progress = quiet) -> Comparison:
     first = _bound(config.a, config.b, dataset, config.out / "untuned", config.seed)
     a, b = _names(first, config.b)
     policies = [
-        ActorSpec(b, source=str(config.b), backend=config.backend_b),
-        ActorSpec(a, source=str(first), backend=config.backend_a),
+        ActorSpec(b, source=str(config.b), backend=config.backend_b, device=config.device),
+        ActorSpec(a, source=str(first), backend=config.backend_a, device=config.device),
     ]
     return _run(policies, config.baselines, config, progress)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from athena_vla import files
 from athena_vla.bundle import Bundle
 from athena_vla.errors import BundleError, ExportError, ModelError
-from athena_vla.models.vla import VlaSpec
+from athena_vla.models.loops.shared_loop import VlaSpec
 from athena_vla.models.weights.packed import Packed
 from athena_vla.models.weights.store import StoreWriter, TensorStore, save
 

@@ -15,11 +15,11 @@ from torch import Tensor
 import athena_vla.bundle as bundles
 from athena_vla import files
 from athena_vla.bundle import Bundle
+from athena_vla.engines.deployment_config import deployment_config
 from athena_vla.errors import BundleError, ExportError, MissingDependency, UnknownName
 from athena_vla.export import parity
 from athena_vla.export import target_device as device
 from athena_vla.export.compressed import write_compressed
-from athena_vla.export.deployment import deployment_config
 from athena_vla.export.linear import LinearForm
 from athena_vla.export.translate import translate
 from athena_vla.export.writer import OPSET, DataFile
@@ -66,6 +66,8 @@ class ExportConfig:
     """Largest relative difference (RMS) of a graph with quantised weights, activations in float32."""
     threads: int = 1
     """CPU threads for the comparison."""
+    device: str = "auto"
+    """Where the comparison runs, torch and ONNX Runtime: auto, cpu, cuda or cuda:N."""
     engine: Literal["auto", "onnx"] = "auto"
     """Device targets. auto: build TensorRT engines where TensorRT and the target's GPU are present; where they are not,
     exit status 3 and the JSON's `engine` say that the ONNX graphs are the fallback. onnx: nothing else is asked for."""
@@ -165,9 +167,11 @@ def _export(config: ExportConfig, source: Bundle, progress: Progress) -> ExportR
             bundles.seal(folder, manifest)
             written = Bundle.open(folder)
             _require_parity(config, source, written, store, info)
-            runner = Policy.of(written, "onnxruntime", config.threads)
+            runner = Policy.of(written, "onnxruntime", config.threads, config.device)
             deviation = replay(runner, source.golden)
             gates |= sensitivity(runner, source.golden.observations)
+            record["ran_on"] = runner.engine.taken.to_dict()
+            files.write_json(folder / "deployment_config.json", record, BundleError, sort_keys=True)
         bundles.seal(folder, dataclasses.replace(manifest, deviation=deviation, gates=gates, stage_info=info))
         size = sum(f.stat().st_size for f in (folder / "weights").iterdir())
     engine, status = "onnx", 0
@@ -246,7 +250,7 @@ def _require_parity(
 ) -> None:
     """Parity of each graph into `info`. Raises `ExportError`."""
     limits = parity.Limits(config.tolerance, config.packed_tolerance)
-    for name, result in parity.graphs(source, exported, store, limits).items():
+    for name, result in parity.graphs(source, exported, store, limits, config.device).items():
         info["graphs"][name]["parity"] = result
 
 

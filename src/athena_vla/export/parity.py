@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from athena_vla.bundle import Bundle
-from athena_vla.engines.backends import OnnxRuntime
+from athena_vla.engines.onnxruntime_engine import OnnxRuntime
 from athena_vla.errors import ExportError
-from athena_vla.models.architecture import Tensors
+from athena_vla.models.contract import Array, Tapped, Values
 from athena_vla.models.weights.store import TensorStore
 from athena_vla.offload import is_large, opened
 
@@ -32,11 +33,13 @@ class Call:
     """One call of a graph by the host loop."""
 
     graph: str
-    inputs: Tensors
-    outputs: Tensors
+    inputs: dict[str, Array]
+    outputs: dict[str, Array]
 
 
-def graphs(source: Bundle, exported: Bundle, store: TensorStore, limits: Limits) -> dict[str, dict[str, Any]]:
+def graphs(
+    source: Bundle, exported: Bundle, store: TensorStore, limits: Limits, device: str = "auto"
+) -> dict[str, dict[str, Any]]:
     """Per graph: largest absolute and relative RMS difference over all calls the golden observations cause.
 
     Raises `ExportError` for a graph beyond its limit.
@@ -45,15 +48,17 @@ def graphs(source: Bundle, exported: Bundle, store: TensorStore, limits: Limits)
     half = info["precision"] == "float16"
     results: dict[str, dict[str, Any]] = {}
     with at_full_accuracy(exported.path / "weights", info) as folder:
-        runner = OnnxRuntime(folder, {**info, "session": {"session.qdq_matmulnbits_accuracy_level": 1}}, 1)
-        for call in reference_calls(source, store):
-            got = runner(call.graph, call.inputs)
-            for name, expected in call.outputs.items():
-                delta = (got[name].float() - expected.float()).double()
-                size = expected.double().square().mean().sqrt().clamp_min(1e-12)
+        session = {"session.qdq_matmulnbits_accuracy_level": 1}
+        engine = OnnxRuntime(folder, {**info, "session": session}, 1, device)
+        for call in reference_calls(source, store, device=device):
+            got = engine.run(call.graph, call.inputs)
+            for name, answer in call.outputs.items():
+                expected = answer.astype(np.float32)
+                delta = (engine.memory.read(got[name]).astype(np.float32) - expected).astype(np.float64)
+                size = max(float(np.sqrt(np.square(expected.astype(np.float64)).mean())), 1e-12)
                 entry = results.setdefault(call.graph, {"max_abs": 0.0, "relative_rms": 0.0, "calls": 0})
-                entry["max_abs"] = max(entry["max_abs"], float(delta.abs().max()))
-                entry["relative_rms"] = max(entry["relative_rms"], float(delta.square().mean().sqrt() / size))
+                entry["max_abs"] = max(entry["max_abs"], float(np.abs(delta).max()))
+                entry["relative_rms"] = max(entry["relative_rms"], float(np.sqrt(np.square(delta).mean()) / size))
                 entry["calls"] += 1
     packed = bool(store.packed)
     for graph, entry in results.items():
@@ -72,20 +77,22 @@ def graphs(source: Bundle, exported: Bundle, store: TensorStore, limits: Limits)
     return results
 
 
-def reference_calls(source: Bundle, store: TensorStore, most: int = 2) -> list[Call]:
+def reference_calls(source: Bundle, store: TensorStore, most: int = 2, device: str = "auto") -> list[Call]:
     """What torch answers, call by call, for the first golden observations; weights stay on disk if they do not fit."""
     large = is_large(store)
     observations = source.golden.observations[: 1 if large else most]
     calls: list[Call] = []
-    with opened(source) as policy:
+    with opened(source, device) as policy:
+        memory = policy.engine.memory
 
-        def run(name: str, inputs: Tensors) -> Tensors:
-            outputs = policy.run(name, inputs)
+        def run(name: str, values: Values) -> Values:
+            outputs = policy.engine.run(name, values)
             # Copies: the host loop writes into its cache between the calls.
-            calls.append(Call(name, {k: v.clone() for k, v in inputs.items()}, outputs))
+            read = [{k: np.array(memory.read(v)) for k, v in some.items()} for some in (values, outputs)]
+            calls.append(Call(name, *read))
             return outputs
 
-        dataclasses.replace(policy, run=run).chunks(observations)
+        dataclasses.replace(policy, engine=Tapped(policy.engine, run)).chunks(observations)
     return calls
 
 

@@ -20,9 +20,10 @@ from athena_vla.bundle import Bundle
 from athena_vla.dataset.dataset import Dataset
 from athena_vla.embodiment import Observation
 from athena_vla.engines.backends import Name
+from athena_vla.engines.onnxruntime_engine import Providers
 from athena_vla.errors import BundleError, DatasetError
-from athena_vla.models.architecture import Tensors
-from athena_vla.models.vla import VisionLanguageModel
+from athena_vla.models.contract import Tapped, Values
+from athena_vla.models.loops.shared_loop import VlaLoop
 from athena_vla.offload import opened
 from athena_vla.policy import Policy, asked, sensitivity
 from athena_vla.quantize.choose import action_error, answered
@@ -68,6 +69,10 @@ class GateConfig:
     """Held-out frames."""
     backend: Name = "auto"
     """What runs the bundle."""
+    device: str = "auto"
+    """Where both run: auto, cpu, cuda or cuda:N."""
+    providers: Providers = "auto"
+    """Of ONNX Runtime: auto is CUDA, then the processor; tensorrt builds engines at a first start, for minutes."""
     closed_loop: Path | None = None
     """The `comparison.json` of `athena compare FLOAT BUNDLE`, or one paired test with `first_worse_p`."""
     limits: GateLimits = field(default_factory=GateLimits)
@@ -114,10 +119,10 @@ def check(config: GateConfig) -> GateReport:
     """Run all gates and write the outcome into the bundle. Raises `BundleError`, `DatasetError`."""
     bundle = Bundle.open(config.bundle)
     source = Bundle.open(config.reference) if config.reference else float_ancestor(bundle)
-    candidate = Policy.of(bundle, config.backend)
+    candidate = Policy.of(bundle, config.backend, device=config.device, providers=config.providers)
     frames = held_out(config, bundle)
     limits = config.limits
-    with opened(source) as reference:
+    with opened(source, config.device) as reference:
         gates = agreement(reference, candidate, frames, limits)
         expected = reference.chunks(frames)
     answers, counted = candidate.chunks(frames), answered(frames, bundle.spec.horizon)
@@ -147,22 +152,24 @@ def agreement(
     reference: Policy, candidate: Policy, frames: Sequence[Observation], limits: GateLimits
 ) -> dict[str, dict[str, Any]]:
     """Token by token, the candidate reading what the reference wrote; nothing for families without tokens."""
-    model = reference.model
-    assert isinstance(model, VisionLanguageModel)
-    last = model.body_spec.text.vocabulary
+    assert isinstance(reference.loop, VlaLoop)
+    last = reference.loop.body_spec.text.vocabulary
+    memory, other = reference.engine.memory, candidate.engine.memory
     divergences: list[float] = []
     same: list[float] = []
 
-    def run(name: str, inputs: Tensors) -> Tensors:
-        mine = reference.run(name, {k: v.clone() for k, v in inputs.items()})
+    def run(name: str, values: Values) -> Values:
+        mine = reference.engine.run(name, values)
         if "logits" in mine:
-            logits, theirs = (_bins(x["logits"], last) for x in (mine, candidate.run(name, inputs)))
+            copied = {k: memory.read(v) for k, v in values.items()}
+            answers = (memory.read(mine["logits"]), other.read(candidate.engine.run(name, copied)["logits"]))
+            logits, theirs = (_bins(torch.from_numpy(x), last) for x in answers)
             p, q = torch.log_softmax(logits, dim=1), torch.log_softmax(theirs, dim=1)
             divergences.extend((p.exp() * (p - q)).sum(dim=1).tolist())
             same.extend((logits.argmax(dim=1) == theirs.argmax(dim=1)).float().tolist())
         return mine
 
-    forced = dataclasses.replace(reference, run=run)
+    forced = dataclasses.replace(reference, engine=Tapped(reference.engine, run))
     for frame in frames:
         forced.act(frame)
     if not same:
@@ -195,7 +202,7 @@ def held_out(config: GateConfig, bundle: Bundle) -> list[Observation]:
         raise DatasetError(f"'{config.data}' was recorded on '{data.robot.name}', not on '{bundle.robot.name}'.")
     indices = data.validation if len(data.validation) else data.train
     picked = np.random.default_rng(config.seed).permutation(np.asarray(indices))[: config.frames]
-    return asked([data[int(i)] for i in sorted(picked)], bundle.skeleton().prefix)
+    return asked([data[int(i)] for i in sorted(picked)], bundle.loop.prefix)
 
 
 def _closed_loop(path: Path, bundle: Bundle) -> float:

@@ -23,6 +23,7 @@ from athena_vla.finetune.log import CONFIG
 from athena_vla.models import lora
 from athena_vla.models.architecture import Architecture
 from athena_vla.models.released.pretrained import Release
+from athena_vla.models.weights.store import save_tensors
 from athena_vla.policy import Policy, asked, record_golden, sensitivity
 
 GOLDEN_EXAMPLES = 4
@@ -149,7 +150,7 @@ def write_bundle(
         },
     )
     with bundles.writing(config.out, manifest, golden, model.tokenizer_files()) as folder:
-        bundles.save_tensors(dict[str, torch.Tensor](tensors), folder / bundles.ADAPTER_FILE)
+        save_tensors(dict[str, torch.Tensor](tensors), folder / bundles.ADAPTER_FILE)
 
 
 def _where(model: str) -> str:

@@ -1,22 +1,25 @@
-"""The contract between a model family and the rest: named pure graphs plus one host loop, and the table of families.
+"""The torch side of a model family: named pure graphs, their loss, what may be adapted; and the table of families.
 
-Training knows `collate`, `loss` and the LoRA targets; export knows `graphs`; nobody else asks a family anything.
+Training knows `collate`, `loss` and the LoRA targets; export knows `graphs`. How graphs become actions is the family's
+host loop (`contract.HostLoop`), which needs no torch; `decode` runs it on this model's tensors.
 """
 
 import dataclasses
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from athena_vla.errors import ModelError, UnknownName
+from athena_vla.models.contract import Engine, HostLoop, ModelInput, Spec, Taken, Value, Values, loop_type
+from athena_vla.models.torch_memory import Calling, TorchMemory
 
 Tensors = dict[str, Tensor]
 Run = Callable[[str, Tensors], Tensors]  # run(graph_name, inputs) -> outputs
@@ -29,17 +32,6 @@ FAMILIES: dict[str, str] = {
 }
 DEFAULT_FAMILY = "openvla_chunk"  # one pass per chunk: the one to deploy
 SMALLEST_WEIGHT = 1e-6  # a loss is divided by no less: a batch in which no step counts has the loss 0
-
-
-@dataclass(frozen=True)
-class ModelInput:
-    """One observation as any family sees it: images in the embodiment's camera order, state in [-1, 1]."""
-
-    images: tuple[NDArray[np.uint8], ...]  # each [height, width, 3] RGB
-    state: NDArray[np.float32]  # [S] normalised
-    instruction: str
-    given: NDArray[np.float32] | None = None  # [p, D] normalised: the answer's first rows, already decided
-    cropped: bool = False  # the images are crops already, as in training: the centre is not cut out of them again
 
 
 @dataclass(frozen=True)
@@ -65,32 +57,20 @@ class Graph:
                 raise ModelError(f"Graph '{self.name}': example inputs '{twin}' and '{name}' share memory.")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Spec:
-    """What every family's specification has; a family adds its own fields and stays JSON-serialisable."""
-
-    horizon: int  # H, rows of a chunk
-    action_dim: int  # D
-    state_dim: int  # S
-    cameras: int  # images per observation
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-
 class Architecture(nn.Module, ABC):
-    """A vision-language-action model; every family is a final subclass with its own `spec_type`."""
+    """A vision-language-action model; every family is a final subclass with its own `spec_type` and host loop."""
 
     family: ClassVar[str]
     spec_type: ClassVar[type[Spec]]
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: Spec, tokenizer_files: Mapping[str, bytes]) -> None:
         super().__init__()
         self.spec = spec
+        self.loop: HostLoop = loop_type(self.family)(spec, tokenizer_files)
 
-    @abstractmethod
     def collate(self, inputs: Sequence[ModelInput]) -> Tensors:
         """Batch of graph inputs on the CPU. Raises `InvalidObservation` for images or text no model can take."""
+        return {name: torch.from_numpy(array) for name, array in self.loop.collate(inputs).items()}
 
     @abstractmethod
     def loss(self, inputs: Tensors, target: Float[Tensor, "b h d"], valid: Shaped[Tensor, "b h"]) -> Float[Tensor, ""]:
@@ -117,24 +97,30 @@ class Architecture(nn.Module, ABC):
     @property
     def reads_state(self) -> bool:
         """Whether actions may depend on the state; where they may, the gates demand that they do."""
-        return False
+        return self.loop.reads_state
 
     @property
     def prefix(self) -> int:
         """Most rows of its answer that the model can be given, to go on from them; 0: it was not trained for that."""
-        return 0
+        return self.loop.prefix
 
     def vision_modules(self) -> list[str]:
         """Module paths that every call runs exactly once per camera batch: towers and projector."""
         return []
 
-    def noise(self, batch: int, generator: torch.Generator) -> Tensors:
+    def noise(self, batch: int, generator: np.random.Generator) -> Tensors:
         """Random inputs of `decode`; empty for deterministic families."""
-        return {}
+        return {name: torch.from_numpy(array) for name, array in self.loop.noise(batch, generator).items()}
 
-    @abstractmethod
     def decode(self, run: Run, inputs: Tensors, noise: Tensors) -> Float[Tensor, "b h d"]:
-        """The host loop: calls graphs only through `run`, returns actions in [-1, 1]."""
+        """The host loop on tensors: calls graphs only through `run`, returns actions in [-1, 1] on the CPU."""
+        # The loop looks at ids and masks itself; floats stay on the device.
+        seen = {k: v if v.is_floating_point() else v.cpu().numpy() for k, v in inputs.items()}
+        return torch.from_numpy(self.loop.decode(Calling(run), seen, noise))
+
+    def engine(self) -> Engine:
+        """This model as it is now as an engine: its device and types are asked here."""
+        return TorchEngine(self)
 
     @abstractmethod
     def lora_modules(self, targets: Sequence[str], *, vision: bool, projector: bool) -> list[str]:
@@ -156,9 +142,9 @@ class Architecture(nn.Module, ABC):
     def rebind(self, spec: Spec) -> "Architecture":
         """The same body with heads for another robot (action and state size, cameras, horizon); heads start fresh."""
 
-    @abstractmethod
     def tokenizer_files(self) -> dict[str, bytes]:
         """Files that `from_spec` needs beside the spec to rebuild the tokenizer."""
+        return dict(self.loop.tokenizer_files)
 
     @classmethod
     @abstractmethod
@@ -174,31 +160,63 @@ def family(name: str) -> type[Architecture]:
     return cast(type[Architecture], getattr(importlib.import_module(module), attribute))
 
 
-def spec_from_dict(name: str, raw: Mapping[str, Any]) -> Spec:
-    """Inverse of `Spec.to_dict`; unknown keys are refused, nested dataclasses are the family's own business."""
-    kind = family(name).spec_type
-    known = {f.name for f in dataclasses.fields(kind)}
-    for key in raw:
-        if key not in known:
-            raise UnknownName(f"field of the {name} specification", key, sorted(known))
-    return kind(**raw)
+class TorchEngine(Engine):
+    """The model's own graphs, eagerly. Inputs are moved to the model's device and type.
+
+    The weights are asked now where inputs belong: make the engine when the model is where it stays.
+    """
+
+    def __init__(self, model: Architecture, taken: Taken | None = None) -> None:
+        self.model = model
+        self.memory = TorchMemory()
+        self.graphs = {g.name: g for g in model.graphs()}
+        # Of each graph by itself: heads may be kept in float32 above a body in bfloat16.
+        self.weights = {
+            n: next(p for p in g.module.parameters() if p.is_floating_point()) for n, g in self.graphs.items()
+        }
+        self.device = next(iter(self.weights.values())).device
+        self.taken = taken or Taken("torch", str(self.device))
+
+    def run(self, graph: str, values: Values, /) -> Values:
+        if graph not in self.graphs:
+            raise UnknownName("graph", graph, self.graphs)
+        weight = self.weights[graph]
+        with torch.inference_mode():
+            placed = {k: _placed(v, weight) for k, v in values.items()}
+            return dict(zip(self.graphs[graph].outputs, self.graphs[graph].module(**placed), strict=True))
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def limit(self, threads: int) -> None:
+        torch.set_num_threads(threads)
+
+    @contextmanager
+    def watched(self) -> Iterator[dict[str, int]]:
+        """Calls of each tower and of the projector, by hooks."""
+        counts = dict.fromkeys(self.model.vision_modules(), 0)
+
+        def hook(name: str) -> Callable[..., None]:
+            def count(*_: Any) -> None:
+                counts[name] += 1
+
+            return count
+
+        hooks = [self.model.get_submodule(n).register_forward_hook(hook(n)) for n in counts]
+        try:
+            yield counts
+        finally:
+            for handle in hooks:
+                handle.remove()
 
 
 def run_torch(model: Architecture) -> Run:
-    """Run the model's own graphs eagerly; the reference every other backend is compared with.
+    """A `run` of the model's own graphs, eagerly, for `Architecture.decode`."""
+    return TorchEngine(model).run
 
-    Inputs may lie on the CPU in float32, as `collate` makes them; they are moved to the model's device and type.
-    """
-    graphs = {g.name: g for g in model.graphs()}
-    # Of each graph by itself: heads may be kept in float32 above a body in bfloat16.
-    weights = {n: next(p for p in g.module.parameters() if p.is_floating_point()) for n, g in graphs.items()}
 
-    def run(name: str, inputs: Tensors) -> Tensors:
-        if name not in graphs:
-            raise UnknownName("graph", name, graphs)
-        weight = weights[name]
-        placed = {k: v.to(weight.device, weight.dtype if v.is_floating_point() else v.dtype) for k, v in inputs.items()}
-        with torch.inference_mode():
-            return dict(zip(graphs[name].outputs, graphs[name].module(**placed), strict=True))
-
-    return run
+def _placed(value: Value, weight: Tensor) -> Tensor:
+    """Where the weight is, floats in its type."""
+    tensor = value if isinstance(value, Tensor) else torch.from_numpy(value)
+    return tensor.to(weight.device, weight.dtype if tensor.is_floating_point() else tensor.dtype)

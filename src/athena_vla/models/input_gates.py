@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from athena_vla.embodiment import ActionChunk, Observation
 from athena_vla.errors import BlindPolicy, InvalidObservation
-from athena_vla.models.architecture import Architecture, ModelInput, Run, Tensors, run_torch
+from athena_vla.models.contract import Engine, HostLoop, ModelInput, Tapped, Values
 
 Act = Callable[[Observation], ActionChunk | NDArray[np.floating[Any]]]
 
@@ -100,10 +99,9 @@ def require_sensitive(
     return check_sensitivity(act, observations, proprio=proprio, threshold=threshold).require(name)
 
 
-def check_model(model: Architecture, run: Run | None = None, threshold: float = THRESHOLD) -> Sensitivity:
+def check_model(loop: HostLoop, engine: Engine, threshold: float = THRESHOLD) -> Sensitivity:
     """The same for a model without a robot: made-up images, states and instructions, actions in [-1, 1] units."""
-    runner = run or run_torch(model)
-    spec = model.spec
+    spec = loop.spec
     random = np.random.default_rng(0)
     noise = [random.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(2)]
     black, white = np.zeros((64, 64, 3), np.uint8), np.full((64, 64, 3), 255, np.uint8)
@@ -111,10 +109,7 @@ def check_model(model: Architecture, run: Run | None = None, threshold: float = 
 
     def actions(image: NDArray[np.uint8], text: str = INSTRUCTIONS[0], state: NDArray[np.float32] = rest):
         item = ModelInput(images=(image,) * spec.cameras, state=state, instruction=text)
-        inputs = model.collate([item])
-        with torch.inference_mode():
-            chosen = model.decode(runner, inputs, model.noise(1, torch.Generator().manual_seed(0)))
-        return chosen.float().cpu().numpy()
+        return _decode(loop, engine, item)
 
     reference = actions(noise[0])
     changes = {
@@ -122,55 +117,43 @@ def check_model(model: Architecture, run: Run | None = None, threshold: float = 
         "frames": np.abs(reference - actions(noise[1])).max(),
         "language": np.abs(reference - actions(noise[0], INSTRUCTIONS[1])).max(),
     }
-    if model.reads_state:
+    if loop.reads_state:
         changes["proprio"] = np.abs(reference - actions(noise[0], state=rest + np.float32(0.5))).max()
     return Sensitivity({k: float(v) for k, v in changes.items()}, threshold)
 
 
-def count_vision_calls(model: Architecture, run: Run | None = None) -> dict[str, int]:
-    """How often vision runs in one decode: each tower and the projector, by hooks, and where another backend runs the
-    model, its vision graph. Empty for a model that names no vision modules.
+def count_vision_calls(loop: HostLoop, engine: Engine) -> dict[str, int]:
+    """How often vision runs in one decode: each tower and the projector where the engine can look inside its graphs,
+    its vision graph elsewhere.
     """
-    here = run is None or not any(p.is_meta for p in model.parameters())  # an exported model's weights are elsewhere
-    modules = model.vision_modules()
-    counts = dict.fromkeys(modules if here else ["vision graph"] * bool(modules), 0)
-    runner = run or run_torch(model)
+    graph = {"vision graph": 0}
 
-    def hook(name: str) -> Callable[..., None]:
-        def count(*_: Any) -> None:
-            counts[name] += 1
+    def counted(name: str, values: Values) -> Values:
+        graph["vision graph"] += name == "vision"
+        return engine.run(name, values)
 
-        return count
-
-    def counted(name: str, inputs: Tensors) -> Tensors:
-        if name == "vision" and not here:
-            counts["vision graph"] += 1
-        return runner(name, inputs)
-
-    hooks = [model.get_submodule(name).register_forward_hook(hook(name)) for name in modules] if here else []
-    try:
-        check = ModelInput(
-            images=(np.zeros((64, 64, 3), np.uint8),) * model.spec.cameras,
-            state=np.zeros(model.spec.state_dim, np.float32),
-            instruction=INSTRUCTIONS[0],
-        )
-        inputs = model.collate([check])
-        with torch.inference_mode():
-            model.decode(counted, inputs, model.noise(1, torch.Generator().manual_seed(0)))
-    finally:
-        for handle in hooks:
-            handle.remove()
-    return counts
+    check = ModelInput(
+        images=(np.zeros((64, 64, 3), np.uint8),) * loop.spec.cameras,
+        state=np.zeros(loop.spec.state_dim, np.float32),
+        instruction=INSTRUCTIONS[0],
+    )
+    with engine.watched() as inside:
+        _decode(loop, Tapped(engine, counted), check)
+    return inside or graph
 
 
-def require_vision_runs_once(model: Architecture, name: str = "The model", run: Run | None = None) -> dict[str, int]:
+def require_vision_runs_once(loop: HostLoop, engine: Engine, name: str = "The model") -> dict[str, int]:
     """Vision towers and projector run exactly once per call. Raises `BlindPolicy`."""
-    counts = count_vision_calls(model, run)
+    counts = count_vision_calls(loop, engine)
     wrong = {module: count for module, count in counts.items() if count != 1}
     if wrong:
         told = ", ".join(f"'{module}' {count} times" for module, count in wrong.items())
         raise BlindPolicy(f"{name} is refused: in one call {told} instead of once. {_ADVICE}")
     return counts
+
+
+def _decode(loop: HostLoop, engine: Engine, item: ModelInput) -> NDArray[np.float32]:
+    return loop.decode(engine, loop.collate([item]), loop.noise(1, np.random.default_rng(0)))
 
 
 def _positions(answer: ActionChunk | NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:

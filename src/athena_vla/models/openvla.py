@@ -1,33 +1,26 @@
 """Family `openvla`: actions as tokens of the language model, one after the other, as the released openvla-7b.
 
-Reads images and the instruction, never the state. Each joint of each time step is one of 256 tokens; greedy decoding
-can be held to action tokens and to bins inside joint limits.
+Reads images and the instruction, never the state. Each joint of each time step is one of 256 tokens; `loops.token_loop`
+chooses them.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from athena_vla.errors import ModelError
 from athena_vla.models.action_tokens import ActionTokens
-from athena_vla.models.architecture import SMALLEST_WEIGHT, Graph, Run, Spec, Tensors
+from athena_vla.models.architecture import SMALLEST_WEIGHT, Graph, Tensors
+from athena_vla.models.body.body_spec import full_7b_body, tiny_body
 from athena_vla.models.body.llama import attention_mask
-from athena_vla.models.body.prismatic import Prismatic, full_7b_body, spliced, tiny_body
+from athena_vla.models.body.prismatic import Prismatic
 from athena_vla.models.body.prompt import EOS
-from athena_vla.models.choice import Allowed, Chooses
-from athena_vla.models.vla import LONGEST_PROMPT, VisionLanguageModel, VlaSpec
-
-
-@dataclass(frozen=True, kw_only=True)
-class OpenVLASpec(VlaSpec):
-    constrained: bool = True  # greedy choice among the 256 action tokens only
+from athena_vla.models.contract import Spec
+from athena_vla.models.loops.token_loop import OpenVLASpec
+from athena_vla.models.vla import LONGEST_PROMPT, VisionLanguageModel
 
 
 def tiny_spec(
@@ -82,23 +75,15 @@ class LanguageGraph(nn.Module):
         return self.model.choices(row)[:, 0], key, value
 
 
-class OpenVLA(VisionLanguageModel, Chooses):
+class OpenVLA(VisionLanguageModel):
     family: ClassVar[str] = "openvla"
     spec_type: ClassVar[type[Spec]] = OpenVLASpec
     reads_tokens: ClassVar[bool] = True
 
     def __init__(self, spec: OpenVLASpec, tokenizer_files: Mapping[str, bytes], body: Prismatic | None = None) -> None:
         super().__init__(spec, tokenizer_files, body)
-        if not spec.body.text.output:
-            raise ModelError(
-                "The openvla family reads actions from the language model's token output; its body has none."
-            )
         self.token_spec = spec
         self.action_tokens = ActionTokens(spec.body.text.vocabulary)
-
-    @property
-    def tokens_per_chunk(self) -> int:
-        return self.spec.horizon * self.spec.action_dim
 
     def choices(self, hidden: Float[Tensor, "b l e"]) -> Float[Tensor, "b l v"]:
         """Logits of the tokens that may be answered: the action tokens alone, where the choice is held to them."""
@@ -150,7 +135,7 @@ class OpenVLA(VisionLanguageModel, Chooses):
         length = patches + inputs["input_ids"].shape[1]
         (rows,) = self.example_embeddings(length)
         caches = {f"{kind}_{i}": {0: "batch", 2: "cache"} for kind in ("keys", "values") for i in range(text.layers)}
-        longest = patches + LONGEST_PROMPT
+        longest, answer = patches + LONGEST_PROMPT, self.spec.horizon * self.spec.action_dim
         return (
             self.vision_graph(inputs),
             Graph(
@@ -174,88 +159,11 @@ class OpenVLA(VisionLanguageModel, Chooses):
                 {"rows": {0: "batch", 1: "rows"}, "valid": {0: "batch", 1: "rows"}, "position": {0: "batch"}, **caches},
                 (
                     {"rows": (patches + 1, length, longest), "cache": (1, 1, 1)},
-                    {"rows": (1, 1, 1), "cache": (patches + 1, length, longest + self.tokens_per_chunk)},
+                    {"rows": (1, 1, 1), "cache": (patches + 1, length, longest + answer)},
                 ),
             ),
         )
 
-    def decode(self, run: Run, inputs: Tensors, noise: Tensors) -> Float[Tensor, "b h d"]:
-        """Greedy decoding. Raises `ModelError` where an unconstrained model leaves the action tokens."""
-        return self.decode_among(run, inputs, None)
-
-    def decode_among(self, run: Run, inputs: Tensors, allowed: Allowed | None) -> Float[Tensor, "b h d"]:
-        """Greedy decoding among the bins that are allowed."""
-        tokens = self.decode_ids(run, inputs, allowed)
-        if not self.token_spec.constrained and allowed is None:
-            wrong = (tokens < self.action_tokens.first) | (tokens >= self.action_tokens.vocabulary)
-            if bool(wrong.any()):
-                found = sorted(set(tokens[wrong].tolist()))[:5]
-                raise ModelError(
-                    f"The model answered with tokens that are no actions ({found}). Fine-tune it for this robot, "
-                    "or set `constrained` in its specification to choose among action tokens only."
-                )
-        return torch.from_numpy(self._values(tokens)).reshape(-1, self.spec.horizon, self.spec.action_dim)
-
-    def decode_ids(self, run: Run, inputs: Tensors, allowed: Allowed | None = None) -> Int[Tensor, "b n"]:
-        """The chosen token ids, through the graphs."""
-        words = run("words", {"input_ids": inputs["input_ids"]})["words"]
-        patches = self.run_vision(run, inputs).to(words.device)
-        rows, valid = spliced(patches, words, inputs["prompt_mask"].to(words.device))
-        language, joints, count = self.body.language_model, self.spec.action_dim, self.tokens_per_chunk
-        # The prompt looks at nothing but itself: one empty slot, since engines take no empty tensors.
-        keys, values = language.room(rows, 1), language.room(rows, 1)
-        position = valid.new_zeros(len(valid), dtype=torch.int64)
-        chosen: list[Tensor] = []
-        allow: Tensor | None = None  # [b, d, bins]: what the present row may be
-        for i in range(count):
-            out = run("language", {"rows": rows, "valid": valid, "position": position, **_per_layer(keys, values)})
-            if allowed is not None and i % joints == 0:
-                so_far = torch.stack(chosen, dim=1).cpu() if chosen else torch.empty(len(rows), 0, dtype=torch.int64)
-                allow = torch.from_numpy(allowed(self._values(so_far).reshape(len(rows), -1, joints)))
-            chosen.append(self._choose(out["logits"], None if allow is None else allow[:, i % joints]))
-            if i == count - 1:
-                break
-            if i == 0:
-                keys, values = (_grown(out.pop(name), count - 1) for name in ("keys", "values"))
-            else:
-                batch = torch.arange(len(rows), device=rows.device)
-                for cache, new in ((keys, out["keys"]), (values, out["values"])):
-                    # [layers, b, kv, 1, width] -> the slot of each row
-                    cache[:, batch, :, position] = new[:, :, :, 0].transpose(0, 1).to(cache)
-            position = position + valid.sum(dim=1)
-            rows = run("words", {"input_ids": chosen[-1][:, None]})["words"]
-            valid = torch.ones_like(valid[:, :1])
-        return torch.stack(chosen, dim=1)
-
-    @property
-    def bins(self) -> NDArray[np.float64]:
-        return self.action_tokens.values
-
     def head_modules(self) -> list[str]:
         """None: the language model's own output speaks every robot's tokens."""
         return []
-
-    def _choose(self, logits: Tensor, allowed: Tensor | None) -> Tensor:
-        if allowed is None and not self.token_spec.constrained:
-            return logits.argmax(dim=1)
-        first, last = self.action_tokens.first, self.action_tokens.vocabulary
-        action = logits if self.token_spec.constrained else logits[:, first:last]
-        if allowed is not None:
-            # Ids count down from the top as values go up.
-            action = action.masked_fill(~allowed.flip(1).to(action.device), -torch.inf)
-        return action.argmax(dim=1) + first
-
-    def _values(self, tokens: Tensor) -> NDArray[np.float32]:
-        return self.action_tokens.decode(tokens.cpu().numpy()).astype(np.float32)
-
-
-def _per_layer(keys: Tensor, values: Tensor) -> Tensors:
-    """The cache's layers as inputs of the graph: views."""
-    return {f"keys_{i}": k for i, k in enumerate(keys)} | {f"values_{i}": v for i, v in enumerate(values)}
-
-
-def _grown(cache: Tensor, slots: int) -> Tensor:
-    """The prompt's cache with empty slots behind it."""
-    wide = cache.new_zeros((*cache.shape[:3], cache.shape[3] + slots, cache.shape[4]))
-    wide[:, :, :, : cache.shape[3]] = cache
-    return wide

@@ -5,44 +5,25 @@ head turns each query's hidden state into the joints of that time step: paramete
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from athena_vla.errors import ModelError
-from athena_vla.models.architecture import ModelInput, Spec, Tensors
+from athena_vla.models.body.body_spec import PrismaticSpec, full_7b_body, tiny_body
 from athena_vla.models.body.llama import attention_mask
-from athena_vla.models.body.prismatic import Prismatic, PrismaticSpec, full_7b_body, tiny_body
-from athena_vla.models.parallel import ParallelModel, ParallelSpec
+from athena_vla.models.body.prismatic import Prismatic
+from athena_vla.models.contract import Spec
+from athena_vla.models.loops.parallel_loop import ChunkSpec
+from athena_vla.models.loops.shared_loop import VlaSpec
+from athena_vla.models.parallel import ParallelModel
 from athena_vla.models.robot_sizes import Sizes
-from athena_vla.models.vla import VlaSpec
 
 _TIME_WAVES = 32  # sines and cosines that tell one query from the next
 _WIDE_HEAD = 1024  # hidden units of the head on a body at least as wide
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChunkSpec(ParallelSpec):
-    head_width: int = 256
-    prefix: int = 0  # most rows of the chunk before that the model is given, to go on from them; 0 = never any
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.prefix < self.horizon:
-            raise ModelError(
-                f"A prefix of {self.prefix} rows does not fit a chunk of {self.horizon}: at least one row stays free."
-            )
-
-    def to_dict(self) -> dict[str, Any]:
-        raw = super().to_dict()
-        if not self.prefix:  # a model without the option is written, and hashed, as before there was one
-            del raw["prefix"]
-        return raw
 
 
 def tiny_spec(*, action_dim: int, state_dim: int, horizon: int = 8, cameras: int = 1, **body: int | float) -> ChunkSpec:
@@ -129,23 +110,8 @@ class OpenVLAChunk(ParallelModel):
         self._initialize_heads()
 
     @property
-    def prefix(self) -> int:
-        return self.chunk_spec.prefix
-
-    @property
     def action_tokens(self) -> int:
         return self.spec.horizon
-
-    def collate(self, inputs: Sequence[ModelInput]) -> Tensors:
-        """With the option on also `given` `[b, p, d + 1]`: rows and a one, zeros where no row is given."""
-        tensors = super().collate(inputs)
-        if self.prefix:
-            tensors["given"] = torch.zeros(len(inputs), self.prefix, self.spec.action_dim + 1)
-            for place, item in zip(tensors["given"], inputs, strict=True):
-                if item.given is not None:
-                    place[: len(item.given), :-1] = torch.from_numpy(item.given)
-                    place[: len(item.given), -1] = 1.0
-        return tensors
 
     def hidden(
         self,

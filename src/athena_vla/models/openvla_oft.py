@@ -5,23 +5,19 @@ takes a time step's joints together, so it grows with their number: for humanoid
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from athena_vla.models.architecture import Spec
+from athena_vla.models.body.body_spec import full_7b_body, tiny_body
 from athena_vla.models.body.llama import attention_mask
-from athena_vla.models.body.prismatic import Prismatic, full_7b_body, tiny_body
+from athena_vla.models.body.prismatic import Prismatic
 from athena_vla.models.body.prompt import EOS
-from athena_vla.models.parallel import ParallelModel, ParallelSpec
-
-
-@dataclass(frozen=True, kw_only=True)
-class OftSpec(ParallelSpec):
-    head_blocks: int = 2
+from athena_vla.models.contract import Spec
+from athena_vla.models.loops.parallel_loop import OftSpec
+from athena_vla.models.parallel import ParallelModel
 
 
 def tiny_spec(*, action_dim: int, state_dim: int, horizon: int = 4, cameras: int = 1, **body: int | float) -> OftSpec:

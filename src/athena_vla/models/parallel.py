@@ -5,20 +5,15 @@ A family says which hidden states stand for its actions, and brings the head tha
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from athena_vla.models.architecture import SMALLEST_WEIGHT, Graph, Run, Tensors
+from athena_vla.models.architecture import SMALLEST_WEIGHT, Graph, Tensors
 from athena_vla.models.body.prismatic import Prismatic
-from athena_vla.models.vla import LONGEST_PROMPT, VisionLanguageModel, VlaSpec
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParallelSpec(VlaSpec):
-    proprio: bool = True  # the state is an input; without, the policy sees images and words only
+from athena_vla.models.loops.parallel_loop import ParallelSpec
+from athena_vla.models.vla import LONGEST_PROMPT, VisionLanguageModel
 
 
 class StateProjector(nn.Module):
@@ -89,10 +84,6 @@ class ParallelModel(VisionLanguageModel):
     ) -> Tensor:
         """Hidden states of the actions `[b, action_tokens, e]`; `given` is None for a model whose `prefix` is 0."""
 
-    @property
-    def reads_state(self) -> bool:
-        return self.proprio
-
     def loss(self, inputs: Tensors, target: Float[Tensor, "b h d"], valid: Shaped[Tensor, "b h"]) -> Float[Tensor, ""]:
         """Mean absolute error over joints and valid steps."""
         hidden = self.hidden(**self._language_inputs(self.encode_images(inputs), inputs))
@@ -116,11 +107,6 @@ class ParallelModel(VisionLanguageModel):
             ),
             Graph("head", HeadGraph(self.head), {"hidden": hidden}, ("actions",), {"hidden": {0: "batch"}}),
         )
-
-    def decode(self, run: Run, inputs: Tensors, noise: Tensors) -> Float[Tensor, "b h d"]:
-        language = self._language_inputs(self.run_vision(run, inputs), inputs)
-        hidden = run("language", {k: v for k, v in language.items() if v is not None})["hidden"]
-        return run("head", {"hidden": hidden})["actions"]
 
     def _language_inputs(self, patches: Tensor, inputs: Tensors) -> dict[str, Tensor | None]:
         return {

@@ -9,8 +9,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from athena_vla.errors import ModelError, UnknownName
-from athena_vla.models.architecture import FAMILIES, Spec
+from athena_vla.models.architecture import FAMILIES
 from athena_vla.models.body.tiny_tokenizer import tiny_tokenizer_files
+from athena_vla.models.contract import Spec
 from athena_vla.models.vla import VisionLanguageModel
 
 

@@ -5,7 +5,6 @@ Knows nothing of how a family reads actions out.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, cast
 
 import numpy as np
@@ -13,42 +12,22 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from athena_vla.errors import InvalidObservation, ModelError
-from athena_vla.models.architecture import Architecture, Graph, ModelInput, Run, Spec, Tensors
-from athena_vla.models.body.images import pixels
-from athena_vla.models.body.prismatic import Prismatic, PrismaticSpec
+from athena_vla.errors import ModelError
+from athena_vla.models.architecture import Architecture, Graph, Tensors
+from athena_vla.models.body.body_spec import PrismaticSpec
+from athena_vla.models.body.prismatic import Prismatic
 from athena_vla.models.body.prompt import Prompter
 from athena_vla.models.body.tiny_tokenizer import TINY_VOCABULARY, tiny_tokenizer_files
+from athena_vla.models.contract import ModelInput, Spec
+from athena_vla.models.loops.shared_loop import VlaLoop, VlaSpec
 from athena_vla.models.robot_sizes import Sizes
 
-SINGLE_TOKEN = "step"  # the stage in which tokens are decoded one by one
 LONGEST_PROMPT = 256  # tokens an engine is built for; OpenVLA's prompts have about 30
-
-
-@dataclass(frozen=True, kw_only=True)
-class VlaSpec(Spec):
-    """A body and the robot's sizes. `body` may be given as the dictionary that `to_dict` makes of it."""
-
-    body: PrismaticSpec
-
-    def __post_init__(self) -> None:
-        if isinstance(self.body, Mapping):
-            object.__setattr__(self, "body", PrismaticSpec.from_dict(self.body))
-        for name in ("horizon", "action_dim", "cameras"):
-            if getattr(self, name) < 1:
-                raise ModelError(f"A {type(self).__name__} needs at least one {name}, it has {getattr(self, name)}.")
 
 
 def cropped(body: PrismaticSpec, area: float | None) -> PrismaticSpec:
     """The body seeing the middle `area` of each picture; itself where that is None."""
     return body if area is None else dataclasses.replace(body, images=dataclasses.replace(body.images, crop_area=area))
-
-
-def stage_of(graph: str, inputs: Tensors) -> str:
-    """What a call is named where time is counted: a graph with a cache reads the prompt, then single tokens."""
-    if "position" not in inputs:
-        return graph
-    return SINGLE_TOKEN if inputs["rows"].shape[1] == 1 else "prefill"
 
 
 class PatchGraph(nn.Module):
@@ -68,47 +47,14 @@ class VisionLanguageModel(Architecture):
     reads_tokens: ClassVar[bool] = False  # needs the language model's token output
 
     def __init__(self, spec: VlaSpec, tokenizer_files: Mapping[str, bytes], body: Prismatic | None = None) -> None:
-        super().__init__(spec)
+        super().__init__(spec, tokenizer_files)
         self.body = body if body is not None else Prismatic(spec.body)
-        self.prompter = Prompter(tokenizer_files, spec.body.template, spec.body.max_prompt_tokens)
         self.body_spec = spec.body
 
-    def collate(self, inputs: Sequence[ModelInput]) -> Tensors:
-        """`pixel_values`, `input_ids`, `prompt_mask`, `state`: right-padded, on the CPU."""
-        for item in inputs:
-            if len(item.images) != self.spec.cameras:
-                raise InvalidObservation(f"The model takes {self.spec.cameras} cameras, it got {len(item.images)}.")
-            if item.state.shape != (self.spec.state_dim,) or not np.isfinite(item.state).all():
-                raise InvalidObservation(
-                    f"The model takes {self.spec.state_dim} finite state values, it got {item.state}."
-                )
-            rows = 0 if item.given is None else len(item.given)
-            if rows > self.prefix:
-                raise InvalidObservation(
-                    f"The model goes on from at most {self.prefix} rows of the chunk before, it was given {rows}. "
-                    "Train it with --prefix, or give none."
-                )
-        # Items may share their pictures: several questions about one frame, or blank ones beside cached features.
-        pictures = {id(item.images): item for item in inputs}
-        whole = dataclasses.replace(self.body_spec.images, crop_area=1.0)
-        ready = {
-            key: np.concatenate([pixels(im, whole if item.cropped else self.body_spec.images) for im in item.images])
-            for key, item in pictures.items()
-        }
-        images = [ready[id(item.images)] for item in inputs]
-        known = {text: self.prompter.answer_ids(text) for text in {item.instruction for item in inputs}}
-        prompts = [known[item.instruction] for item in inputs]
-        length = max(len(p) for p in prompts)
-        ids = torch.full((len(prompts), length), self.prompter.pad, dtype=torch.int64)
-        for row, prompt in zip(ids, prompts, strict=True):
-            row[: len(prompt)] = torch.tensor(prompt)
-        lengths = torch.tensor([len(p) for p in prompts])
-        return {
-            "pixel_values": torch.from_numpy(np.stack(images)),
-            "input_ids": ids,
-            "prompt_mask": torch.arange(length)[None, :] < lengths[:, None],
-            "state": torch.from_numpy(np.stack([item.state for item in inputs]).astype(np.float32)),
-        }
+    @property
+    def prompter(self) -> Prompter:
+        assert isinstance(self.loop, VlaLoop)
+        return self.loop.prompter
 
     def require_instruction(self, text: str) -> None:
         self.prompter.answer_ids(text)
@@ -116,12 +62,6 @@ class VisionLanguageModel(Architecture):
     def encode_images(self, inputs: Tensors) -> Tensor:
         """Patch embeddings of a batch; inputs may carry them as `patches` where the vision part is frozen."""
         return inputs["patches"] if "patches" in inputs else self.body.vision(inputs["pixel_values"])
-
-    def run_vision(self, run: Run, inputs: Tensors) -> Tensor:
-        """The same through a backend's graph, for `decode`."""
-        if "patches" in inputs:
-            return inputs["patches"]
-        return run("vision", {"pixel_values": inputs["pixel_values"]})["patches"]
 
     def vision_graph(self, example: Tensors) -> Graph:
         """Graph `vision` of every family."""
@@ -145,9 +85,6 @@ class VisionLanguageModel(Architecture):
             layer.__dict__.pop("forward", None)
             if on:
                 layer.forward = torch.compile(layer.forward, dynamic=True)
-
-    def tokenizer_files(self) -> dict[str, bytes]:
-        return dict(self.prompter.files)
 
     def example_inputs(self) -> Tensors:
         """A black image and a short prompt: example inputs of the graphs."""
@@ -191,7 +128,7 @@ class VisionLanguageModel(Architecture):
         assert isinstance(spec, VlaSpec)
         if cropped(spec.body, 1.0) != cropped(self.body_spec, 1.0):
             raise ModelError("A model can be bound to another robot, not to another body; the specifications differ.")
-        return type(self)(spec, self.prompter.files, self.body)
+        return type(self)(spec, self.tokenizer_files(), self.body)
 
     @classmethod
     def spec_on(cls, body: PrismaticSpec, sizes: Sizes, **own: int) -> VlaSpec:

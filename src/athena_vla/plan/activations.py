@@ -18,9 +18,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from athena_vla.models import lora
+from athena_vla.models.loops.shared_loop import VlaSpec
 from athena_vla.models.lora import LoraSettings
 from athena_vla.models.parallel import ParallelModel
-from athena_vla.models.vla import VisionLanguageModel, VlaSpec
+from athena_vla.models.vla import VisionLanguageModel
 
 PROMPT = 32  # tokens of a usual instruction
 _FEW, _MORE = 2, 3  # decoder layers that are traced

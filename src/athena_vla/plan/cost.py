@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from athena_vla.models.architecture import Architecture, Graph, ModelInput, Tensors
-from athena_vla.models.vla import VisionLanguageModel, stage_of
+from athena_vla.models.architecture import Architecture, Graph, Tensors
+from athena_vla.models.contract import ModelInput
+from athena_vla.models.loops.shared_loop import stage_of
+from athena_vla.models.vla import VisionLanguageModel
 
 LOGITS = "logits"  # the port that carries the output layer's rows
 
@@ -69,7 +71,7 @@ def count(model: Architecture, packed_graphs: Sequence[str] = ("language",)) -> 
         instruction="pick up the red cube and put it into the box",
     )
     with torch.inference_mode():
-        model.decode(run, model.collate([item]), model.noise(1, torch.Generator().manual_seed(0)))
+        model.decode(run, model.collate([item]), model.noise(1, np.random.default_rng(0)))
     times = Counter(seen)
     parameters = {id(p): p for p in model.parameters()}
     tables = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding))

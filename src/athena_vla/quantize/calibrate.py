@@ -11,11 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from athena_vla.embodiment import Observation
-from athena_vla.models.architecture import Architecture
+from athena_vla.models.architecture import Architecture, TorchEngine
+from athena_vla.models.contract import Tapped
 from athena_vla.models.weights.packed import Packed
 from athena_vla.policy import Policy
 
 MOST_ROWS = 8192  # input rows per layer that go into a second moment; more change little and cost time
+
+
+def torch_model(policy: Policy) -> Architecture:
+    """The torch model behind a policy; layers are looked at, and quantised, in torch alone."""
+    engine = policy.engine.engine if isinstance(policy.engine, Tapped) else policy.engine
+    assert isinstance(engine, TorchEngine)
+    return engine.model
 
 
 def linears(model: nn.Module) -> dict[str, nn.Linear]:
@@ -67,7 +75,7 @@ def quantize_in_order(
     """
     waiting = set(names)
     hooks = []
-    for name, layer in linears(policy.model).items():
+    for name, layer in linears(torch_model(policy)).items():
         if name not in waiting:
             continue
 

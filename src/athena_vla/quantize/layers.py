@@ -66,7 +66,7 @@ def lift(
         known.update(new)
         progress(len(known), len(asked), MEASURING)
 
-    with opened(source) as policy:
+    with opened(source, config.device) as policy:
         sensitivities(policy, shown, [x for x in asked if x.name not in known], report)
     found = filled(layers, known)
     layers = [dataclasses.replace(x, sensitivity_rad=found.get(x.name), measured=x.name in known) for x in layers]
@@ -114,7 +114,7 @@ def choose_codes(
         for layer in layers:
             ledger.settle(layer, lambda layer=layer: alone(layer))
     else:
-        with opened(source) as policy:
+        with opened(source, config.device) as policy:
             quantize_in_order(policy, calibration, list(plan), on_inputs)
     return [dataclasses.replace(x, output_error=ledger.errors[x.name]) for x in layers]
 

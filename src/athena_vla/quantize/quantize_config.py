@@ -53,6 +53,8 @@ class QuantizeConfig:
     """Bits of all other matrices."""
     threads: int = 1
     """CPU threads."""
+    device: str = "auto"
+    """Where layers are measured and quantised, and the result is checked: auto, cpu, cuda or cuda:N."""
     seed: int = 0
     """Of the choice of frames."""
     overwrite: bool = False

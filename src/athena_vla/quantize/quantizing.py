@@ -76,7 +76,7 @@ def _quantize(config: QuantizeConfig, source: Bundle, progress: Progress, starte
         if config.check:
             progress(0, 1, CHECKING)
             bundles.seal(folder, manifest)
-            measured = _measure(Bundle.open(folder), source, held_out)
+            measured = _measure(Bundle.open(folder), source, held_out, config.device)
         info = {
             "bits": config.bits,
             "mean_bits": choose.mean_bits(layers),
@@ -113,16 +113,16 @@ class Measured:
     error: dict[str, Any] = field(default_factory=dict)  # [rad], against the float weights on held-out frames
 
 
-def _measure(written: Bundle, source: Bundle, held_out: list[Observation]) -> Measured:
+def _measure(written: Bundle, source: Bundle, held_out: list[Observation], device: str) -> Measured:
     """Replay, sensitivity gates and the action error; of a large model on fewer frames, on its codes as stored."""
     large = is_large(source.store())
-    final = Policy.of(written, "auto" if large else "torch")
+    final = Policy.of(written, "auto" if large else "torch", device=device)
     deviation = replay(final, source.golden)
     gates = sensitivity(final, source.golden.observations[: 1 if large else None])
     shown = held_out[: FEW if large else None]
     answers = choose.batch_chunks(final, shown)
     del final  # before the float weights are opened
-    with opened(source) as reference:
+    with opened(source, device) as reference:
         expected = choose.batch_chunks(reference, shown)
     rows = choose.answered(shown, source.spec.horizon)
     return Measured(deviation, gates, choose.action_error(answers, expected, source.robot.action_names, rows))
@@ -141,7 +141,7 @@ def frames(config: QuantizeConfig, source: Bundle) -> tuple[list[Observation], l
         )
     generator = np.random.default_rng(config.seed)
 
-    prefix = source.skeleton().prefix
+    prefix = source.loop.prefix
 
     def some(indices: Sequence[int] | np.ndarray, count: int) -> list[Observation]:
         picked = generator.permutation(np.asarray(indices))[:count]

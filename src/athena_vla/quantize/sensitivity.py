@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from athena_vla.embodiment import Observation
 from athena_vla.errors import ModelError
-from athena_vla.models.architecture import Run, Tensors
+from athena_vla.models.contract import Call, Tapped, Values
 from athena_vla.models.weights.packed import Packed
 from athena_vla.policy import Policy
-from athena_vla.quantize.calibrate import linears
+from athena_vla.quantize.calibrate import linears, torch_model
 from athena_vla.quantize.choose import Layer, batch_chunks
 from athena_vla.quantize.codes import nearest
 
@@ -40,14 +40,15 @@ def sensitivities(
     copies = max(1, ROWS // len(frames))
     asked = [*frames] * copies
     found: dict[str, float] = {}
-    for vision, seeing in ((True, policy), (False, replace(policy, run=_seen_once(policy.run, len(frames))))):
+    once = replace(policy, engine=Tapped(policy.engine, _seen_once(policy.engine.run, len(frames))))
+    for vision, seeing in ((True, policy), (False, once)):
         alike = [x for x in layers if (x.graph == "vision") == vision]
         if not alike:
             continue
         # In a batch of the same shape: what another shape rounds differently is nobody's error.
         reference = batch_chunks(seeing, asked, len(asked))
         for some in (alike[i : i + copies] for i in range(0, len(alike), copies)):
-            with rounded(policy.model, some, copies):
+            with rounded(torch_model(policy), some, copies):
                 answers = batch_chunks(seeing, asked, len(asked))
             errors = np.abs(answers - reference).reshape(copies, -1).mean(axis=1)[: len(some)]
             new = {x.name: float(e) for x, e in zip(some, errors, strict=True)}
@@ -115,11 +116,11 @@ def _place(name: str) -> tuple[str, int]:
     return (_NUMBER.sub(".*.", name, count=1), int(match[1])) if match else (name, 0)
 
 
-def _seen_once(run: Run, frames: int) -> Run:
+def _seen_once(run: Call, frames: int) -> Call:
     """The same runner for batches of copies of `frames`, whose pictures are looked at once."""
-    seen: Tensors = {}
+    seen: Values = {}
 
-    def through(name: str, inputs: Tensors) -> Tensors:
+    def through(name: str, inputs: Values) -> Values:
         if name != "vision":
             return run(name, inputs)
         if not seen:

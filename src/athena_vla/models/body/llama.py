@@ -5,7 +5,6 @@ that a graph of any size can be assembled layer by layer. Knows nothing of image
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -15,30 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from athena_vla.models.body.attention import attend
-
-
-@dataclass(frozen=True, kw_only=True)
-class LlamaSpec:
-    """Sizes of the decoder. Released OpenVLA configurations leave `rms_epsilon` at transformers' default of 1e-6."""
-
-    width: int
-    mlp_width: int
-    layers: int
-    heads: int
-    kv_heads: int
-    rows: int  # of the embedding table, padding included
-    pad_multiple: int = 64  # `rows` minus this is the vocabulary that action tokens count from
-    rms_epsilon: float = 1e-6
-    rope_theta: float = 10000.0
-    output: bool = True  # has an lm_head
-
-    @property
-    def head_width(self) -> int:
-        return self.width // self.heads
-
-    @property
-    def vocabulary(self) -> int:
-        return self.rows - self.pad_multiple
+from athena_vla.models.body.body_spec import LlamaSpec
 
 
 class RmsNorm(nn.Module):

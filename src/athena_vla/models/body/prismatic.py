@@ -4,150 +4,19 @@ Turns pixels into patch embeddings and splices them between BOS and the prompt. 
 actions or robots.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from athena_vla.errors import UnknownName
-from athena_vla.models.body.images import (
-    DINOV2_MEAN,
-    DINOV2_STD,
-    SIGLIP_MEAN,
-    SIGLIP_STD,
-    ImageSpec,
-    image_spec,
-)
-from athena_vla.models.body.llama import Llama, LlamaSpec
-from athena_vla.models.body.prompt import Template
-from athena_vla.models.body.tiny_tokenizer import TINY_ROWS, TINY_VOCABULARY
-from athena_vla.models.body.vit import VisionTransformer, VitSpec, tower_spec
+from athena_vla.models.body.body_spec import PrismaticSpec, VitSpec
+from athena_vla.models.body.llama import Llama
+from athena_vla.models.body.vit import VisionTransformer
 
 LANGUAGE_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _LANGUAGE_ENDS = ("embed_tokens", "lm_head")
 _TOWER_LINEARS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrismaticSpec:
-    """Everything that shapes the body and what goes into it. The first tower is `featurizer`, the second is fused."""
-
-    towers: tuple[VitSpec, ...]
-    images: ImageSpec
-    text: LlamaSpec
-    projector: Literal["gelu-mlp", "fused-gelu-mlp", "linear"]
-    template: Template
-    max_prompt_tokens: int  # longer prompts are refused
-
-    @property
-    def patches(self) -> int:
-        """Patch embeddings per camera."""
-        return self.towers[0].patches
-
-    @property
-    def vision_width(self) -> int:
-        return sum(t.width for t in self.towers)
-
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> "PrismaticSpec":
-        """Inverse of `dataclasses.asdict`, also after a round trip through JSON."""
-        known = set(cls.__dataclass_fields__)
-        for key in raw:
-            if key not in known:
-                raise UnknownName("field of the body's specification", key, sorted(known))
-        fields = dict(raw)
-        fields["towers"] = tuple(VitSpec(**t) for t in raw["towers"])
-        fields["images"] = ImageSpec.from_dict(raw["images"])
-        fields["text"] = LlamaSpec(**raw["text"])
-        return cls(**fields)
-
-
-def tiny_body(
-    *,
-    image_size: int = 96,
-    patch: int = 8,
-    tower_width: int = 64,
-    tower_blocks: int = 2,
-    tower_heads: int = 2,
-    width: int = 128,
-    layers: int = 4,
-    heads: int = 2,
-    kv_heads: int = 2,
-    mlp_width: int = 344,
-    crop_area: float = 1.0,
-    output: bool = True,
-) -> PrismaticSpec:
-    """The same code as 7B with other numbers: trains on two CPU cores."""
-
-    def tower(name: str, *, dinov2: bool) -> VitSpec:
-        return VitSpec(
-            name=name,
-            image_size=image_size,
-            patch=patch,
-            width=tower_width,
-            blocks=tower_blocks,
-            heads=tower_heads,
-            mlp_width=4 * tower_width,
-            class_token=dinov2,
-            registers=4 if dinov2 else 0,
-            layer_scale=dinov2,
-        )
-
-    return PrismaticSpec(
-        towers=(tower("tiny_dinov2", dinov2=True), tower("tiny_siglip", dinov2=False)),
-        images=image_spec(
-            image_size, "resize-naive", [(DINOV2_MEAN, DINOV2_STD), (SIGLIP_MEAN, SIGLIP_STD)], crop_area
-        ),
-        text=LlamaSpec(
-            width=width,
-            mlp_width=mlp_width,
-            layers=layers,
-            heads=heads,
-            kv_heads=kv_heads,
-            rows=TINY_ROWS,
-            pad_multiple=TINY_ROWS - TINY_VOCABULARY,
-            output=output,
-        ),
-        projector="fused-gelu-mlp",
-        template="pure",
-        max_prompt_tokens=256,
-    )
-
-
-def full_7b_body(*, crop_area: float = 1.0, output: bool = True, unused: bool = False) -> PrismaticSpec:
-    """openvla-7b. `unused` keeps the vision layers that the release stores and nothing reads."""
-    towers = (
-        tower_spec("vit_large_patch14_reg4_dinov2.lvd142m", 224),
-        tower_spec("vit_so400m_patch14_siglip_224", 224),
-    )
-    if not unused:
-        towers = tuple(without_unused(t) for t in towers)
-    return PrismaticSpec(
-        towers=towers,
-        # The released processor stores the ImageNet values after a round trip through bfloat16.
-        images=image_spec(
-            224,
-            "resize-naive",
-            [
-                ((0.484375, 0.455078125, 0.40625), (0.228515625, 0.2236328125, 0.224609375)),
-                (SIGLIP_MEAN, SIGLIP_STD),
-            ],
-            crop_area,
-        ),
-        text=LlamaSpec(width=4096, mlp_width=11008, layers=32, heads=32, kv_heads=32, rows=32064, output=output),
-        projector="fused-gelu-mlp",
-        template="pure",
-        max_prompt_tokens=512,
-    )
-
-
-def without_unused(tower: VitSpec) -> VitSpec:
-    """The same tower without the stored layers that no output depends on."""
-    return VitSpec(**{**tower.__dict__, "unused": False})
 
 
 class VisionBackbone(nn.Module):

@@ -3,104 +3,13 @@
 Parameter names are those of the released checkpoints. Knows nothing of image files, projectors or language.
 """
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from athena_vla.errors import UnknownName
 from athena_vla.models.body.attention import attend
-
-Activation = Literal["gelu", "quick_gelu"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class VitSpec:
-    """One tower. `blocks` counts the blocks that are computed; the features are the output of the last of them.
-
-    Released towers store one more block, a final norm and sometimes an attention pool that nothing reads
-    (OpenVLA takes the second-to-last block); `unused` says whether this model keeps those.
-    """
-
-    name: str
-    image_size: int  # [px]
-    patch: int  # [px]
-    width: int
-    blocks: int
-    heads: int
-    mlp_width: int
-    class_token: bool = False
-    registers: int = 0
-    position_on_prefix: bool = False  # the class token has a position embedding (plain ViT, CLIP)
-    layer_scale: bool = False
-    pre_norm: bool = False  # CLIP: a norm before the first block, and no bias in the patch embedding
-    attention_pool: bool = False  # SigLIP: stored, never read
-    epsilon: float = 1e-6
-    activation: Activation = "gelu"
-    unused: bool = False
-
-    @property
-    def grid(self) -> int:
-        return self.image_size // self.patch
-
-    @property
-    def patches(self) -> int:
-        return self.grid**2
-
-
-def tower_spec(
-    timm_id: str, image_size: int, *, width: int | None = None, depth: int | None = None, heads: int | None = None
-) -> VitSpec:
-    """The tower that a released checkpoint means by this timm id; `depth` counts stored blocks, as there."""
-    base = timm_id.split(".")[0]
-    if base not in _TOWERS:
-        raise UnknownName("vision tower", timm_id, _TOWERS)
-    patch, own_width, own_depth, own_heads, ratio, kind = _TOWERS[base]
-    width = width or own_width
-    options = _KINDS[kind]
-    return VitSpec(
-        name=timm_id,
-        image_size=image_size,
-        patch=patch,
-        width=width,
-        blocks=(depth or own_depth) - 1,
-        heads=heads or own_heads,
-        mlp_width=int(width * ratio),
-        unused=True,
-        **options,
-    )
-
-
-# timm id -> patch, width, depth, heads, MLP ratio, kind (sizes from timm 0.9.10's definitions)
-_TOWERS: dict[str, tuple[int, int, int, int, float, str]] = {
-    "vit_small_patch14_reg4_dinov2": (14, 384, 12, 6, 4.0, "dinov2_registers"),
-    "vit_base_patch14_reg4_dinov2": (14, 768, 12, 12, 4.0, "dinov2_registers"),
-    "vit_large_patch14_reg4_dinov2": (14, 1024, 24, 16, 4.0, "dinov2_registers"),
-    "vit_large_patch14_dinov2": (14, 1024, 24, 16, 4.0, "dinov2"),
-    "vit_base_patch16_siglip_224": (16, 768, 12, 12, 4.0, "siglip"),
-    "vit_base_patch16_siglip_256": (16, 768, 12, 12, 4.0, "siglip"),
-    "vit_base_patch16_siglip_384": (16, 768, 12, 12, 4.0, "siglip"),
-    "vit_so400m_patch14_siglip_224": (14, 1152, 27, 16, 3.7362, "siglip"),
-    "vit_so400m_patch14_siglip_384": (14, 1152, 27, 16, 3.7362, "siglip"),
-    "vit_large_patch14_clip_224": (14, 1024, 24, 16, 4.0, "clip"),
-    "vit_large_patch14_clip_336": (14, 1024, 24, 16, 4.0, "clip"),
-    "vit_large_patch16_224": (16, 1024, 24, 16, 4.0, "vit"),
-}
-_KINDS: dict[str, dict] = {
-    "dinov2_registers": {"class_token": True, "registers": 4, "layer_scale": True},
-    "dinov2": {"class_token": True, "position_on_prefix": True, "layer_scale": True},
-    "siglip": {"attention_pool": True},
-    "clip": {
-        "class_token": True,
-        "position_on_prefix": True,
-        "pre_norm": True,
-        "epsilon": 1e-5,
-    },
-    "vit": {"class_token": True, "position_on_prefix": True},
-}
+from athena_vla.models.body.body_spec import Activation, VitSpec
 
 
 class Mlp(nn.Module):

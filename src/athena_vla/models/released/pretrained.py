@@ -14,13 +14,14 @@ from torch import Tensor
 
 from athena_vla.errors import ModelError
 from athena_vla.models import input_gates as gates
-from athena_vla.models.architecture import DEFAULT_FAMILY, Architecture, family
+from athena_vla.models.architecture import DEFAULT_FAMILY, Architecture, TorchEngine, family
+from athena_vla.models.loops.shared_loop import VlaSpec
 from athena_vla.models.openvla_oft import OpenVLAOFT
 from athena_vla.models.precision import multiply_natively
 from athena_vla.models.released import oft_files
 from athena_vla.models.released import released_weights as checkpoint
 from athena_vla.models.robot_sizes import Sizes
-from athena_vla.models.vla import VisionLanguageModel, VlaSpec, cropped
+from athena_vla.models.vla import VisionLanguageModel, cropped
 from athena_vla.models.weights.store import TensorStore
 
 LARGE = 2_000_000_000  # [bytes] of stored weights; smaller ones are opened in float32, which holds bfloat16 exactly
@@ -155,8 +156,9 @@ def from_release(
         model.get_submodule(head).to(device=weight.device, dtype=weight.dtype)
     multiply_natively(model, device)
     if check:
-        gates.require_vision_runs_once(model, f"The model loaded from '{source}'")
-        gates.check_model(model).require(f"The model loaded from '{source}'")
+        name, engine = f"The model loaded from '{source}'", TorchEngine(model)
+        gates.require_vision_runs_once(model.loop, engine, name)
+        gates.check_model(model.loop, engine).require(name)
     return model
 
 

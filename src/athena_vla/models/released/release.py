@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from athena_vla.errors import ModelError
+from athena_vla.models.body.body_spec import LlamaSpec, PrismaticSpec, VitSpec, tower_spec
 from athena_vla.models.body.images import ImageSpec, image_spec_from_processor
-from athena_vla.models.body.llama import LlamaSpec
-from athena_vla.models.body.prismatic import PrismaticSpec
 from athena_vla.models.body.prompt import Template
-from athena_vla.models.body.vit import VitSpec, tower_spec
 
 _BACKBONES = {
     "clip-vit-l": (["vit_large_patch14_clip_224.openai"], 224),

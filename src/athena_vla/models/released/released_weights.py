@@ -15,7 +15,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from athena_vla.errors import ModelError, UnknownName
-from athena_vla.models.body.prismatic import LANGUAGE_TARGETS, Prismatic, PrismaticSpec, without_unused
+from athena_vla.models.body.body_spec import PrismaticSpec, without_unused
+from athena_vla.models.body.prismatic import LANGUAGE_TARGETS, Prismatic
 from athena_vla.models.precision import product_type
 from athena_vla.models.released.release import release_config, release_processor, spec_from_release
 from athena_vla.models.weights import nf4 as four_bit

@@ -237,6 +237,11 @@ def save(tensors: dict[str, Tensor], path: Path) -> None:
         raise OSError(f"{error}: '{path.name}'") from error
 
 
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """One safetensors file of contiguous, unshared tensors, from whatever device they are on."""
+    save({k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}, path)
+
+
 def pairs(store: TensorStore) -> Iterator[tuple[str, Tensor | Packed]]:
     """All weights, one at a time, in the order they lie on disk."""
     for name in sorted(store.names, key=lambda n: (store.places.get(n, ""), n)):
