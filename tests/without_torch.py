@@ -8,9 +8,7 @@ Acts, serves over loopback, benches, and refuses to be held up by any of the thr
 import importlib.abc
 import json
 import sys
-import time
 from collections.abc import Sequence
-from pathlib import Path
 from types import ModuleType
 
 FORBIDDEN = ("torch", "transformers", "peft")
@@ -24,22 +22,13 @@ class Refuse(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(f"No module named '{name}'", name=name)
 
 
-def resident_gb(key: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    line = next(x for x in lines if x.startswith(f"{key}:"))
-    return int(line.split()[1]) * 1024e-9
-
-
 def main(path: str, out: str) -> None:
-    start = time.perf_counter()
-    if "--with-torch" not in sys.argv:
-        sys.meta_path.insert(0, Refuse())
+    sys.meta_path.insert(0, Refuse())
     import numpy as np
 
-    from athena_vla.policy import Policy, replay
+    from athena_vla.policy import replay
     from athena_vla.serve import open_policy
 
-    imported = time.perf_counter() - start
     policy, _ = open_policy(path, device="cpu")
     from athena_vla.bundle import Bundle
 
@@ -47,30 +36,22 @@ def main(path: str, out: str) -> None:
     frames = bundle.golden.observations
     chunks = policy.chunks(frames)
     replayed = replay(policy, bundle.golden)
-    fresh = time.perf_counter()
-    Policy.load(path, device="cpu").act(frames[0])
-    opened = time.perf_counter() - fresh
     record = {
-        "import_seconds": imported,
-        "open_and_first_action_seconds": opened,
-        "resident_gb": resident_gb("VmRSS"),
-        "peak_resident_gb": resident_gb("VmHWM"),
         "replay_max_rad": replayed["max_rad"],
         "taken": policy.engine.taken.to_dict(),
     }
-    if "--measure" not in sys.argv:
-        from athena_vla.bench import BenchConfig, bench
-        from athena_vla.wire.client import RemotePolicy
-        from athena_vla.wire.server import PolicyServer, background
+    from athena_vla.bench import BenchConfig, bench
+    from athena_vla.wire.client import RemotePolicy
+    from athena_vla.wire.server import PolicyServer, background
 
-        with (
-            background(PolicyServer(policy, policy.robot)) as server,
-            RemotePolicy(server.address, policy.robot) as remote,
-        ):
-            served = np.stack([remote.act(f).positions for f in frames])
-        timed = bench(BenchConfig(bundle=bundle.path, warmup=10, runs=100, device="cpu"))
-        record["bench_action_ms"] = timed.summary()["action_ms"]
-        np.savez(out, chunks=chunks, served=served)
+    with (
+        background(PolicyServer(policy, policy.robot)) as server,
+        RemotePolicy(server.address, policy.robot) as remote,
+    ):
+        served = np.stack([remote.act(f).positions for f in frames])
+    timed = bench(BenchConfig(bundle=bundle.path, warmup=10, runs=100, device="cpu"))
+    record["bench_action_ms"] = timed.summary()["action_ms"]
+    np.savez(out, chunks=chunks, served=served)
     record["imported"] = [name for name in FORBIDDEN if name in sys.modules]
     print(json.dumps(record))
 
