@@ -33,7 +33,8 @@ from athena_vla.version import __version__
 __all__ = ["FORMAT", "Bundle", "Golden", "Manifest", "Stage"]
 
 MOST_GOLDEN_BYTES = 2**28  # unpacked; a few observations are some megabytes
-BUILT_ON_DEVICE = ("engines.json", "*.plan")  # written beside the graphs by the device, bound by hashes of their own
+# Written beside the graphs by the device that builds engines; the engines are bound by hashes of their own.
+BUILT_ON_DEVICE = ("engines.json", "*.plan", "*.layers.json", "timing.cache")
 BUILTIN = "builtin:"  # prefix of bundles that ship with the package, such as builtin:base
 MODEL_FILE = "weights/model.safetensors"
 ADAPTER_FILE = "weights/adapter.safetensors"
