@@ -34,6 +34,7 @@ def expected(config: DemoConfig) -> dict[str, float]:
         return {
             **prepared,
             "compare": sum(COMPARING.values()) / 4,
+            "safety": SAFETY,
             "deploy": sum(DEPLOYING.values()) - DEPLOYING["play"],
             "bench": BENCH,
             "report": REPORT,
