@@ -21,6 +21,7 @@ from athena_vla.models.weights.packed import Packed
 from athena_vla.models.weights.store import TensorStore
 from athena_vla.offload import opened, streamed
 from athena_vla.policy import Policy
+from athena_vla.progress import Nowhere, Progress, State
 from athena_vla.quantize import QuantizeConfig, choose, codes, quantize
 from athena_vla.quantize.calibrate import second_moment
 from athena_vla.quantize.choose import Layer
@@ -268,15 +269,21 @@ def test_a_large_model_has_its_worst_layers_lifted(base, tmp_path, monkeypatch) 
     monkeypatch.setattr("athena_vla.offload.IN_MEMORY", 0)
     monkeypatch.setattr("athena_vla.offload.RESIDENT", 10_000)
     said: list[tuple[int, int, str]] = []
+
+    class Kept(Nowhere):
+        def show(self, state: State) -> None:
+            said.append((state.done, state.total, state.what))
+
     settings = {"method": "nearest", "sensitivity_every": 2, "budget_bits": 5.2}
-    made = quantize(QuantizeConfig(base.path, tmp_path / "q", **settings), lambda *words: said.append(words))
+    made = quantize(QuantizeConfig(base.path, tmp_path / "q", **settings), Progress(Kept()))
     table = Bundle.open(tmp_path / "q").manifest.stage_info["layers"].values()
     assert made.lifted
     assert made.mean_bits <= 5.2
     assert all(e["sensitivity_rad"] is not None for e in table)
     measured = sum(e["sensitivity_measured"] for e in table)
     assert [w for w in said if w[2] == "measuring layers"][-1][:2] == (measured, measured)
-    assert said[-1] == (len(table), len(table), "quantising layers")
+    assert (len(table), len(table), "quantising layers") in said
+    assert said[-1][2] == "checking the bundle"
 
 
 def test_an_interrupted_run_goes_on_where_it_was(base, tmp_path, monkeypatch) -> None:

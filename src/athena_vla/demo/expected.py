@@ -1,6 +1,7 @@
 """How long the demo's steps take: seconds on one machine, from which another one's are learned while it works.
 
-Measured on two quiet cores with AVX2, of the demo at its usual size; other sizes by proportion.
+Totals of the steps were measured once, on two quiet cores, at the demo's usual size; other sizes by proportion. How a
+step divides into parts is an estimate that nobody measured: it moves what is said within a step, not its end.
 """
 
 from athena_vla.demo.demo_config import DemoConfig
