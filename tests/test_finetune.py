@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from athena_vla.finetune.result import result_of
 from athena_vla.models.lora import LoraSettings
 from athena_vla.plan import advised_finetune
 from athena_vla.policy import Policy, require_replay
+from athena_vla.progress import Nowhere, Progress, State
 from recordings import clean, write
 from small_bundles import small_run, write_base, write_finetuned
 
@@ -372,15 +374,22 @@ def test_scaled_losses_give_the_same_weights_and_the_scale_is_resumed(
     assert scales == [2.0**13], "it grew once in five steps, over the interruption"
 
 
-def test_the_bar_shows_every_step_where_a_person_is_looking(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    log = RunLog(config(world, tmp_path / "policy", progress=True), main=True)
-    seen = []
+@pytest.mark.parametrize("shown", [True, False])
+def test_progress_tells_every_step_and_its_loss(world, tmp_path, shown):
+    class Seen(Nowhere):
+        states: ClassVar[list[State]] = []
+
+        def show(self, state: State) -> None:
+            self.states.append(state)
+
+    seen = Seen()
+    seen.states.clear()
+    log = RunLog(config(world, tmp_path / "policy", progress=shown), main=True, progress=Progress(seen))
     for step in log.track(range(3, 7), 3, 7):
         log.scalars(step + 1, {"loss": 0.5, "samples_per_second": 10.0})
-        assert any(type(c).__name__ == "TimeRemainingColumn" for c in log.bar.columns)
-        seen.append((step, log.bar.tasks[0].completed, log.bar.tasks[0].total, log.bar.tasks[0].fields["loss"]))
-    assert seen == [(s, s, 7, "loss 0.5000") for s in range(3, 7)]
+    told = [(s.what, s.done, s.total, s.note) for s in seen.states]
+    steps = [("step", s, 7, "loss 0.5000, 10 samples/s") for s in range(4, 8)]
+    assert told == ([("step", 3, 7, ""), *steps] if shown else [])
 
 
 @pytest.mark.parametrize(

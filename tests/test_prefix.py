@@ -16,7 +16,7 @@ from athena_vla.control.runtime import RuntimeConfig, run_episode
 from athena_vla.control.safety import SafetyFilter
 from athena_vla.dataset.dataset import BuildConfig, Dataset, build
 from athena_vla.embodiment import ActionChunk, Array, Embodiment, Observation
-from athena_vla.errors import InvalidObservation, ModelError, TrainingError
+from athena_vla.errors import InvalidObservation, ModelError
 from athena_vla.evaluate.baselines import BlackImage, HoldStill
 from athena_vla.evaluate.rollout import Timed
 from athena_vla.export import ExportConfig, export
@@ -271,7 +271,7 @@ def test_the_answer_begins_with_the_rows_as_they_were_decided(world, trained) ->
 
 def test_a_family_without_the_option_is_refused(world, toy, tmp_path) -> None:
     write_base(tmp_path / "tokens", toy, tokens=True)
-    with pytest.raises(TrainingError, match="cannot be given a prefix"):
+    with pytest.raises(ModelError, match="family openvla cannot be given a prefix"):
         finetune(config(world, tmp_path / "out", model=str(tmp_path / "tokens"), prefix=2))
 
 

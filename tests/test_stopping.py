@@ -146,7 +146,7 @@ def test_a_demo_that_is_interrupted_names_its_finished_steps(tmp_path, monkeypat
     monkeypatch.setattr(recording, "record", finished("record"))
     monkeypatch.setattr(recording, "prepare", stops)
     monkeypatch.setattr(learning, "train", stops)
-    monkeypatch.setattr(chain, "_require_space", lambda out: None)
+    monkeypatch.setattr(chain, "DISK_NEEDED", 0)
     with pytest.raises(Interrupted) as error:
         whole(DemoConfig(out=tmp_path))
     assert str(error.value).startswith("finished steps are kept (record); the checkpoint of step 7 of 9")

@@ -43,12 +43,12 @@ class Sizes:
         names = ("action_dim", "state_dim", "horizon", "cameras")
         return {name: getattr(self, name) for name in names}
 
-    def named(self, kind: type[Any]) -> dict[str, Any]:
-        """The fields that a family's specification has. Raises `ModelError` for one that it needs and has not."""
+    def named(self, kind: type[Any], family: str) -> dict[str, Any]:
+        """The fields that a family's specification has. Raises `ModelError` for one that it would have to have."""
         fields = {f.name for f in dataclasses.fields(kind)}
         if self.prefix and "prefix" not in fields:
             raise ModelError(
-                f"A {kind.__name__} cannot be given a prefix; leave --prefix out, or choose another --family."
+                f"The family {family} cannot be given a prefix; leave --prefix out, or choose another --family."
             )
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _OF_THE_BODY}
         return {name: value for name, value in own.items() if name in fields}

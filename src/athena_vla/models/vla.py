@@ -133,5 +133,5 @@ class VisionLanguageModel(Architecture):
     @classmethod
     def spec_on(cls, body: PrismaticSpec, sizes: Sizes, **own: int) -> VlaSpec:
         """The family's specification on a body; `own` are fields of this family alone. Raises `ModelError`."""
-        fields = {**sizes.named(cls.spec_type), **own}
+        fields = {**sizes.named(cls.spec_type, cls.family), **own}
         return cast(VlaSpec, cls.spec_type(**fields, body=cropped(body, sizes.crop_area)))  # pyright: ignore

@@ -176,7 +176,7 @@ def bind(model: Architecture, name: str, sizes: Sizes) -> Architecture:
                 "base that has one, such as the released openvla-7b."
             )
         return kind(kind.spec_on(model.body_spec, sizes), model.tokenizer_files(), model.body).eval()
-    spec = dataclasses.replace(model.spec, **sizes.named(type(model.spec)))
+    spec = dataclasses.replace(model.spec, **sizes.named(type(model.spec), model.family))
     if spec != model.spec:
         model = model.rebind(spec)
     # The same robot: its heads go on from where the base left them.
