@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from athena_vla.check import RULES, CheckConfig, CheckReport, check
-from athena_vla.check.language import is_useless
 from athena_vla.recordings.episode import Episode
+from athena_vla.recordings.placeholders import is_placeholder
 from recordings import Pixels, clean, edited, pictures, write
 
 ALWAYS = {"token.coarse"}  # a fact about every recording, not a defect
@@ -42,6 +42,10 @@ def frames(e: Episode, change: Callable[[np.ndarray], None]) -> Episode:
     images = pictures(np.asarray(e.states, np.float64), 1)
     change(images)
     return replace(e, cameras={"front": Pixels(images)})
+
+
+def white(images: np.ndarray) -> None:
+    images[:] = 255
 
 
 def black(images: np.ndarray) -> None:
@@ -147,6 +151,9 @@ PLANTED: dict[str, tuple[Callable[[Episode], Episode], tuple[int, int] | None]] 
     "action.constant": (lambda e: replace(e, actions=np.zeros_like(e.actions)), (0, 60)),
     "action.next_state": (lambda e: replace(e, actions=np.concatenate([e.states[1:], e.states[-1:]])), None),
     "action.delta": (deltas, None),
+    "action.same_state": (lambda e: replace(e, actions=e.states), None),
+    "joint.outside": (lambda e: replace(e, actions=e.actions * 5, states=e.states * 5), None),
+    "camera.uniform": (lambda e: frames(e, white), None),
     "action.lag": (lagging, None),
     "replay.mismatch": (shuffled, None),
     "motion.idle": (idle, None),
@@ -287,10 +294,22 @@ def test_real_recordings_show_what_is_known_about_them(shared):
         ("12345", True),
         ("pick up the pear", False),
         ("open drawer", False),
+        ("squat", False),
+        ("Wave!", False),
+        ("do this", True),
+        ("step1: do this", True),
+        ("task description", True),
+        ("Task 3", True),
+        ("so101 teleoperation", True),
+        ("Unitree G1 teleoperation.", True),
+        ("<task>", True),
+        ("do the dishes", False),
+        ("perform a handstand", False),
+        ("take 2 cups from the shelf", False),
     ],
 )
 def test_useless_instructions(text, useless):
-    assert is_useless(text) is useless
+    assert is_placeholder(text) is useless
 
 
 def test_every_rule_is_named_once_and_says_why_and_what_to_do():

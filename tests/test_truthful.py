@@ -27,7 +27,7 @@ from athena_vla.recordings.formats.tfrecord import parse_example, read_record, r
 from athena_vla.recordings.streams import Stream
 from athena_vla.recordings.texts import TextSpan
 from lerobot_sets import FRONT, NAMES, Take, fixed, number_of, numbered, video, write_v21, write_v30
-from recordings import clean, write
+from recordings import Pixels, clean, write
 
 PICK, PLACE = "pick up the red cube", "put the cube into the bin"
 WRITERS = {"v2.1": write_v21, "v3.0": write_v30}
@@ -312,7 +312,8 @@ def test_what_is_recorded_and_not_used_is_said(tmp_path: Path, toy) -> None:
     path = toy_motion()
     more = np.c_[path, np.linspace(0.7, 0.8, 60), np.zeros(60)]
     names = ("base", "shoulder", "finger", "base_height", "navigate_vx")
-    episode = clean(0, actions=more, joint_names=names, streams={"force": Stream(np.zeros((60, 6)))})
+    states = np.concatenate([path[:1], path[:-1]]) + 1e-3
+    episode = clean(0, actions=more, joint_names=names, states=states, streams={"force": Stream(np.zeros((60, 6)))})
     source = write(tmp_path / "in", episode, replace(episode, id="again"))
     result = build(BuildConfig(input=source, out=tmp_path / "set", robot="toy", workers=1))
     unused = {n.code: n.items for n in result.notes if n.code.endswith("unused")}
@@ -399,3 +400,73 @@ def test_depth_is_not_colour(tmp_path: Path) -> None:
         built(only, tmp_path / "set")
     with pytest.raises(RecordingError, match="more than 8 bits a pixel"):
         decode_image(buffer.getvalue(), "a depth image")
+
+
+def test_a_recorders_own_text_is_not_trained_on(tmp_path: Path) -> None:
+    words = ("pick up the cup", "task description", "so101 teleoperation")
+    source = write(tmp_path / "in", clean(0, instructions=words), clean(1, instructions=("step1: do this",)), clean(2))
+    result = build(BuildConfig(input=source, out=tmp_path / "set", robot="toy", workers=1))
+    dataset = Dataset.open(tmp_path / "set")
+    said = {dataset[i].observation.instruction for i in range(len(dataset))}
+    assert said == {"pick up the cup", "touch the green box"}
+    assert list(result.broken) == ["episode_0001"]
+    assert "placeholder 'step1: do this'" in result.broken["episode_0001"]
+    assert [n.items for n in result.notes if n.code == "language.placeholder"] == [words[1:]]
+
+
+def plain(level: int) -> Pixels:
+    return Pixels(np.full((60, 48, 64, 3), level, np.uint8))
+
+
+def deltas_of(index: int):
+    episode = clean(index)
+    return replace(episode, actions=np.diff(episode.states, axis=0, append=episode.states[-1:]) * 0.8)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code"),
+    [
+        (deltas_of, "action.delta"),
+        (lambda i: replace(clean(i), actions=clean(i).actions * 5, states=clean(i).states * 5), "joint.outside"),
+        (lambda i: clean(i, timestamps=np.arange(60) / 17.0), "clock.rate"),
+        (lambda i: replace(clean(i), actions=np.random.default_rng(i).normal(0, 0.3, (60, 3))), "action.unrelated"),
+        (
+            lambda i: replace(clean(i), cameras={"front": Pixels(np.full((60, 48, 64, 3), 255, np.uint8))}),
+            "camera.uniform",
+        ),
+        (lambda i: replace(clean(i), cameras={"front": Pixels(np.zeros((60, 48, 64, 3), np.uint8))}), "camera.black"),
+    ],
+)
+def test_a_build_refuses_what_a_check_calls_an_error(tmp_path: Path, spoil, code: str) -> None:
+    source = write(tmp_path / "in", *(spoil(i) for i in range(3)))
+    with pytest.raises(DatasetError, match=rf"{code}.*\n.*--allow {code}"):
+        built(source, tmp_path / "set")
+    assert not list(tmp_path.glob("*set*")), "nothing is left of a refused build"
+    allowed = build(BuildConfig(input=source, out=tmp_path / "set", robot="toy", workers=1, allow=(code,)))
+    assert code in {f.code for f in allowed.findings}
+    assert code in (tmp_path / "set/README.md").read_text()
+    assert any(code in line for line in Dataset.open(tmp_path / "set").told)
+
+
+def test_a_dry_run_says_what_a_build_would_do_and_writes_nothing(tmp_path: Path) -> None:
+    source = write(tmp_path / "in", clean(0), clean(1), clean(2, success=False))
+    options = {"input": source, "out": tmp_path / "set", "robot": "toy", "workers": 1}
+    dry = build(BuildConfig(**options, dry_run=True))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in"]
+    assert "--dry-run" in str(dry)
+    real = build(BuildConfig(**options))
+    for name in ("episodes", "frames", "samples", "train_episodes", "failed", "notes", "findings"):
+        assert getattr(dry, name) == getattr(real, name), name
+    with pytest.raises(UnknownName, match="code of a finding 'typo'"):
+        build(BuildConfig(**{**options, "out": tmp_path / "other"}, allow=("typo",)))
+
+
+def test_training_in_place_says_what_a_build_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    takes = [Take(i) for i in range(4)]
+    source = write_v21(tmp_path / "in", takes, [PICK])
+    (source / f"videos/chunk-000/{FRONT}/episode_000001.mp4").unlink()
+    for _ in range(2):  # built, and found again
+        told = Dataset.open(source, robot="toy", horizon=4).told
+        assert any(line.startswith("episode 1 is left out, it is broken:") for line in told)
+        assert any("action.next_state" in line for line in told)

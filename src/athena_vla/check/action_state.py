@@ -64,8 +64,8 @@ def relation(actions: NDArray[np.float64], states: NDArray[np.float64]) -> Relat
     return Relation(lag, float(errors[lag].mean()), float(errors[0].mean()), tuple(moving.tolist()), contrast)
 
 
-def check_relations(episode: Episode) -> Iterator[Finding]:
-    """Next-state actions, deltas, lag and replay, for one episode."""
+def check_relations(episode: Episode, *, replay: bool = True) -> Iterator[Finding]:
+    """Actions that are states, deltas, lag and replay, for one episode."""
     pair = paired(episode)
     if pair is None:
         return
@@ -77,6 +77,9 @@ def check_relations(episode: Episode) -> Iterator[Finding]:
     a, s = actions[:, moving], states[:, moving]
     if np.abs(a[:-1] - s[1:]).max() < 1e-6:
         yield finding("action.next_state", "Every action equals the next state.", episode.id)
+        return
+    if np.abs(a - s).max() < 1e-6:
+        yield finding("action.same_state", "Every action equals the state of its own row.", episode.id)
         return
     if _looks_relative(a, s):
         message = "Actions correlate with the change of the state and not with the state."
@@ -90,6 +93,8 @@ def check_relations(episode: Episode) -> Iterator[Finding]:
     if found.lag > REPORTED_LAG and found.contrast < 0.8:
         time = f" ({found.lag / episode.fps * 1e3:.0f} ms at {episode.fps:g} Hz)" if episode.clock.has_rate else ""
         yield finding("action.lag", f"The states follow the actions by {found.lag} frames{time}.", episode.id)
+    if not replay:
+        return
     errors = replay_error(a, s)
     bad = np.flatnonzero(errors > REPLAY_SHARE)
     if len(bad) > REPLAY_JOINTS * len(errors):

@@ -5,7 +5,7 @@ Of a video, stretches whose packets look like their neighbours' may be passed ov
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,8 @@ from athena_vla.recordings.intervals import stretches
 from athena_vla.recordings.media.luma import luma_grids
 
 BLACK = 14.0  # brightness out of 255 that even the brightest part of a black picture stays below
+UNIFORM = 2  # grey levels between the darkest and the brightest part of an image of one colour
+UNIFORM_SHARE = 0.5  # of the images
 FROZEN_SECONDS = 0.5
 MOVING = 0.04  # [rad] travel of the fastest joint over a span that a camera must show
 VISIBLE = 1.0  # grey levels of mean change that no codec throws away
@@ -82,6 +84,7 @@ def scan_camera(
     pixels = np.stack(grids).astype(np.int16)  # [n, h, w]
     where = np.array(places)
     found += _black(episode, name, pixels, where)
+    found += _uniform(episode, name, pixels, where)
     found += _still(episode, name, pixels, np.array(sums), np.array(keys), where)
     found += _stale(episode, name, pixels, where, previous)
     return CameraScan(tuple(found), grids[0], grids[-1])
@@ -93,6 +96,27 @@ def _black(episode: Episode, name: str, pixels: NDArray[np.int16], where: NDArra
         spans = stretches(dark)
         message = f"Camera '{name}' is black in {int(dark.sum())} of {len(dark)} pictures."
         yield finding("camera.black", message, episode.id, (int(where[spans[0][0]]), int(where[spans[-1][1] - 1]) + 1))
+
+
+def _uniform(episode: Episode, name: str, pixels: NDArray[np.int16], where: NDArray[np.intp]) -> Iterator[Finding]:
+    """Images of one colour, such as 16 bit values clipped to white; black ones are said as such."""
+    flat = pixels.reshape(len(pixels), -1)
+    same = (np.ptp(flat, axis=1) <= UNIFORM) & (flat.max(axis=1) >= BLACK)
+    if same.sum() > UNIFORM_SHARE * len(same):
+        spans = stretches(same)
+        message = f"Camera '{name}' shows one colour in {int(same.sum())} of {len(same)} pictures."
+        yield finding(
+            "camera.uniform", message, episode.id, (int(where[spans[0][0]]), int(where[spans[-1][1] - 1]) + 1)
+        )
+
+
+def check_samples(episode: str, name: str, samples: Sequence[NDArray[np.uint8]]) -> Iterator[Finding]:
+    """Findings about some images `[H, W, 3]` of a camera, as training will see them."""
+    black = sum(int(image.max()) < BLACK for image in samples)
+    uniform = sum(int(np.ptp(image.mean(axis=2))) <= UNIFORM and int(image.max()) >= BLACK for image in samples)
+    for count, code, what in ((black, "camera.black", "black"), (uniform, "camera.uniform", "of one colour")):
+        if samples and count > UNIFORM_SHARE * len(samples):
+            yield finding(code, f"Camera '{name}': {count} of {len(samples)} pictures looked at are {what}.", episode)
 
 
 def _still(

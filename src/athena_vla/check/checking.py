@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 import athena_vla.embodiment as embodiment
-from athena_vla.check.action_state import check_idle, check_relations
-from athena_vla.check.cameras import check_missing, scan_camera
-from athena_vla.check.clocks import check_clock
+from athena_vla.check.cameras import scan_camera
+from athena_vla.check.episode_checks import episode_findings
 from athena_vla.check.findings import Finding, finding
 from athena_vla.check.joints import (
-    check_limits,
-    check_motion,
-    check_names,
-    check_numbers,
-    check_units,
     constant_joints,
 )
-from athena_vla.check.language import check_language, check_success
 from athena_vla.check.splits import check_leakage
 from athena_vla.embodiment import Embodiment
-from athena_vla.errors import AthenaError, LfsPointer, NotFinite, RecordingError
+from athena_vla.errors import AthenaError, LfsPointer, RecordingError
 from athena_vla.progress import Progress, quiet
-from athena_vla.recordings.alignment import Alignment, align
 from athena_vla.recordings.episode import Episode, Recording, RecordingInfo
 from athena_vla.recordings.formats import open_recording
 from athena_vla.recordings.formats.common import read_list, read_names
@@ -39,14 +31,10 @@ COLLECTIVE = {
     "action.delta", "action.unrelated", "action.lag", "language.missing", "language.useless", "joint.limits",
     "replay.mismatch", "column.unused", "column.unused_state", "channel.limits", "channel.rate",
     "column.unreadable", "camera.depth", "camera.joined_by_rank", "camera.joined_by_time", "camera.sparse",
-    "articulation.several", "stream.unused",
+    "articulation.several", "stream.unused", "joint.outside", "camera.uniform", "action.same_state",
 }  # fmt: skip
 COUNTS = ("count.declared", "count.gaps", "count.mask")  # notes that say that metadata and files disagree
 OF_RECORDING = ("camera.shared_span", "episode.unlisted", "episode.duplicate_number")  # notes that are findings
-OF_EPISODE = (
-    "articulation.several", "column.unreadable", "camera.depth", "camera.joined_by_rank", "camera.joined_by_time",
-    "camera.pictures_lost", "camera.sparse",
-)  # fmt: skip
 COMMANDS_SHARE = 0.3  # of the episodes, from which on actions count as commands other than joint targets
 
 
@@ -152,7 +140,7 @@ def check(config: CheckConfig, progress: Progress = quiet) -> CheckReport:
     state.finish(recording)
     info = _info(recording, state.found)
     report = CheckReport(
-        config.input, tuple(_merged(state.found, state.episodes)), info, state.episodes, state.frames, config.strict
+        config.input, tuple(merged(state.found, state.episodes)), info, state.episodes, state.frames, config.strict
     )
     if config.page is not None:
         from athena_vla.check.page import write_page
@@ -204,47 +192,13 @@ class _State:
             self.found.append(unreadable(error, None))
 
     def _one(self, episode: Episode) -> Iterator[Finding]:
-        declared = episode.origin.declared_length
-        if declared is not None and declared != len(episode):
-            message = f"The metadata declares {declared} frames, the file holds {len(episode)}."
-            yield finding("metadata.length", message, episode.id)
-        if len(episode) < self.config.horizon:
-            message = f"{len(episode)} frames cannot fill one chunk of {self.config.horizon}."
-            yield finding("episode.short", message, episode.id)
-        yield from (finding(n.code, _sentence(n.text), episode.id) for n in episode.notes if n.code in OF_EPISODE)
-        yield from check_clock(episode)
-        yield from check_numbers(episode)
-        yield from check_names(episode, self.robot)
-        yield from check_units(episode, self.robot)
-        yield from check_motion(episode, self.robot)
-        yield from check_relations(episode)
-        yield from check_idle(episode)
-        yield from check_language(episode)
-        yield from check_success(episode)
-        yield from check_missing(episode)
-        if self.robot is not None:
-            yield from self._limits(episode, self.robot)
+        yield from episode_findings(episode, self.robot, self.config.horizon)
         if not self.config.pictures:
             return
         for name, stream in episode.cameras.items():
             scan = scan_camera(episode, name, stream, self.last.get(name), not self.config.every_picture)
             self.last[name] = scan.last
             yield from scan.findings
-
-    def _limits(self, episode: Episode, robot: Embodiment) -> Iterator[Finding]:
-        fps = episode.clock.rate(robot.control_hz)
-        # Joints only, at the recorded rate: pictures have their own checks.
-        as_recorded = replace(robot, cameras=(), control_hz=fps, command_hz=fps)
-        try:
-            aligned = align(episode, as_recorded, Alignment(fps=fps))
-        except NotFinite:
-            return  # said by the check of numbers
-        except AthenaError as error:
-            yield finding("joint.mismatch", str(error), episode.id)
-            return
-        streams = [n for n in aligned.notes if n.code == "stream.unused"]
-        yield from (finding(n.code, _sentence(n.text), episode.id) for n in streams)
-        yield from check_limits(episode, robot, aligned.actions.astype(np.float64))
 
     def _extremes(self, episode: Episode) -> None:
         if not episode.joint_names or not np.isfinite(episode.actions).all():
@@ -274,10 +228,6 @@ class _State:
         self.digests[episode.id] = digest
 
 
-def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:] + ("" if text.endswith(".") else ".")
-
-
 def _info(recording: Recording, found: list[Finding]) -> RecordingInfo | None:
     try:
         info = recording.info()
@@ -297,7 +247,7 @@ def _info(recording: Recording, found: list[Finding]) -> RecordingInfo | None:
     return info
 
 
-def _merged(found: list[Finding], episodes: int) -> Iterator[Finding]:
+def merged(found: list[Finding], episodes: int) -> Iterator[Finding]:
     """One finding in place of the same one for every episode."""
     found = _commands(found, episodes)
     said: dict[str, int] = {}

@@ -3,7 +3,7 @@
 The table holds severity, why it matters and what to do; a check only adds what was seen and where.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -222,6 +222,21 @@ RULES: dict[str, Rule] = {
         "The actions are the states one step later: what happened, not what was commanded.",
         "Fine for imitation; the controller's tracking error is not in the data.",
     ),
+    "action.same_state": Rule(
+        "warning",
+        "The target of each row is where the robot is already: a policy learns to stand still.",
+        "Record what was commanded, or take the next row's state as the target.",
+    ),
+    "joint.outside": Rule(
+        "error",
+        "Targets leave the limits in most frames: other units, another order or sign, or another robot.",
+        "Check --joints, units and the robot's description.",
+    ),
+    "camera.uniform": Rule(
+        "error",
+        "Images of one colour show nothing: the policy learns to act blind.",
+        "Check the camera and its format.",
+    ),
     "action.delta": Rule(
         "warning",
         "Actions follow the change of the state, not the state: they look relative, and joints default to absolute.",
@@ -271,6 +286,12 @@ RULES: dict[str, Rule] = {
         "Use a continuous head, or delta joints, where this is too coarse.",
     ),
 }
+
+
+def finding_from(raw: Mapping[str, Any]) -> Finding:
+    """Inverse of `Finding.to_dict`."""
+    frames = raw["frames"]
+    return finding(str(raw["code"]), str(raw["message"]), raw["episode"], tuple(frames) if frames else None)
 
 
 def finding(code: str, message: str, episode: str | None = None, frames: tuple[int, int] | None = None) -> Finding:

@@ -23,6 +23,8 @@ OTHER_UNITS = {  # unit of a channel -> factor and name of units that are record
 }
 SHARE = 0.02  # of a channel's range or rate, beyond which it is outside
 SLACK = 0.02  # [rad] beyond a limit that is still rounding
+OUTSIDE_RANGE = 0.1  # of a joint's range, beyond its limits,
+OUTSIDE_SHARE = 0.5  # in more than this share of the frames: such targets are not those of this robot
 STILL = 1e-4  # [rad] travel below which a joint is constant
 JUMP_RATIO = 6.0  # one step against the typical step of a joint that moves,
 JUMP_TAIL = 3.0  # and against all but its fastest twentieth
@@ -81,13 +83,17 @@ def check_units(episode: Episode, robot: Embodiment | None = None) -> Iterator[F
     """Degrees and servo ticks in place of radians; velocities among the states, and channels, are left alone."""
     width = len(episode.joint_names)
     others = _channels_of(robot)
+    joints = {plain_name(n) for n in robot.joint_names} if robot is not None else set[str]()
     for kind, names, values in _tables(episode):
         values = values[:, :width] if kind == "states" and width else values
         finite = np.where(np.isfinite(values), values, 0.0)
         reach = np.abs(finite).max(axis=0) if len(finite) else np.zeros(0)
         # The middle of the values decides, not one glitch.
         high = np.quantile(np.abs(finite), 0.9, axis=0) if len(finite) else reach
-        high = np.where([plain_name(n) in others for n in names[: len(high)]], 0.0, high)
+        plain = [plain_name(n) for n in names[: len(high)]]
+        # Of a recording that has the robot's joints by name, other columns are no joints: forces, percent, counters.
+        are_joints = [not joints or n in joints for n in plain] if joints & set(plain) else [True] * len(plain)
+        high = np.where([n in others or not is_joint for n, is_joint in zip(plain, are_joints, strict=True)], 0.0, high)
         ticks = [names[int(c)] for c in np.flatnonzero(high > TICKS)]
         degrees = [names[int(c)] for c in np.flatnonzero((high > ANGLE) & (high <= TICKS))]
         if ticks:
@@ -115,6 +121,11 @@ def check_limits(episode: Episode, robot: Embodiment, actions: NDArray[np.float6
             )
         message = f"Targets leave the limits in {len(rows)} frames: {some(joints, 3)}."
         yield finding("joint.limits", message, episode.id, (int(rows[0]), int(rows[-1]) + 1))
+        far = np.maximum(low - actions, actions - high) * is_absolute > OUTSIDE_RANGE * (high - low)
+        if len(rows) > 1 and far.any(axis=1).mean() > OUTSIDE_SHARE:
+            wrong = [robot.action_joints[c] for c in np.flatnonzero(far.any(axis=0))]
+            message = f"Targets are far beyond the limits in {int(far.any(axis=1).sum())} of {len(actions)} frames: "
+            yield finding("joint.outside", f"{message}{some(wrong)}.", episode.id)
     if len(actions) > 1 and episode.clock.has_rate:
         speed = np.abs(np.diff(actions, axis=0)) * episode.fps
         fast = (speed > robot.max_velocity[index]) & is_absolute

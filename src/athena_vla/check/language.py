@@ -1,22 +1,10 @@
 """Checks of words and labels: is there an instruction, does it say anything, did the demonstration succeed?"""
 
-import re
 from collections.abc import Iterator
 
 from athena_vla.check.findings import Finding, finding
 from athena_vla.recordings.episode import Episode
-
-# What recorders write when nobody typed anything.
-USELESS = {
-    "perform a task", "do the task", "task", "default", "test", "none", "null", "todo", "instruction", "n/a", "na",
-    "unknown", "demo", "teleop", "valid", "no instruction", "do something", "untitled", "single task", "dummy task",
-}  # fmt: skip
-
-
-def is_useless(text: str) -> bool:
-    """True for a text that tells no two tasks apart."""
-    plain = re.sub(r"[^\w\s/]", "", text).strip().lower()
-    return plain in USELESS or len(re.findall(r"[^\W\d_]{2,}", plain)) < 2
+from athena_vla.recordings.placeholders import is_placeholder
 
 
 def check_language(episode: Episode) -> Iterator[Finding]:
@@ -24,7 +12,7 @@ def check_language(episode: Episode) -> Iterator[Finding]:
     if not episode.instructions:
         yield finding("language.missing", "The episode has no instruction.", episode.id)
         return
-    useless = [t for t in episode.instructions if is_useless(t)]
+    useless = [t for t in episode.instructions if is_placeholder(t)]
     if useless:
         yield finding("language.useless", f"The instruction is {useless[0]!r}.", episode.id)
 

@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 
 import athena_vla.embodiment as embodiment
 from athena_vla import files
+from athena_vla.check.admission import require_admissible
+from athena_vla.check.checking import merged
+from athena_vla.check.findings import finding_from
 from athena_vla.dataset.build_config import BuildConfig, BuildResult
 from athena_vla.dataset.learned_limits import with_learned_limits
 from athena_vla.dataset.normalize import Normalizer, NormalizerFit
@@ -43,6 +46,8 @@ def build(config: BuildConfig, progress: Progress = quiet) -> BuildResult:
     """Build the dataset. Raises `DatasetError` or `RecordingError`; nothing is left at `out` unless it is whole."""
     robot = embodiment.load(config.robot)
     config.require()
+    if config.dry_run:
+        config = replace(config, link=True)  # numbers and checks alone: no image is copied
     with files.claim(
         config.out,
         overwrite=config.overwrite,
@@ -86,6 +91,7 @@ def _build(config: BuildConfig, robot: Embodiment, progress: Progress) -> BuildR
         annotations=str(config.annotations or ""),
         seed=config.seed,
         fallback_instruction=config.instruction,
+        horizon=config.horizon,
         work=str(work),
     )
     all_facts: list[dict[str, Any]] = []
@@ -111,14 +117,21 @@ def _build(config: BuildConfig, robot: Embodiment, progress: Progress) -> BuildR
         raise DatasetError(
             f"Not one of the {len(ids)} episodes in '{config.input}' can be used: {what}. {_first(broken)}"
         )
+    findings = tuple(merged([finding_from(raw) for f in good for raw in f["findings"]], len(good)))
+    try:
+        require_admissible(findings, robot, config.allow)
+    except DatasetError:
+        parts.remove()
+        raise
     _require_one_shape(good)
     held_out = split(good, config.validation, config.seed)
     robot = with_learned_limits(robot, (_numbers(work, f) for f in good if f["id"] not in held_out))
     normalizer = _fit(robot, good, held_out, work, config)
-    content = sidecar_content(config, robot, normalizer, good, held_out, broken, failed, fixed)
-    progress(len(ids), len(ids), "writing the set")
-    with files.whole_folder(config.out, DatasetError) as made:
-        write_set(made, robot, good, work, content)
+    content = sidecar_content(config, robot, normalizer, good, held_out, broken, failed, fixed, findings)
+    if not config.dry_run:
+        progress(len(ids), len(ids), "writing the set")
+        with files.whole_folder(config.out, DatasetError) as made:
+            write_set(made, robot, good, work, content)
     parts.remove()
     samples = sum(len(s) for f in good for _, s in samples_of(episode_texts(f), f["length"], config.stride))
     return BuildResult(
@@ -134,6 +147,8 @@ def _build(config: BuildConfig, robot: Embodiment, progress: Progress) -> BuildR
         notes=tuple(Note.from_json(n) for n in content["notes"]),
         reused=reused,
         fixed=fixed,
+        findings=findings,
+        dry_run=config.dry_run,
     )
 
 
@@ -209,8 +224,7 @@ def _resume_key(config: BuildConfig, robot: Embodiment) -> str:
     settings = {
         k: str(v)
         for k, v in vars(config).items()
-        if k not in ("out", "horizon", "stride", "validation", "strict", "normalization", "workers", "on")
-        and k != "overwrite"
+        if k not in ("out", "stride", "validation", "strict", "normalization", "workers", "on", "allow", "overwrite")
     }
     digest.update(json.dumps([SIDECAR_VERSION, robot.to_dict(), settings], sort_keys=True).encode())
     return digest.hexdigest()

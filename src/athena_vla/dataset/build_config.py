@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from athena_vla.check import admission
+from athena_vla.check.findings import RULES, Finding
 from athena_vla.dataset.normalize import NormalizationMode
 from athena_vla.errors import DatasetError, UnknownName
 from athena_vla.jobs import Place
@@ -63,6 +65,10 @@ class BuildConfig:
     """Mode for all joint groups."""
     fix: tuple[str, ...] = ()
     """Explicit repairs, recorded in the set: trim-idle, drop-failed, drop-duplicates, drop-first-frame."""
+    allow: tuple[str, ...] = ()
+    """Codes of findings that do not stop the build; without them errors and actions that are no targets do."""
+    dry_run: bool = False
+    """Say what would be built, and write nothing."""
     link: bool = False
     """Leave the pictures in the recording: the set holds numbers and says where each picture is found."""
     annotate: bool = True
@@ -87,6 +93,9 @@ class BuildConfig:
                 raise DatasetError(f"{name} is {value}; it must be at least {least}.")
         if not 0 <= self.validation < 1:
             raise DatasetError(f"validation is {self.validation}; it is a share of the episodes in [0, 1).")
+        for code in self.allow:
+            if code not in RULES:
+                raise UnknownName("code of a finding", code, RULES)
         for name in self.fix:
             if name not in FIXES:
                 raise UnknownName("fix", name, FIXES)
@@ -125,10 +134,13 @@ class BuildResult:
     notes: tuple[Note, ...]
     reused: int = 0  # episodes taken from an interrupted build
     fixed: Mapping[str, Sequence[str]] = field(default_factory=dict)  # episode -> repairs that were asked for
+    findings: tuple[Finding, ...] = ()  # of the checks that ran along
+    dry_run: bool = False
 
     def __str__(self) -> str:
+        what = f"{self.path}, not written (--dry-run)" if self.dry_run else str(self.path)
         lines = [
-            f"{self.path}: {self.episodes} episodes, {self.frames} frames, {self.samples} samples "
+            f"{what}: {self.episodes} episodes, {self.frames} frames, {self.samples} samples "
             f"({self.samples / max(self.episodes, 1):.1f} per episode), hash {self.hash[:16]}",
             f"train {len(self.train_episodes)}, validation {len(self.validation_episodes)} episodes",
         ]
@@ -136,4 +148,5 @@ class BuildResult:
         lines += [f"fixed {i}: {'; '.join(said)}" for i, said in list(self.fixed.items())[:10]]
         lines += [f"failed {i}: {reason}" for i, reason in list(self.failed.items())[:10]]
         lines += [f"broken {i}: {reason}" for i, reason in self.broken.items()]
+        lines += admission.lines(self.findings)
         return "\n".join([*lines, *(f"note: {n.text}" for n in self.notes)])

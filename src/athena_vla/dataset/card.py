@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from athena_vla.check import admission
+from athena_vla.check.findings import finding_from
 from athena_vla.embodiment import Embodiment
 from athena_vla.recordings.notes import Note, texts_of
 
@@ -86,6 +88,10 @@ def dataset_card(content: Mapping[str, Any], robot: Embodiment) -> str:
         *rows,
         "",
         *_repairs(content),
+        "## Findings of the checks",
+        "",
+        *(f"- {line}" for line in admission.lines([finding_from(f) for f in content.get("findings", ())]) or ["none"]),
+        "",
         "## Notes",
         "",
         *(f"- {plain(text)}" for text in texts_of([Note.from_json(n) for n in content["notes"]]) or ["none"]),

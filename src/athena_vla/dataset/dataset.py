@@ -18,6 +18,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from athena_vla import files
+from athena_vla.check import admission
+from athena_vla.check.findings import finding_from
 from athena_vla.dataset.build import BuildConfig, BuildResult, build, linked_set
 from athena_vla.dataset.image_store import PictureStore
 from athena_vla.dataset.normalize import Normalizer
@@ -30,6 +32,7 @@ from athena_vla.recordings.episode import Image, Sample
 from athena_vla.recordings.formats import open_recording
 from athena_vla.recordings.formats.common import guarded, read_json_object
 from athena_vla.recordings.marks import Marks
+from athena_vla.recordings.notes import Note, texts_of
 from athena_vla.recordings.texts import alternatives_at, first_of_frames
 
 __all__ = ["BuildConfig", "BuildResult", "Dataset", "build"]
@@ -48,6 +51,7 @@ class Dataset:
 
     def __init__(self, path: Path, sidecar: Mapping[str, Any]) -> None:
         self.path = path
+        self._said = {k: sidecar.get(k) or {} for k in ("broken", "failed", "findings", "notes")}
         self.robot = Embodiment.from_dict(sidecar["robot"])
         self.normalizer = Normalizer.from_dict(sidecar["normalizer"]).require(self.robot)
         self.hash = str(sidecar["hash"])
@@ -94,6 +98,15 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self._sample_frame)
+
+    @property
+    def told(self) -> list[str]:
+        """What its build had to say: episodes left out, findings of the checks, and notes, a line each."""
+        said = self._said
+        lines = [f"episode {i} is left out, it is broken: {why}" for i, why in dict(said["broken"]).items()]
+        lines += [f"episode {i} is left out: {why}" for i, why in dict(said["failed"]).items()]
+        lines += admission.lines([finding_from(f) for f in said["findings"]])
+        return [*lines, *(f"note: {t}" for t in texts_of([Note.from_json(n) for n in said["notes"]]))]
 
     def __getitem__(self, index: int) -> Sample:
         frame = int(self._sample_frame[index])

@@ -19,6 +19,8 @@ from PIL import Image as PillowImage
 
 from athena_vla import files
 from athena_vla.annotate.segments import episode_segments
+from athena_vla.check.cameras import check_samples
+from athena_vla.check.episode_checks import episode_findings
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import AthenaError, DatasetError
 from athena_vla.recordings.alignment import AlignedEpisode, Alignment, align
@@ -31,7 +33,9 @@ from athena_vla.recordings.formats.lerobot_schema import image_column, numbers_c
 from athena_vla.recordings.formats.lerobot_statistics import Stats, column_stats, image_stats, sampled_indices
 from athena_vla.recordings.media.png import encode_png
 from athena_vla.recordings.media.video import VideoFrames
-from athena_vla.recordings.texts import all_texts, filled, is_whole, texts_json
+from athena_vla.recordings.notes import Note
+from athena_vla.recordings.placeholders import is_placeholder
+from athena_vla.recordings.texts import all_texts, filled, is_whole, kept, texts_json
 
 STATE, ACTION, IMAGES = "observation.state", "action", "observation.images."
 PICTURE = "athena.picture"  # in a linked set, the recorded frame that a step shows
@@ -57,6 +61,7 @@ class Job:
     annotations: str
     seed: int
     fallback_instruction: str
+    horizon: int
     work: str
     context: Mapping[str, Any] = field(default_factory=dict)
 
@@ -101,8 +106,13 @@ def _prepare(job: Job, episode_id: str, stem: Path) -> dict[str, Any]:
     episode = recording.read(episode_id)
     if episode.success is False and not job.keep_failed:
         return {"id": episode_id, "status": "failed", "reason": "recorded with success = false"}
+    placeholders = tuple(t for t in episode.instructions if is_placeholder(t))
+    episode = replace(episode, texts=kept(episode.texts, lambda t: t not in placeholders))
     if not episode.instructions and not job.fallback_instruction:
-        raise DatasetError(f"Episode {episode_id} ({episode.source}) has no instruction. Give one with --instruction.")
+        only = f" but the recorder's placeholder {placeholders[0]!r}" if placeholders else ""
+        raise DatasetError(
+            f"Episode {episode_id} ({episode.source}) has no instruction{only}. Give one with --instruction."
+        )
     if job.fallback_instruction:
         episode = replace(episode, texts=filled(episode.texts, len(episode), job.fallback_instruction))
     robot = _robot(json.dumps(job.robot))
@@ -116,6 +126,7 @@ def _prepare(job: Job, episode_id: str, stem: Path) -> dict[str, Any]:
         return {"id": episode_id, "status": "failed", "reason": "; ".join(fixes)}
     aligned = align(episode, robot, job.alignment)
     length = len(aligned.actions)
+    found = list(episode_findings(episode, robot, job.horizon, job.alignment.joint_map, replay=False))
     columns: dict[str, pa.Array] = {}
     digest = hashlib.sha256()
     columns[STATE] = numbers_column(aligned.states)
@@ -134,6 +145,7 @@ def _prepare(job: Job, episode_id: str, stem: Path) -> dict[str, Any]:
         stats[PICTURE] = column_stats(aligned.picture.astype(np.int64) + offset)
     for camera in () if job.link else aligned.cameras:
         pictures, samples, size = _pictures(aligned, camera, job.image_size)
+        found += check_samples(episode.id, camera, samples)
         for picture in pictures:
             digest.update(picture)
         columns[IMAGES + camera] = image_column(pictures)
@@ -156,7 +168,8 @@ def _prepare(job: Job, episode_id: str, stem: Path) -> dict[str, Any]:
         "alignment": aligned.record,
         "sizes": sizes,
         "motion": motion,
-        "notes": [n.to_dict() for n in aligned.notes],
+        "notes": [n.to_dict() for n in (*aligned.notes, *_left_out(placeholders))],
+        "findings": [f.to_dict() for f in found],
     }
     # What does not hold for the whole episode is added where there is such a thing, so that other sets keep their hash.
     if not is_whole(aligned.texts, length):
@@ -173,6 +186,11 @@ def _prepare(job: Job, episode_id: str, stem: Path) -> dict[str, Any]:
     with files.whole_file(stem.with_suffix(".parquet"), DatasetError) as file:
         pq.write_table(table, file, compression="none", use_dictionary=plain, row_group_size=max(length, 1))
     return facts
+
+
+def _left_out(placeholders: tuple[str, ...]) -> list[Note]:
+    said = f"texts that the recorder writes when nobody typed one are left out: {', '.join(map(repr, placeholders))}"
+    return [Note("language.placeholder", said, placeholders)] if placeholders else []
 
 
 def _pictures(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from athena_vla.check.findings import Finding
 from athena_vla.dataset.build_config import BuildConfig
 from athena_vla.dataset.card import dataset_card
 from athena_vla.dataset.normalize import Normalizer
@@ -47,6 +48,7 @@ def sidecar_content(
     broken: Mapping[str, str],
     failed: Mapping[str, str],
     fixed: Mapping[str, Sequence[str]],
+    findings: Sequence[Finding] = (),
 ) -> dict[str, Any]:
     """Everything but the frames themselves; `good` are the facts of the episodes in it."""
     notes = _notes(config, normalizer, good)
@@ -73,6 +75,7 @@ def sidecar_content(
         "failed": dict(failed),
         "fixes": {i: list(said) for i, said in fixed.items()},
         "notes": [n.to_dict() for n in notes],
+        "findings": [f.to_dict() for f in findings],
     }
     content["hash"] = content_hash(content)
     return content

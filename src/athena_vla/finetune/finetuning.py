@@ -94,6 +94,11 @@ def _finetune(config: FinetuneConfig, accelerator: Accelerator, started: list[St
     if config.gradient_checkpointing:
         model.checkpoint_layers()
     log = RunLog(config, main=accelerator.is_main_process, progress=told)
+    if Path(config.data).resolve() != dataset.path.resolve():  # a recording trained on in place: what its build says
+        frames = sum(int(e["length"]) for e in dataset.episodes)
+        log.note(f"Data: '{config.data}' is trained on in place; {len(dataset.episodes)} episodes, {frames} frames.")
+        for line in dataset.told:
+            log.note(f"Data: {line}")
     _start_again(config, accelerator, log)
     if isinstance(base, Release):
         log.note(
