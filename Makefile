@@ -11,7 +11,7 @@ PYTEST := $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile
 
 CAPPED_TESTS := $(addprefix tests/test_,precision.py finetune.py lora.py packed_linear.py native.py)
 
-.PHONY: setup setup-dev demo test test-capped test-all check format bench docs browser interop clean help
+.PHONY: setup setup-dev demo test test-capped test-all test-matrix check format bench docs browser interop clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -25,14 +25,12 @@ $(VENV)/.python:
 	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.demo: $(VENV)/.python pyproject.toml constraints.txt
-	@echo "== installing athena-vla[$(EXTRAS)] (about 1.7 GB, two minutes)"
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+$(VENV)/.demo: $(VENV)/.python pyproject.toml constraints.txt constraints-py310.txt
+	@$(BIN)/python scripts/install.py $(EXTRAS)
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.python pyproject.toml constraints.txt
-	@echo "== installing athena-vla[$(DEV)]"
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(DEV)]'
+$(VENV)/.dev: $(VENV)/.python pyproject.toml constraints.txt constraints-py310.txt
+	@$(BIN)/python scripts/install.py $(DEV)
 	@# openpi's own client drives our server in the tests; it pins an old numpy that it does not need.
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps openpi-client dm-tree || echo "openpi-client: not to be had, its tests are skipped"
 	@touch $@ $(VENV)/.demo
@@ -57,6 +55,9 @@ test-capped: setup-dev  ## the training tests and a short demo, as on a processo
 test-all: setup-dev browser  ## also the slow tests
 	$(PYTEST) -m 'slow or not slow'
 
+test-matrix:  ## install and run the unit tests with every Python found, and with the oldest packages: hours
+	$(PYTHON) scripts/test_matrix.py
+
 check: setup-dev  ## lint and types only
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python --level error
 
@@ -79,4 +80,4 @@ interop:  ## our files against the real lerobot, openpi-client and TensorRT Edge
 	$(PYTHON) interop/edge_llm.py
 
 clean:  ## remove what the targets made, not your recordings
-	rm -rf .venv build dist .pytest_cache .ruff_cache runs/ci runs/ci-capped
+	rm -rf .venv .matrix build dist .pytest_cache .ruff_cache runs/ci runs/ci-capped

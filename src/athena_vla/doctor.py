@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from athena_vla.extras import extra_of
+from athena_vla.extras import extra_of, install, reinstall
 from athena_vla.machine import board, is_jetson
 
 Status = Literal["ok", "missing", "broken", "info", "slow"]
@@ -164,7 +164,7 @@ def package(name: str, probe: str, timeout: float) -> Check:
     try:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
-        fix = NOT_FROM_AN_EXTRA.get(name) or f"pip install 'athena-vla[{extra_of().get(name, 'train')}]'"
+        fix = NOT_FROM_AN_EXTRA.get(name) or install(extra_of().get(name, "train"))
         return Check(name, "missing", f"not installed ({PURPOSE[name]})", fix)
     try:
         problem = attempt(probe, timeout)
@@ -172,7 +172,7 @@ def package(name: str, probe: str, timeout: float) -> Check:
         # A first import from a cold or busy disk takes minutes; that is no reason to call a package broken.
         return Check(name, "slow", f"{version}, whose import {error}", "ask again, or with a longer --timeout")
     if problem:
-        return Check(name, "broken", f"{version} does not import: {problem}", f"pip install --force-reinstall {name}")
+        return Check(name, "broken", f"{version} does not import: {problem}", reinstall(name))
     return Check(name, "ok", f"{version} ({PURPOSE[name]})")
 
 
@@ -183,7 +183,7 @@ def renderer(timeout: float) -> Check:
     except TimeoutError as error:
         return Check("renderer", "slow", f"MuJoCo's import {error}", "ask again, or with a longer --timeout")
     if problem:
-        return Check("renderer", "missing", f"none: {problem}", "pip install 'athena-vla[sim]'")
+        return Check("renderer", "missing", f"none: {problem}", install("sim"))
     probe = "import os; os.environ['MUJOCO_GL'] = '{}'; import mujoco; mujoco.GLContext(64, 64).make_current()"
     opengl = [name for name in ("egl", "osmesa") if works(probe.format(name), timeout)]
     also = f"; OpenGL through {', '.join(opengl)} works too" if opengl else "; no OpenGL, none needed"

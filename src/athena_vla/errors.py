@@ -5,6 +5,8 @@ A message says what is wrong with which object, what exists instead, and what to
 
 from collections.abc import Iterable
 
+from athena_vla.extras import install
+
 
 class AthenaError(Exception):
     """Base of all errors about the user's world; our own broken invariants stay `AssertionError`.
@@ -153,6 +155,4 @@ class MissingDependency(AthenaError):
     code = "package.missing"
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(
-            f"'{package}' is not installed; it is needed {purpose}. Install it with: pip install 'athena-vla[{extra}]'"
-        )
+        super().__init__(f"'{package}' is not installed; it is needed {purpose}. Install it with: {install(extra)}")

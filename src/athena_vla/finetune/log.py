@@ -7,6 +7,7 @@ from typing import Any
 
 from athena_vla import files
 from athena_vla.errors import MissingDependency, TrainingError
+from athena_vla.extras import install
 from athena_vla.finetune.finetune_config import FinetuneConfig
 from athena_vla.progress import Progress, quiet
 
@@ -97,7 +98,7 @@ class RunLog:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            self.note("TensorBoard is not installed (pip install tensorboard): curves go to log.jsonl and curves.png.")
+            self.note(f"TensorBoard is not installed ({install('train')}): curves go to log.jsonl and curves.png.")
             return
         self.board = SummaryWriter(str(self.config.run_folder / "tensorboard"))
 

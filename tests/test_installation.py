@@ -1,0 +1,103 @@
+"""What `make setup` decides before it downloads, and that every supported platform's packages resolve."""
+
+import importlib.util
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[1]
+PLATFORMS = {
+    "linux-x86-64": ["manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64"],
+    "linux-aarch64": ["manylinux_2_28_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64"],
+    "macos-arm64": ["macosx_14_0_arm64", "macosx_12_0_arm64", "macosx_11_0_arm64"],
+}
+
+
+@pytest.fixture
+def install(monkeypatch):
+    spec = importlib.util.spec_from_file_location("install", ROOT / "scripts" / "install.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.delenv("TORCH_INDEX", raising=False)
+    for name in ("has_card", "is_jetson", "installed", "answers"):
+        monkeypatch.setattr(script, name, lambda *a, **k: False)
+    return script
+
+
+def test_a_machine_without_a_card_takes_the_cpu_build_where_its_index_answers(install, monkeypatch) -> None:
+    assert install.torch_index("linux") == (
+        "",
+        f"no NVIDIA card here, but {install.CPU_INDEX} did not answer within 5 s: pip decides on torch's build",
+    )
+    monkeypatch.setattr(install, "answers", lambda url: url == "https://download.pytorch.org/whl/cpu/torch/")
+    index, why = install.torch_index("linux")
+    assert index == install.CPU_INDEX
+    assert "1.7 GB" in install.announced("train,sim", index, why)
+    for change in ("has_card", "is_jetson", "installed"):
+        with monkeypatch.context() as one:
+            one.setattr(install, change, lambda *a: True)
+            assert install.torch_index("linux")[0] == "", change
+    assert install.torch_index("darwin")[0] == ""
+    monkeypatch.setenv("TORCH_INDEX", "https://mirror.example/cpu")
+    assert install.torch_index("linux")[0] == "https://mirror.example/cpu"
+    monkeypatch.setenv("TORCH_INDEX", "default")
+    assert install.torch_index("linux")[0] == ""
+
+
+def test_an_index_that_does_not_answer_costs_seconds(monkeypatch) -> None:
+    spec = importlib.util.spec_from_file_location("install", ROOT / "scripts" / "install.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never says a word
+        started = time.monotonic()
+        assert not script.answers(f"http://127.0.0.1:{silent.getsockname()[1]}/torch/", 0.5)
+        assert time.monotonic() - started < 3
+    assert not script.answers("http://127.0.0.1:9/torch/", 0.5)
+    assert not script.answers("no address", 0.5)
+
+
+def test_pins_are_those_of_the_constraints(install) -> None:
+    for name in ("constraints.txt", "constraints-py310.txt"):
+        assert re.fullmatch(r"torch==2\.\d+\.\d+", install.pinned("torch", ROOT / name))
+    assert (
+        "torch==" + install.pinned("torch", ROOT / "constraints.txt").partition("==")[2]
+        in (ROOT / "docs" / "installation.md").read_text()
+    ), "the page names another torch"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("python", "constraints"), [("3.12", "constraints.txt"), ("3.10", "constraints-py310.txt")])
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_packages_resolve_on(tmp_path, platform: str, python: str, constraints: str) -> None:
+    """pip's own resolver, wheels only, nothing installed; needs the package index."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    core = project["dependencies"]
+    wanted = [r for e in ("train", "sim", "export", "serve") for r in project["optional-dependencies"][e]]
+    # An index may hold a build of torch for one platform only; its own resolution is pip's on that platform.
+    wanted = [r for r in wanted if not r.startswith("torch")]
+    words = ["--dry-run", "--ignore-installed", "--quiet", "--only-binary", ":all:", "--no-deps"]
+    words += ["--target", str(tmp_path), "--python-version", python, "-c", str(ROOT / constraints)]
+    for tag in PLATFORMS[platform]:
+        words += ["--platform", tag]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "install", *words, *core, *wanted], capture_output=True, text=True, check=False
+    )
+    if "NewConnectionError" in done.stderr or "Temporary failure" in done.stderr:
+        pytest.skip("the package index cannot be reached")
+    assert done.returncode == 0, done.stderr[-3000:]
