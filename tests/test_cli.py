@@ -4,14 +4,20 @@ import dataclasses
 import importlib
 import json
 import math
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from athena_vla import cli
+from athena_vla.cli import completion
+from athena_vla.cli.arguments import in_order
 from athena_vla.errors import AthenaError
 
 
@@ -38,7 +44,7 @@ def test_unknown_command_is_a_sentence_that_lists_the_known(words: list[str], ca
 
 
 def test_an_unknown_preset_or_field_of_training_is_refused_with_what_there_is(capsys) -> None:
-    status, _, err = outcome(["train", "--preset", "best", "--data", "x"], capsys)
+    status, _, err = outcome(["train", "--preset", "best"], capsys)
     assert status == 2
     assert "There is no preset 'best'. Known: humanoid_default, humanoid_efficient" in err
     status, out, err = outcome(["train", "--preset", "humanoid_default", "--leraning-rate", "1e-4"], capsys)
@@ -76,7 +82,7 @@ def test_every_command_in_the_documentation_parses(monkeypatch: pytest.MonkeyPat
 def test_the_simulators_options_of_a_comparison_have_no_prefix(monkeypatch) -> None:
     seen = []
     monkeypatch.setattr("athena_vla.evaluate.compare", lambda config: seen.append(config))
-    cli.run(["compare", "a", "b", "--episodes", "21", "--replan-every", "4", "--no-ablations"])
+    cli.run(["compare", "builtin:a", "builtin:b", "--episodes", "21", "--replan-every", "4", "--no-ablations"])
     assert (seen[0].loop.episodes, seen[0].loop.replan_every, seen[0].ablations) == (21, 4, False)
 
 
@@ -132,3 +138,104 @@ def test_a_package_that_imports_slowly_is_not_called_broken() -> None:
     assert DoctorReport((found,)).exit_status == 0
     assert renderer(timeout=1e-3).status == "slow"
     assert not works("import time; time.sleep(9)", timeout=0.3)
+
+
+@pytest.mark.parametrize("name", sorted(cli.COMMANDS))
+def test_completion_knows_the_options_that_the_parser_knows(name: str, capsys) -> None:
+    """Completion reads sources, help asks the parser: both list the same options."""
+    status, out, _ = outcome([*name.split(), "--help"], capsys)
+    assert status == 0
+    command = cli.COMMANDS[name]
+    listed = set(re.findall(r"^[│ ]*(--[a-z][\w-]*)", out, re.M)) | set(re.findall(r", (--no-[\w-]+)", out))
+    known = set(completion.options(command)) - {f"--{f.replace('_', '-')}" for f in command.positional}
+    assert listed - {"--help"} <= known, sorted(listed - known)
+    assert known - listed <= {"--help", "--json", "--debug", "--preset"}, sorted(known - listed)
+
+
+def test_a_shell_completes_with_the_script(tmp_path) -> None:
+    script = tmp_path / "athena.bash"
+    script.write_text(str(completion.completion(completion.CompletionConfig("bash"))))
+
+    def completed(*words: str) -> list[str]:
+        line = f"source {script}; COMP_WORDS=({shlex.join(['athena', *words])}); COMP_CWORD={len(words)}; _athena; "
+        done = subprocess.run(
+            ["bash", "-c", line + 'printf "%s\\n" "${COMPREPLY[@]}"'], capture_output=True, text=True, check=True
+        )
+        return done.stdout.split()
+
+    assert completed("tr") == ["train"]
+    assert completed("data", "al") == ["align"]
+    assert completed("data", "build", "--rob") == ["--robot"]
+    assert completed("train", "--preset", "rtx") == ["rtx4090"]
+    assert completed("train", "--precision", "") == ["auto", "fp32", "bf16", "fp16"]
+    assert "athena" in completed("data", "build", "--robot", "")
+    assert completed("compare", "--sp") == ["--split"]
+    assert completed("completion", "") == ["bash", "zsh", "fish"]
+    for shell in ("zsh", "fish"):
+        text = str(completion.completion(completion.CompletionConfig(shell)))
+        assert "rtx4090" in text
+        if shutil.which(shell):
+            (tmp_path / shell).write_text(text)
+            assert subprocess.run([shell, "-n", str(tmp_path / shell)], check=False).returncode == 0
+
+
+def test_errors_are_objects_where_json_is_asked_for(capsys, tmp_path) -> None:
+    for words, code in (
+        (["merge", str(tmp_path / "nosuch"), "out", "--json"], "usage"),
+        (["train", "--preset", "dmo", "--json"], "name.unknown"),
+        (["data", "build", "--json", "--hrizon", "3"], "usage"),
+        (["data", "info", "--json"], "usage"),
+        (["tran", "--json"], "name.unknown"),
+    ):
+        status, out, err = outcome(words, capsys)
+        said = json.loads(out)["error"]
+        assert (status, said["status"], said["code"]) == (2, 2, code), out + err
+        assert len(said["message"]) > 20
+        assert not re.search("[╭│─]", said["message"])
+
+
+def test_positional_words_and_their_flags_are_the_same() -> None:
+    command = cli.COMMANDS["data build"]
+    for words in (["a", "b"], ["--input", "a", "--out", "b"], ["a", "--out=b"], ["b", "--input", "a"]):
+        assert in_order(command, [*words, "--robot", "toy"]) == ["a", "b", "--robot", "toy"]
+    with pytest.raises(AthenaError, match="INPUT is missing"):
+        in_order(command, ["--out", "b"])
+
+
+def test_help_shows_positional_words_presets_and_plain_types(capsys) -> None:
+    _, out, _ = outcome(["data", "build", "--help"], capsys)
+    assert "INPUT OUT" in out.splitlines()[0]
+    assert "--input" not in out
+    assert "{None}" not in out
+    _, out, _ = outcome(["train", "--help"], capsys)
+    assert "--preset NAME" in out
+    assert "humanoid_default" in out
+    _, out, _ = outcome(["serve", "--help"], capsys)
+    assert "--port INT" in out
+    assert "--server." not in out
+
+
+def test_a_misspelt_name_is_guessed(capsys) -> None:
+    assert "Did you mean 'train'?" in outcome(["tran"], capsys)[2]
+    assert "Did you mean 'rtx4090'?" in outcome(["train", "--preset", "rtx409"], capsys)[2]
+    assert "Did you mean 'data build'?" in outcome(["data", "biuld"], capsys)[2]
+
+
+def test_a_path_that_is_not_there_costs_no_torch(tmp_path) -> None:
+    """Refused from the words alone; CPU seconds of a fresh process."""
+    (tmp_path / "merged").mkdir()
+    for words in (["merge", "mergd", "out"], ["bench", "mergd"], ["train", "--data", "mergd"]):
+        before = os.times()
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", "-m", "athena_vla.cli", *words],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        after = os.times()
+        assert done.returncode == 2
+        assert "There is nothing at 'mergd'" in done.stderr
+        assert "Did you mean 'merged'?" in done.stderr
+        assert "| torch" not in done.stderr
+        assert after.children_user + after.children_system - before.children_user - before.children_system < 2

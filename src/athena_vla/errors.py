@@ -3,6 +3,7 @@
 A message says what is wrong with which object, what exists instead, and what to do.
 """
 
+import difflib
 from collections.abc import Iterable
 
 from athena_vla.extras import install
@@ -23,8 +24,10 @@ class UnknownName(AthenaError):
     code = "name.unknown"
 
     def __init__(self, kind: str, name: object, known: Iterable[object]) -> None:
-        alternatives = ", ".join(str(k) for k in known) or "none"
-        super().__init__(f"There is no {kind} '{name}'. Known: {alternatives}.")
+        names = [str(k) for k in known]
+        close = difflib.get_close_matches(str(name), names, n=1)
+        guess = f" Did you mean '{close[0]}'?" if close else ""
+        super().__init__(f"There is no {kind} '{name}'.{guess} Known: {', '.join(names) or 'none'}.")
 
 
 class InvalidEmbodiment(AthenaError):

@@ -34,7 +34,7 @@ ADDRESS = re.compile(r"wss?://[^\s]+")
 def server(bundle: Path, log: Path) -> Iterator[str]:
     """`athena serve` on a free local port; yields its address. Raises `ServerError` with the server's last words."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-P", "-m", "athena_vla.cli", "serve", str(bundle), "--server.port", "0"]
+    command = [sys.executable, "-P", "-m", "athena_vla.cli", "serve", str(bundle), "--port", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     with log.open("w") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)

@@ -107,7 +107,7 @@ class Connection:
             self._service.count("http", "foreign_origin")
             message = (
                 f"A web page of '{origin[:80]}' may not talk to this server. Programs send no Origin; a page is let in "
-                "by --server.origins."
+                "by --origins."
             )
             await self._refuse(HTTPStatus.FORBIDDEN, "Forbidden", message)
             return False
