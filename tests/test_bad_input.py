@@ -144,7 +144,9 @@ def test_names_that_do_not_exist(world, tmp_path, capsys) -> None:
         capsys, "export", world / "int4", out, "--target", "orin"
     )
     assert f"no device 'orin'. Known: {NX}" in refusal(capsys, "plan", "--device", "orin")
-    assert "is not a bundle" in refusal(capsys, "export", world / "nowhere", out)
+    assert f"There is nothing at '{world / 'nowhere'}' (INPUT of athena export)" in refusal(
+        capsys, "export", world / "nowhere", out
+    )
     assert "run `athena merge` on it first" in refusal(capsys, "quantize", world / "tuned", out)
     assert "not fine-tuned" in refusal(capsys, "merge", world / "merged", out)
     assert "is not exported" in refusal(capsys, "bench", world / "int4", "--backend", "onnxruntime")
@@ -156,7 +158,7 @@ def test_names_that_do_not_exist(world, tmp_path, capsys) -> None:
 def test_a_bundle_that_fails_a_gate_is_marked_and_not_served(world, tmp_path, capsys) -> None:
     failing = copied(world, "int4", tmp_path / "int4")
     with pytest.raises(SystemExit) as stop:
-        main(["gates", str(failing), "--limits.p95-rad", "0", "--out", str(tmp_path / "report.json")])
+        main(["gates", str(failing), "--p95-rad", "0", "--out", str(tmp_path / "report.json")])
     assert stop.value.code == 4
     assert "FAILED error_p95_rad" in capsys.readouterr().out
     assert not json.loads((tmp_path / "report.json").read_text())["passed"]

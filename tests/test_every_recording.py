@@ -48,8 +48,9 @@ class User:
         said = self.capsys.readouterr()
         status = int(stop.value.code or 0)
         if status == 2 and words[1] != "check":
-            assert said.err.startswith("athena: "), said.err
-            assert len(said.err.strip().splitlines()) == 1
+            told = json.loads(said.out)["error"]["message"] if "--json" in words else said.err.removeprefix("athena: ")
+            assert "--json" in words or said.err.startswith("athena: "), said.err
+            assert len(told.strip().splitlines()) == 1
         return status, said.out
 
 

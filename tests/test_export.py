@@ -224,7 +224,10 @@ def test_disk_full(base, tmp_path, monkeypatch) -> None:
 
 
 def test_bad_input(base, exported, tmp_path) -> None:
-    with pytest.raises(UnknownName, match=r"no export target 'jetson-nano'. Known: cpu, jetson-orin-nx-16gb"):
+    with pytest.raises(
+        UnknownName,
+        match=r"no export target 'jetson-nano'. Did you mean 'jetson-thor'\? Known: cpu, jetson-orin-nx-16gb",
+    ):
         export(ExportConfig(input=base.path, out=tmp_path / "x", target="jetson-nano"))
     tuned = write_finetuned(tmp_path / "ft", base, LoraSettings(rank=4))
     with pytest.raises(BundleError, match="run `athena merge` on it first"):

@@ -306,7 +306,7 @@ def test_unnamed_joints_are_asked_for_and_the_known_robots_offered(tmp_path, ath
     found = info(InfoConfig(input=tmp_path / "a.hdf5", joints=Path("athena"))).info
     assert found.joint_names == athena.joint_names
     assert "no names" not in " ".join(n.text for n in found.notes)
-    with pytest.raises(RecordingError, match="There is no joint list 'atena'.*athena, toy"):
+    with pytest.raises(RecordingError, match="There is no joint list 'atena'.*athena, .*toy"):
         info(InfoConfig(input=tmp_path / "a.hdf5", joints=Path("atena")))
     with pytest.raises(RecordingError, match="23 action columns, but --joints names 3"):
         open_recording(tmp_path / "a.hdf5", joints=("a", "b", "c")).read("demo_0")

@@ -249,7 +249,7 @@ def wrong_questions() -> dict[str, tuple[bytes, str]]:
         "no picture": (changed(video={}), "needs cameras"),
         "a short group": (
             request("n1.6", video, state | {"waist": state["legs"]}),
-            "'state.waist' must be positions of 3",
+            "'state.waist' must be 3 values of",
         ),
         "no batch": (
             request("n1.6", video, state | {"waist": state["waist"][0]}),

@@ -181,8 +181,6 @@ class Bundle:
         from athena_vla.models.lora import LoraSettings
         from athena_vla.models.weights import opening
 
-        if self.manifest.stage == "exported":
-            raise BundleError(f"Bundle '{self.path}' holds exported graphs, no torch weights; open it with a backend.")
         if self.manifest.adapter:
             settings = LoraSettings(**self.manifest.adapter)
             return opening.adapted(self._body(settings, device), settings, self.path / ADAPTER_FILE)
@@ -221,6 +219,11 @@ class Bundle:
         if self.manifest.adapter:
             base = self.manifest.checkpoint or self.manifest.parent_path
             raise BundleError(f"'{self.path}' holds an adapter; its weights are those of '{base}'. Run athena merge.")
+        if self.manifest.stage == "exported":
+            raise BundleError(
+                f"Bundle '{self.path}' holds exported graphs, no torch weights; leave --backend out, or name "
+                "the engine of the graphs (--backend onnxruntime)."
+            )
         return TensorStore(self.path / "weights")
 
     def base_store(self):

@@ -132,7 +132,7 @@ def read_list(text: str) -> tuple[str, ...]:
 @functools.lru_cache(maxsize=64)
 def ask_for_names(width: int) -> str:
     """What to do about `width` columns without names, with the known robots that have as many joints."""
-    fits = [r for r in known_robots() if len(load(r).joints) == width]
+    fits = [r for r in known_robots() if len(load(r).joints) == width and not load(r).channels]
     known = f", or a known robot with {width} joints: {', '.join(f'--joints {r}' for r in fits)}" if fits else ""
     return f"name them with --joints FILE{known}"
 
