@@ -73,6 +73,7 @@ def compared(
 ) -> tuple[Comparison, Path]:
     out = tmp_path_factory.mktemp("out")
     result = compare(CompareConfig(a=pair[0], b=pair[1], data=dataset, out=out, samples=12, loop=SHORT))
+    assert isinstance(result, Comparison)
     return result, out
 
 
@@ -148,6 +149,7 @@ def test_a_second_run_reuses_its_episodes_and_says_so(
 ) -> None:
     first, out = compared
     again = compare(CompareConfig(a=pair[0], b=pair[1], data=dataset, out=out, samples=12, loop=SHORT))
+    assert isinstance(again, Comparison)
     assert again.reused["tuned"] == 7
     assert again.closed == first.closed
     assert again.open == first.open
@@ -183,6 +185,7 @@ def test_a_base_of_another_robot_is_bound_and_labelled(dataset: Path, toy: Embod
     loop = dataclasses.replace(SHORT, episodes=0)
     tuned = random_bundle(tmp_path / "tuned", opened.robot, 1, "merged")
     result = compare(CompareConfig(a=other, b=tuned, data=dataset, out=tmp_path / "c", samples=4, loop=loop))
+    assert isinstance(result, Comparison)
     assert any("re-bound" in n and "no chance" in n for n in result.notes)
 
 

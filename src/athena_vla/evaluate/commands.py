@@ -14,6 +14,7 @@ from athena_vla.dataset.dataset import Dataset
 from athena_vla.errors import EvaluationError
 from athena_vla.evaluate.actors import ActorSpec
 from athena_vla.evaluate.comparison import Comparison, compare_all
+from athena_vla.evaluate.outcomes import ResultsComparison, compare_results
 from athena_vla.evaluate.results import Setup
 from athena_vla.models.released.pretrained import Release
 from athena_vla.progress import Progress, quiet
@@ -66,12 +67,18 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
-    """Two policies, usually untuned and tuned, beside the baselines, on the same scenes and samples."""
+    """Two policies, usually untuned and tuned, beside the baselines, on the same scenes and samples.
 
-    a: Path
+    With --results: the policies of result files, of any program.
+    """
+
+    a: Path | None = None
     """The first bundle, builtin:NAME, or a released checkpoint (folder or Hub id); usually the untuned one."""
-    b: Path
+    b: Path | None = None
     """The second bundle; the one in question, which the others are compared with."""
+    results: tuple[Path, ...] = ()
+    """Files of episode results (JSON lines) instead of two bundles; nothing is played, the others are compared with
+    the last one."""
     data: Path | None = None
     """Built dataset: its validation split for open loop, its training split for the baselines."""
     out: Path = Path("runs/compare")
@@ -102,16 +109,32 @@ def evaluate(config: EvaluateConfig, progress: Progress = quiet) -> Comparison:
     return _run(policies, ("hold", "mean_action", "nearest_neighbour", "replay"), config, progress)
 
 
-def compare(config: CompareConfig, progress: Progress = quiet) -> Comparison:
-    """Compare two bundles. An untuned base of another robot is bound to the dataset's robot first, and labelled so.
+def compare(config: CompareConfig, progress: Progress = quiet) -> Comparison | ResultsComparison:
+    """Compare two bundles, or with `results` what files say of any policies.
 
-    Raises `EvaluationError`, `BundleError`.
+    An untuned base of another robot is bound to the dataset's robot first, and labelled so. Raises `EvaluationError`,
+    `BundleError`.
     """
+    if config.results:
+        if config.a is not None or config.data is not None:
+            raise EvaluationError(
+                "--results compares files and plays nothing: give either files, or two bundles (and --data)."
+            )
+        return compare_results(config.results)
+    if config.a is None or config.b is None:
+        raise EvaluationError(
+            "Two policies are needed: athena compare A B, or athena compare --results A.jsonl B.jsonl."
+        )
+    return compare_bundles(config, config.a, config.b, progress)
+
+
+def compare_bundles(config: CompareConfig, one: Path, two: Path, progress: Progress = quiet) -> Comparison:
+    """Compare two bundles beside the baselines. Raises `EvaluationError`, `BundleError`."""
     dataset = None if config.data is None else Dataset.open(config.data)
-    first = _bound(config.a, config.b, dataset, config.out / "untuned", config.seed)
-    a, b = _names(first, config.b)
+    first = _bound(one, two, dataset, config.out / "untuned", config.seed)
+    a, b = _names(first, two)
     policies = [
-        ActorSpec(b, source=str(config.b), backend=config.backend_b, device=config.device),
+        ActorSpec(b, source=str(two), backend=config.backend_b, device=config.device),
         ActorSpec(a, source=str(first), backend=config.backend_a, device=config.device),
     ]
     return _run(policies, config.baselines, config, progress)
