@@ -81,7 +81,7 @@ def test_every_command_in_the_documentation_parses(monkeypatch: pytest.MonkeyPat
 
 def test_the_simulators_options_of_a_comparison_have_no_prefix(monkeypatch) -> None:
     seen = []
-    monkeypatch.setattr("athena_vla.evaluate.compare", lambda config: seen.append(config))
+    monkeypatch.setattr("athena_vla.evaluate.commands.compare", lambda config: seen.append(config))
     cli.run(["compare", "builtin:a", "builtin:b", "--episodes", "21", "--replan-every", "4", "--no-ablations"])
     assert (seen[0].loop.episodes, seen[0].loop.replan_every, seen[0].ablations) == (21, 4, False)
 

@@ -69,7 +69,7 @@ COMMANDS: dict[str, Command] = {
         "sweep", "sweep", "SweepConfig", "several presets or ranks on the same data and seeds", kept="finished runs"
     ),
     "evaluate": Command(
-        "evaluate",
+        "evaluate.commands",
         "evaluate",
         "EvaluateConfig",
         "open and closed loop, with intervals",
@@ -77,7 +77,7 @@ COMMANDS: dict[str, Command] = {
         kept="finished episodes of the closed loop",
     ),
     "compare": Command(
-        "evaluate",
+        "evaluate.commands",
         "compare",
         "CompareConfig",
         "two policies and the baselines, paired",

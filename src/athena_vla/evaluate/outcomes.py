@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from athena_vla.errors import EvaluationError
-from athena_vla.evaluate import tables
+from athena_vla.evaluate import table_text
 from athena_vla.evaluate.statistics import Interval, PairedTest, Proportion, newcombe_independent, paired_test, wilson
 
 Key = tuple[str, int]  # scene, trial
@@ -89,19 +89,19 @@ class ResultsComparison:
         head = ["results", "success [95%]", "n", "time s", "violations", f"{self.reference} +/-", "p", "difference"]
         rows = [self._row(r) for r in self.rows]
         tasks = sorted({t for r in self.rows for t in r.per_task})
-        parts = [tables.aligned(head, rows)]
+        parts = [table_text.aligned(head, rows)]
         if len(tasks) > 1:
             cells = [
                 [
                     r.policy,
                     *(
-                        f"{tables.proportion(r.per_task[t])} /{r.per_task[t].n}" if t in r.per_task else "-"
+                        f"{table_text.proportion(r.per_task[t])} /{r.per_task[t].n}" if t in r.per_task else "-"
                         for t in tasks
                     ),
                 ]
                 for r in self.rows
             ]
-            parts.append(tables.aligned(["per task", *tasks], cells))
+            parts.append(table_text.aligned(["per task", *tasks], cells))
         return "\n\n".join([*parts, LEGEND, *self.notes])
 
     def _row(self, row: PolicyOutcomes) -> list[str]:
@@ -110,13 +110,13 @@ class ResultsComparison:
         apart = None if versus is None else versus.difference
         return [
             row.policy,
-            tables.proportion(row.success),
+            table_text.proportion(row.success),
             str(row.success.n),
             "-" if row.median_time_to_success is None else f"{row.median_time_to_success:.2f}",
             "-" if row.violations is None else str(row.violations),
             "-" if test is None else f"+{test.only_first} -{test.only_second}",
-            "-" if test is None else tables.p_value(test.exact_p),
-            "-" if apart is None else f"{100 * apart.value:+.0f} [{100 * apart.low:+.0f}, {100 * apart.high:+.0f}]",
+            "-" if test is None else table_text.p_value(test.exact_p),
+            "-" if apart is None else table_text.difference(apart),
         ]
 
 

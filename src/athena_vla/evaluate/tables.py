@@ -4,30 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 from athena_vla.evaluate.actors import ABLATIONS, Ablation
 from athena_vla.evaluate.openloop import OpenLoopResult
-from athena_vla.evaluate.statistics import PairedTest, Proportion
+from athena_vla.evaluate.statistics import PairedTest
 from athena_vla.evaluate.summary import ActorSummary, Lost
+from athena_vla.evaluate.table_text import aligned, p_value, proportion
 
 Losses = Mapping[str, Mapping[Ablation, Lost]]
 _SHORT = {"black_image": "black image", "other_instruction": "other words"}
-
-
-def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns separated by two spaces; the first is left-aligned, the others right."""
-    everything = [list(head), *(list(r) for r in rows)]
-    widths = [max(len(r[i]) for r in everything) for i in range(len(head))]
-    lines = [
-        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True))).rstrip()
-        for r in everything
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def proportion(p: Proportion) -> str:
-    return f"{100 * p.success:.0f}% [{100 * p.low:.0f}, {100 * p.high:.0f}]"
-
-
-def p_value(p: float) -> str:
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _lost(losses: Losses, name: str, cell: Callable[[Lost], str]) -> list[str]:
