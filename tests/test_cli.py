@@ -163,7 +163,7 @@ def test_a_shell_completes_with_the_script(tmp_path) -> None:
         )
         return done.stdout.split()
 
-    assert completed("tr") == ["train"]
+    assert completed("tra") == ["train"]
     assert completed("data", "al") == ["align"]
     assert completed("data", "build", "--rob") == ["--robot"]
     assert completed("train", "--preset", "rtx") == ["rtx4090"]

@@ -59,11 +59,12 @@ ALLOWED: dict[str, set[str]] = {
     "report": EVIDENCE,
     "doctor": set(),
     "drive": MODELS | {"control", "wire", "sim", "serve"},
+    "trials": {"evaluate", "drive"},
     "incident": {"recordings", "control", "wire", "ros2", "sim"},
     "demo": EVIDENCE | ROBOT_SIDE | {"serve", "bench", "sweep", "report"},
     "cli": EVIDENCE
     | ROBOT_SIDE
-    | {"serve", "bench", "sweep", "report", "demo", "drive", "incident", "doctor", "extras"},
+    | {"serve", "bench", "sweep", "report", "demo", "drive", "trials", "incident", "doctor", "extras"},
 }
 OWN_RULE = {"errors", "manifest", "stopping", "version", "moved", "extras", "progress", "machine", "files", "jobs"}
 OWN_RULE |= {"robot_parts", "channels", "robot_columns", "embodiment"}

@@ -102,6 +102,24 @@ COMMANDS: dict[str, Command] = {
     "bench": Command("bench", "bench", "BenchConfig", "stage by stage, measured here", ("bundle",)),
     "serve": Command("serve", "serve", "ServeBundleConfig", "a policy over a socket", ("bundle",)),
     "drive": Command("drive.driving", "drive", "DriveConfig", "a robot with a policy, with stop and shadow"),
+    "trials draw": Command(
+        "trials.trial_commands", "trials_draw", "DrawConfig", "trials on a robot: draw their order", ("out",)
+    ),
+    "trials run": Command(
+        "trials.trial_commands",
+        "trials_run",
+        "RunConfig",
+        "trials on a robot: run them, with hidden names",
+        ("folder",),
+        kept="every verdict",
+    ),
+    "trials report": Command(
+        "trials.trial_commands",
+        "trials_report",
+        "TrialReportConfig",
+        "trials on a robot: open the names, count",
+        ("folder",),
+    ),
     "incident": Command("incident", "incident", "IncidentConfig", "what a robot's black box kept", ("box",)),
     "completion": Command(
         "cli.completion", "completion", "CompletionConfig", "a script for bash, zsh or fish", ("shell",)

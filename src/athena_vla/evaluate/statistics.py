@@ -121,6 +121,20 @@ def paired_test(first: Sequence[bool], second: Sequence[bool], confidence: float
     )
 
 
+def anytime_evidence(only_first: int, only_second: int) -> float:
+    """How much discordant pairs speak against equal policies, at any time they are looked at.
+
+    Under equality each discordant pair falls to either side with 1/2, and this ratio of a uniform mixture over all
+    other chances to 1/2 is a martingale of mean 1: the chance that it ever reaches `e` is at most 1/e (Ville), however
+    often one looks. Source: Robbins 1970, mixture over a Beta(1, 1) prior.
+    """
+    n = only_first + only_second
+    try:
+        return 2**n / ((n + 1) * math.comb(n, only_first))
+    except OverflowError:
+        return math.inf
+
+
 def newcombe_paired(both: int, only_first: int, only_second: int, neither: int, confidence: float = 0.95) -> Interval:
     """Difference of two proportions on the same trials.
 
