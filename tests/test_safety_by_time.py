@@ -263,3 +263,40 @@ def test_the_loop_without_a_filter_keeps_a_period_after_an_overrun() -> None:
         stamps.append(time.perf_counter())
         pacer.wait()
     assert np.diff(stamps).min() >= period - 1e-5
+
+
+class PausedClock:
+    """Simulated time: each look costs 1 us, and the look numbered `at` finds that `pause` has passed before it."""
+
+    def __init__(self, at: int, pause: float) -> None:
+        self.t, self.looks, self.at, self.pause = 0.0, 0, at, pause
+
+    def __call__(self) -> float:
+        self.looks += 1
+        self.t += 1e-6 + (self.pause if self.looks == self.at else 0.0)
+        return self.t
+
+    def sleep(self, duration: float) -> None:
+        self.t += duration
+
+
+@pytest.mark.parametrize("pause", [6e-5, 0.003])
+def test_no_pause_makes_a_stamp_later_than_its_command_was_made_for(pause: float) -> None:
+    """Wherever the machine pauses: the stamp is the slot's, a later slot is told, or the stamp is marked as a bound."""
+    period = 0.01
+    marked = told = 0
+    for at in range(1, 700):
+        clock = PausedClock(at, pause)
+        pacer = Pacer(period, clock, clock.sleep)
+        for _ in range(2):
+            made_for = pacer.next()
+            while (longer := pacer.arrive()) is not None:
+                made_for, told = longer, told + 1
+            pacer.stamp()
+            pacer.given()
+            if pacer.interrupted:
+                marked += 1
+                break
+            assert abs(pacer.since - made_for) <= ON_TIME
+    assert marked
+    assert told
