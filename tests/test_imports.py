@@ -200,6 +200,8 @@ def test_the_robot_side_needs_only_numpy_and_a_wire_codec() -> None:
         "control_msgs",
         "builtin_interfaces",
         "std_msgs",
+        "std_srvs",
+        "geometry_msgs",
         "launch",
         "launch_ros",
     }

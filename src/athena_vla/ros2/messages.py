@@ -29,10 +29,10 @@ class JointMap:
 
     def __post_init__(self) -> None:
         self.robot.index(self.renamed)
-        theirs = [self.theirs(n) for n in self.robot.joint_names]
+        theirs = [*(self.theirs(n) for n in self.robot.joint_names), *(c.name for c in self.robot.commanded_channels)]
         twice = sorted({n for n in theirs if theirs.count(n) > 1})
         if twice:
-            raise InvalidEmbodiment(self.robot.name, f"two joints share the ROS names {twice}.")
+            raise InvalidEmbodiment(self.robot.name, f"two joints, or a joint and a channel, share the names {twice}.")
 
     def theirs(self, ours: str) -> str:
         return self.renamed.get(ours, ours)
@@ -59,11 +59,11 @@ class JointMap:
         return state
 
     def joint_state(self, state: Array, time: float, frame: str = "") -> Message:
-        """A sensor_msgs/JointState of the whole robot; inverse of `state`."""
+        """A sensor_msgs/JointState of all joints, the first of a state [S]; inverse of `state`."""
         return {
             "header": header(time, frame),
             "name": [self.theirs(n) for n in self.robot.joint_names],
-            "position": [float(x) for x in state],
+            "position": [float(x) for x in state[: len(self.robot.joints)]],
             "velocity": [],
             "effort": [],
         }
@@ -86,12 +86,12 @@ class JointMap:
         }
 
     def chunk_trajectory(self, chunk: ActionChunk, frame: str = "") -> Message:
-        """A whole chunk as a trajectory that begins at its observation."""
+        """A whole chunk as a trajectory that begins at its observation; commanded channels stand under their names."""
         return self.trajectory(chunk.joint_names, chunk.positions, chunk.dt, chunk.time, frame)
 
     def chunk(self, message: Any) -> ActionChunk:
         """Inverse of `chunk_trajectory`. Raises `InvalidObservation` for unknown joints or points that are not even."""
-        ours = {self.theirs(n): n for n in self.robot.joint_names}
+        ours = {self.theirs(n): n for n in self.robot.command_names}
         unknown = [n for n in message.joint_names if n not in ours]
         if unknown or not message.points:
             raise InvalidObservation(f"JointTrajectory has {len(message.points)} points and unknown joints {unknown}.")

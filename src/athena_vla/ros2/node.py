@@ -19,8 +19,10 @@ import athena_vla.embodiment as embodiment
 from athena_vla.control.runtime import Runtime, RuntimeConfig
 from athena_vla.control.safety import SafetyFilter
 from athena_vla.embodiment import Array, Embodiment, Observation
-from athena_vla.errors import InvalidObservation, MissingDependency, SafetyError
-from athena_vla.ros2.messages import JointMap, Message, image
+from athena_vla.errors import InvalidObservation, MissingDependency, SafetyError, UnknownName
+from athena_vla.ros2.channel_topics import ChannelTopic, ChannelTopics, by_topic
+from athena_vla.ros2.graph_messages import channel_message, message_type, trajectory
+from athena_vla.ros2.messages import JointMap, header, image, seconds
 from athena_vla.wire.client import RemotePolicy
 
 PARAMETERS: dict[str, Any] = {
@@ -33,15 +35,25 @@ PARAMETERS: dict[str, Any] = {
     "task_topic": "/athena/task",
     "command_topic": "/joint_trajectory_controller/joint_trajectory",
     "action": "",  # name of a FollowJointTrajectory server; empty publishes on command_topic instead
+    "command_channels": [""],  # where commanded channels go, as "NAME=TOPIC:Twist.linear.x" or "NAME=TOPIC:Float64"
+    "state_channels": [""],  # where observed channels come from, also "NAME=TOPIC:JointState.velocity.JOINT"
     "frame_id": "",  # in the header of every trajectory
+    "stamp": "zero",  # of every trajectory: zero (begin when it arrives), or now
     "best_effort": True,  # QoS of the inputs: sensor data
     "depth": 1,  # QoS of the inputs: messages kept; only the latest is ever used
     "command_best_effort": False,  # QoS of the trajectories
     "replan_every": 8,  # control steps
-    "stale_s": 0.5,  # [s] age from which a state or image is no observation any more
+    "stale_s": 0.5,  # [s] age from which a state, image or channel is no observation any more, by its own stamp
     "duration_s": 1e9,  # [s]
+    "speed": 1.0,  # share of the velocity limits, from 0.1 to 1
+    "groups": [""],  # groups of joints that may move; none named: all
+    "jerk": False,  # keep the limits on jerk too
+    "latch": True,  # after a fault that ended at rest, wait for ~/acknowledge
+    "heartbeat_s": 0.0,  # come to rest unless ~/beat comes this often; 0: nobody has to be there
+    "shadow": False,  # command nothing
     "renamed": [""],  # joints as "ours=theirs"
 }
+STAMPS = ("zero", "now")
 LAUNCH_FILE = Path(__file__).parent / "launch" / "athena_vla.launch.py"
 
 
@@ -54,9 +66,13 @@ class GraphRobot:
         from std_msgs.msg import String
         from trajectory_msgs.msg import JointTrajectory
 
+        if parameters["stamp"] not in STAMPS:
+            raise UnknownName("stamp of trajectories", parameters["stamp"], STAMPS)
         self.embodiment, self._joints, self._parameters = body, joints, parameters
         self._node, self._lock = node, threading.Lock()
+        self._channels = ChannelTopics.of(body, parameters["command_channels"], parameters["state_channels"])
         self._state: tuple[float, Array] | None = None
+        self._measured: dict[str, tuple[float, float]] = {}
         self._images: dict[str, tuple[float, Any]] = {}
         self._task = parameters["task"]
 
@@ -65,13 +81,22 @@ class GraphRobot:
             return QoSProfile(depth=depth, reliability=reliability)
 
         latest = quality(parameters["best_effort"], parameters["depth"])
-        node.create_subscription(JointState, parameters["state_topic"], self._on_state, latest)
+        measured = by_topic(self._channels.states)
+        beside = measured.pop(parameters["state_topic"], [])
+        node.create_subscription(JointState, parameters["state_topic"], lambda m: self._on_state(m, beside), latest)
+        for topic, places in measured.items():
+            kind = message_type(places[0].kind)
+            node.create_subscription(kind, topic, lambda m, p=places: self._on_channels(p, m), latest)
         for camera in body.camera_names:
             topic = parameters["image_topic"].format(camera=camera)
             node.create_subscription(Image, topic, lambda m, c=camera: self._on_image(c, m), latest)
         node.create_subscription(String, parameters["task_topic"], self._on_task, 1)
         commands = quality(parameters["command_best_effort"], 1)
         self._publisher = node.create_publisher(JointTrajectory, parameters["command_topic"], commands)
+        self._others = {
+            topic: node.create_publisher(message_type(places[0].kind), topic, commands)
+            for topic, places in by_topic(self._channels.commands).items()
+        }
         self._goals = self._action_client() if parameters["action"] else None
         self._pending: list[Array] = []
 
@@ -81,30 +106,51 @@ class GraphRobot:
 
     def observe(self) -> Observation:
         with self._lock:
-            state, images, task = self._state, dict(self._images), self._task
+            state, images, task, measured = self._state, dict(self._images), self._task, dict(self._measured)
         now, oldest = self.time, self._parameters["stale_s"]
-        if state is None or now - state[0] > oldest:
-            raise InvalidObservation(f"No JointState on {self._parameters['state_topic']} for {oldest} s.")
-        late = [c for c in self.embodiment.camera_names if c not in images or now - images[c][0] > oldest]
-        if late:
-            raise InvalidObservation(f"No image of cameras {late} for {oldest} s.")
-        return Observation({c: image(m) for c, (_, m) in images.items()}, state[1], task, state[0])
+
+        def late(stamp: float) -> bool:
+            return abs(now - stamp) > oldest
+
+        if state is None or late(state[0]):
+            raise InvalidObservation(
+                f"No JointState on {self._parameters['state_topic']} for {oldest} s.{_ago(state, now)}"
+            )
+        channels = [c.name for c in self.embodiment.observed_channels]
+        gone = [c for c in channels if c not in measured or late(measured[c][0])]
+        if gone:
+            raise InvalidObservation(f"No value of the channels {', '.join(gone)} for {oldest} s.")
+        blind = [c for c in self.embodiment.camera_names if c not in images or late(images[c][0])]
+        if blind:
+            raise InvalidObservation(f"No image of cameras {blind} for {oldest} s.")
+        whole = np.concatenate([state[1], np.array([measured[c][1] for c in channels])])
+        return Observation({c: image(m) for c, (_, m) in images.items()}, whole, task, state[0])
 
     def command(self, positions: Array, /) -> None:
-        body, frame = self.embodiment, self._parameters["frame_id"]
+        body, count = self.embodiment, len(self.embodiment.joints)
+        angles, rest = positions[:count], positions[count:]
+        head = header(self._stamp(), self._parameters["frame_id"])
+        for topic, kind, content in self._channels.command_messages(rest, head):
+            self._others[topic].publish(channel_message(kind, content))
         if self._goals is None:
-            rows = positions[None]
-            message = self._joints.trajectory(body.joint_names, rows, 1.0 / body.command_hz, self.time, frame)
-            self._publisher.publish(_trajectory(message))
+            self._publisher.publish(self._joint_trajectory(angles[None]))
             return
         # A goal per control step: an action server is no place for goals at the motor rate.
-        self._pending.append(positions)
+        self._pending.append(angles)
         if len(self._pending) >= round(body.command_hz / body.control_hz):
             from control_msgs.action import FollowJointTrajectory
 
             rows, self._pending = np.array(self._pending), []
-            message = self._joints.trajectory(body.joint_names, rows, 1.0 / body.command_hz, self.time, frame)
-            self._goals.send_goal_async(FollowJointTrajectory.Goal(trajectory=_trajectory(message)))
+            self._goals.send_goal_async(FollowJointTrajectory.Goal(trajectory=self._joint_trajectory(rows)))
+
+    def _stamp(self) -> float:
+        """Zero means to a controller: from now on. A time of ours is in its past by the way here, and by our clocks."""
+        return 0.0 if self._parameters["stamp"] == "zero" else self.time
+
+    def _joint_trajectory(self, rows: Array) -> Any:
+        body = self.embodiment
+        frame, period = self._parameters["frame_id"], 1.0 / body.command_hz
+        return trajectory(self._joints.trajectory(body.joint_names, rows, period, self._stamp(), frame))
 
     def _action_client(self) -> Any:
         from control_msgs.action import FollowJointTrajectory
@@ -115,35 +161,87 @@ class GraphRobot:
             raise SafetyError(f"There is no FollowJointTrajectory server '{self._parameters['action']}'.")
         return client
 
-    def _on_state(self, message: Any) -> None:
+    def _on_state(self, message: Any, beside: list[ChannelTopic]) -> None:
         try:
             state = self._joints.state(message)
         except InvalidObservation as error:
-            self._node.get_logger().warning(str(error), throttle_duration_sec=5.0)
+            self._warn(error)
             return
         with self._lock:
-            self._state = (self.time, state)
+            self._state = (self._stamp_of(message), state)
+        self._on_channels(beside, message)
+
+    def _on_channels(self, places: list[ChannelTopic], message: Any) -> None:
+        try:
+            values = {p.channel: (self._stamp_of(message), p.value(message)) for p in places}
+        except InvalidObservation as error:
+            self._warn(error)
+            return
+        with self._lock:
+            self._measured.update(values)
 
     def _on_image(self, camera: str, message: Any) -> None:
         with self._lock:
-            self._images[camera] = (self.time, message)
+            self._images[camera] = (self._stamp_of(message), message)
 
     def _on_task(self, message: Any) -> None:
         with self._lock:
             self._task = message.data
 
+    def _stamp_of(self, message: Any) -> float:
+        """[s] when it was measured; a message without a stamp, or with zero, counts from its arrival."""
+        head = getattr(message, "header", None)
+        return (seconds(head.stamp) if head is not None else 0.0) or self.time
 
-def _trajectory(message: Message) -> Any:
-    from builtin_interfaces.msg import Duration, Time
-    from std_msgs.msg import Header
-    from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+    def _warn(self, error: InvalidObservation) -> None:
+        self._node.get_logger().warning(str(error), throttle_duration_sec=5.0)
 
-    points = [
-        JointTrajectoryPoint(positions=p["positions"], time_from_start=Duration(**p["time_from_start"]))
-        for p in message["points"]
-    ]
-    head = Header(stamp=Time(**message["header"]["stamp"]), frame_id=message["header"]["frame_id"])
-    return JointTrajectory(header=head, joint_names=message["joint_names"], points=points)
+
+def _ago(state: tuple[float, Array] | None, now: float) -> str:
+    if state is None:
+        return ""
+    age = now - state[0]
+    return f" The last one is stamped {abs(age):.2f} s {'ago' if age >= 0 else 'ahead of this clock'}."
+
+
+def offer_stop(node: Any, runtime: Runtime, stop_topic: str = "/athena/stop") -> None:
+    """A person's way in: `~/stop`, `~/acknowledge` and `~/beat` as std_srvs/Trigger, and a std_msgs/Empty to stop."""
+    from std_msgs.msg import Empty
+    from std_srvs.srv import Trigger
+
+    def stop(request: Any, response: Any) -> Any:
+        runtime.stop("service ~/stop")
+        response.success, response.message = True, "braking; it stays at rest until ~/acknowledge"
+        return response
+
+    def acknowledge(request: Any, response: Any) -> Any:
+        why = runtime.operator.waiting_for
+        response.success = runtime.acknowledge()
+        response.message = f"goes on after: {why}" if response.success else "there was nothing to acknowledge"
+        return response
+
+    def beat(request: Any, response: Any) -> Any:
+        runtime.beat()
+        response.success, response.message = True, runtime.operator.waiting_for or "running"
+        return response
+
+    for name, call in (("~/stop", stop), ("~/acknowledge", acknowledge), ("~/beat", beat)):
+        node.create_service(Trigger, name, call)
+    node.create_subscription(Empty, stop_topic, lambda message: runtime.stop(f"topic {stop_topic}"), 1)
+
+
+def runtime_config(parameters: dict[str, Any]) -> RuntimeConfig:
+    """What of the parameters is the control loop's."""
+    return RuntimeConfig(
+        replan_every=parameters["replan_every"],
+        max_observation_age=parameters["stale_s"],
+        groups=tuple(g for g in parameters["groups"] if g),
+        latch=parameters["latch"],
+        heartbeat=parameters["heartbeat_s"] or None,
+        shadow=parameters["shadow"],
+        raise_errors=False,
+        keep=300.0,
+    )
 
 
 def main() -> None:
@@ -174,8 +272,10 @@ def main() -> None:
                 node.get_logger().info(f"waiting: {error}", throttle_duration_sec=5.0)
                 time.sleep(0.1)
         with RemotePolicy(parameters["server"], body, token=parameters["token"] or None) as policy:
-            config = RuntimeConfig(replan_every=parameters["replan_every"])
-            Runtime(robot, policy, SafetyFilter(body), config).run(parameters["duration_s"], real_time=True)
+            guard = SafetyFilter(body, jerk=parameters["jerk"], speed=parameters["speed"])
+            runtime = Runtime(robot, policy, guard, runtime_config(parameters))
+            offer_stop(node, runtime)
+            runtime.run(parameters["duration_s"], real_time=True)
     finally:
         node.destroy_node()
         rclpy.shutdown()
