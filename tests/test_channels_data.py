@@ -226,6 +226,7 @@ def test_latent_tokens_take_their_limits_from_the_training_data(tmp_path) -> Non
     assert channel.max_rate_derivative == pytest.approx(max(np.abs(np.diff(s)).max() * 10 for s in steps), rel=1e-12)
     assert channel.limits == "data"
     assert Dataset.open(tmp_path / "set").robot.learned_limits == ("token",)
+    assert "not called safe" in (tmp_path / "set" / "README.md").read_text()
 
 
 def test_a_latent_token_that_never_changes_has_a_range_all_the_same(tmp_path) -> None:

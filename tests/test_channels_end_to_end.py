@@ -19,7 +19,7 @@ from athena_vla.recordings.episode import Episode
 from athena_vla.wire.client import RemotePolicy
 from athena_vla.wire.protocols import RequestParser, metadata_of
 from athena_vla.wire.server import PolicyServer, background
-from channels import recorded, robot
+from channels import HEIGHT, TOKEN, recorded, robot
 from recordings import clean, write
 from small_bundles import observations, small_run, write_base
 from test_channels_data import toml
@@ -115,3 +115,26 @@ def test_a_client_that_sends_joints_alone_gets_a_sentence_with_the_names() -> No
     assert told["action_names"] == list(NAMES)
     assert told["state_names"] == ["base", "shoulder", "finger", "base_height", "wrist_force"]
     assert told["units"] == ["rad", "rad", "rad", "m", "rad/s", "1"]
+
+
+def test_latent_tokens_are_nowhere_called_safe(tmp_path, capsys) -> None:
+    """Card, deployment record, server and drive all say it; a robot without such channels says nothing."""
+    from athena_vla.drive.driving import DriveConfig, _say
+    from athena_vla.engines.deployment_config import deployment_config
+
+    latent = dataclasses.replace(TOKEN, lower=-1.0, upper=1.0, max_rate=5.0, max_rate_derivative=50.0)
+    body = robot(HEIGHT, latent)
+    assert body.learned_limits == ("token",)
+    words = "token: limits from the training data. Such values are bounded and not called safe"
+    assert words in body.not_called_safe
+    assert robot(HEIGHT).not_called_safe == ""
+    _say(DriveConfig(), body, at_terminal=False)
+    assert words in capsys.readouterr().out
+    write_base(tmp_path / "base", body)
+    told = deployment_config(Bundle.open(tmp_path / "base"), "cpu", tmp_path / "base", {})
+    assert words in told["robot"]["not_called_safe"]
+    write_base(tmp_path / "plain", robot(HEIGHT))
+    assert (
+        "not_called_safe"
+        not in deployment_config(Bundle.open(tmp_path / "plain"), "cpu", tmp_path / "plain", {})["robot"]
+    )

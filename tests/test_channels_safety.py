@@ -1,13 +1,14 @@
 """The filter's promise for channels, by a witness of its own: differences of what came out, taken here."""
 
 import dataclasses
+import time
 
 import numpy as np
 import pytest
 
 from athena_vla.control.fallback import Ladder
 from athena_vla.control.run.runtime_config import RuntimeConfig, resolve_owners
-from athena_vla.control.runtime import run_episode
+from athena_vla.control.runtime import Runtime, run_episode
 from athena_vla.control.safety import SafetyFilter
 from athena_vla.embodiment import ActionChunk, Embodiment, Observation
 from athena_vla.errors import SafetyError, UnknownName
@@ -274,3 +275,33 @@ def test_a_chunk_that_ends_stops_the_robot_and_a_new_run_starts_where_channels_w
     run_episode(again, Silent(4), guard, duration=0.5)
     more = np.array(again.commands)
     assert abs(more[1, 3] - left) <= 0.25 / body.command_hz + 1e-12  # no jump to the default
+
+
+def test_a_shadow_report_compares_what_is_measured_in_radians_and_leaves_out_the_rest() -> None:
+    from athena_vla.control.shadow import ShadowReport
+
+    body = robot()
+
+    class Still(Body):
+        """Somebody else keeps it where it is; only time passes."""
+
+        @property
+        def time(self) -> float:
+            return time.perf_counter() - began
+
+        def observe(self) -> Observation:
+            return Observation({"front": self.image}, np.array([0.0, 0.0, 0.0, 0.7, 3.0]), "go", self.time)
+
+    class Asking(Walker):
+        def act(self, observation: Observation, /) -> ActionChunk:
+            rows = np.tile([0.5, 0.6, 0.2], (self.rows, 1))
+            return ActionChunk(rows, ("yaw_rate", "base_height", "base"), 0.1, observation.time)
+
+    began = time.perf_counter()
+    runtime = Runtime(Still(body), Asking(4), SafetyFilter(body), RuntimeConfig(shadow=True, replan_every=2))
+    trace = runtime.run(1.2, real_time=True)
+    report = ShadowReport.of(trace)
+    assert report.compared > 0
+    assert [n for n, _ in report.worst_joints] == ["base"]
+    assert report.worst_joints[0][1] == pytest.approx(0.2)
+    assert max(report.mean) == pytest.approx(0.2)

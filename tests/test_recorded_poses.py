@@ -58,3 +58,18 @@ def test_a_wish_within_the_limits_is_reached(toy: Embodiment) -> None:
     rows = follow("toward", Toward(toy, goal), [body.sample], toy)
     assert rows[0].violations == 0
     assert rows[0].errors == ()
+
+
+def test_channels_start_where_they_were_recorded_and_stay_bounded() -> None:
+    from channels import robot
+
+    body = robot()  # base_height is measured, yaw_rate and grip are not, wrist_force is measured only
+    state = np.array([0.1, 0.2, 0.1, 0.55, 7.0])
+    recorded = RecordedBody(body, sample_at(body, state))
+    np.testing.assert_allclose(recorded.told, [0.1, 0.2, 0.1, 0.55, 0.0, 1.0])
+    recorded.command(np.array([0.2, 0.3, 0.2, 0.6, 0.4, 0.5]))
+    np.testing.assert_allclose(recorded.observe().state, [0.2, 0.3, 0.2, 0.6, 7.0])
+    rows = follow("hostile", Hostile(body), [sample_at(body, state)], body)
+    assert rows[0].violations == 0
+    assert rows[0].commands > 0
+    assert {"base_height", "yaw_rate"} <= set().union(*map(set, rows[0].interventions_by_joint.values()))

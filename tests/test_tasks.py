@@ -18,6 +18,7 @@ from athena_vla.sim.task_language import (
     DEMO_FAMILIES,
     DEMO_PHRASES,
     OBJECT_FAMILIES,
+    RAIL_FAMILIES,
     held_out_objects,
     phrases_of,
 )
@@ -122,7 +123,7 @@ def test_unknown_names_are_refused():
 
 
 def test_every_family_has_a_success_test():
-    assert set(families()) == set(DEMO_FAMILIES) | set(BASE_FAMILIES)
+    assert set(families()) == set(DEMO_FAMILIES) | set(BASE_FAMILIES) | set(RAIL_FAMILIES)
 
 
 def test_a_goal_must_be_held():

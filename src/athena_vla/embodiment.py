@@ -225,6 +225,17 @@ class Embodiment:
         """Commanded channels whose limits are what training data showed: bounded, and never to be called safe."""
         return tuple(c.name for c in self.commanded_channels if c.limits == "data")
 
+    @property
+    def not_called_safe(self) -> str:
+        """What has to be said of channels that are bounded and not safe; "" where there is none."""
+        names = self.learned_limits
+        if not names:
+            return ""
+        return (
+            f"{', '.join(names)}: limits from the training data. Such values are bounded and not called safe; what the "
+            "body does with them is the business of its own controller."
+        )
+
     @cached_property
     def hash(self) -> str:
         text = json.dumps(self.to_dict(), sort_keys=True)

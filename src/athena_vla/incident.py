@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from athena_vla import files
 from athena_vla.control.black_box_reader import Kept, read_box
 from athena_vla.control.runtime import LEVELS
+from athena_vla.control.trace import Trace
 from athena_vla.embodiment import Array
 from athena_vla.errors import MissingDependency, RecordingError
 from athena_vla.recordings.formats.isaac_folder import write_episode
@@ -74,19 +76,20 @@ def incident(config: IncidentConfig) -> IncidentResult:
         kept = _around(kept, config.at, config.around)
     if not len(kept.trace.times):
         raise RecordingError(f"'{config.box}' has no command in that time; nothing was driven.")
-    config.out.mkdir(parents=True)
     name = time.strftime("%Y-%m-%dT%H-%M-%S", time.localtime(kept.wall[0]))
     episode = "none: no observation was kept with its images"
-    if kept.trace.frames:
-        whole = trace_to_episode(kept.trace, kept.robot, id=name)
-        if len(whole.actions):
-            episode = str(write_episode(config.out / "episode", whole))
-    try:
-        bag = str(write_bag(config.out / f"{name}.mcap", kept.trace, JointMap(kept.robot)))
-    except MissingDependency as error:
-        bag = f"none: {error}"
+    with files.whole_folder(config.out, RecordingError) as folder:
+        if kept.trace.frames:
+            whole = trace_to_episode(kept.trace, kept.robot, id=name)
+            if len(whole.actions):
+                episode = str(config.out / write_episode(folder / "episode", whole).relative_to(folder))
+        bag = str(config.out / f"{name}.mcap")
+        try:
+            write_bag(folder / f"{name}.mcap", kept.trace, JointMap(kept.robot))
+        except MissingDependency as error:
+            bag = f"none: {error}"
+        (folder / "incident.html").write_text(_page(kept, config.box), encoding="utf-8")
     page = config.out / "incident.html"
-    page.write_text(_page(kept, config.box), encoding="utf-8")
     return IncidentResult(
         robot=kept.robot.name,
         began=_clock(kept.wall[0]),
@@ -149,10 +152,10 @@ def _page(kept: Kept, box: Path) -> str:
     )
     levels = ", ".join(f"{LEVELS[k]} {n}" for k, n in zip(*np.unique(t.levels, return_counts=True), strict=True))
     plots = "".join(
-        f"<h3>{html.escape(name)}</h3>"
-        + _plot((t.times, t.commands[:, j]), (t.state_times, t.states[:, j]), t.times[t.levels > 0])
+        f"<h3>{html.escape(name)}</h3>" + _plot((t.times, t.commands[:, j]), seen, t.times[t.levels > 0], t.units[j])
         for j, name in enumerate(t.joint_names)
-        if np.ptp(t.commands[:, j]) > 1e-6 or (len(t.states) and np.ptp(t.states[:, j]) > 1e-3)
+        for seen in [_measured(t, name)]
+        if np.ptp(t.commands[:, j]) > 1e-6 or (len(seen[1]) and np.ptp(seen[1]) > 1e-3)
     )
     cut = f" {kept.cut_off} bytes of the last record were cut off." if kept.cut_off else ""
     return (
@@ -161,13 +164,20 @@ def _page(kept: Kept, box: Path) -> str:
         f"<p>{html.escape(t.instruction)}</p><p>{len(t.commands)} commands ({levels}), {len(t.states)} observations, "
         f"{len(t.chunks)} chunks, policies {html.escape(', '.join(t.policies) or 'unnamed')}. Ended by: "
         f"{html.escape(t.ended_by)}.{cut}</p><p class='small'>From {html.escape(str(box))}. Blue: commanded. Orange: "
-        "measured. Grey: the fallback levels were in charge. Joints that did not move are left out.</p>"
+        "measured. Grey: the fallback levels were in charge. What did not move is left out.</p>"
         f"<h2>Events</h2><table><tr><th>clock</th><th>robot [s]</th><th>what</th><th></th></tr>{rows}</table>"
-        f"<h2>Joints [rad]</h2>{plots or '<p>None moved.</p>'}</html>"
+        f"<h2>Joints and channels</h2>{plots or '<p>None moved.</p>'}</html>"
     )
 
 
-def _plot(commanded: tuple[Array, Array], measured: tuple[Array, Array], faulty: Array) -> str:
+def _measured(trace: Trace, name: str) -> tuple[Array, Array]:
+    """Times and values of a joint or channel; nothing where nobody measures it."""
+    if name not in trace.state_names:
+        return np.zeros(0), np.zeros(0)
+    return trace.state_times, trace.states[:, trace.state_names.index(name)]
+
+
+def _plot(commanded: tuple[Array, Array], measured: tuple[Array, Array], faulty: Array, unit: str) -> str:
     times = np.concatenate([commanded[0], measured[0]])
     values = np.concatenate([commanded[1], measured[1]])
     t0, t1, low, high = times.min(), times.max(), values.min(), values.max()
@@ -182,7 +192,7 @@ def _plot(commanded: tuple[Array, Array], measured: tuple[Array, Array], faulty:
         points = zip(_thin(x(t)), _thin(HEIGHT - (v - low) / tall * HEIGHT), strict=True)
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
         lines += f"<polyline points='{path}' fill='none' stroke='{colour}' stroke-width='1.3'/>"
-    scale = f"<p class='small'>{low:.3f} to {high:.3f} rad, {t0:.1f} to {t1:.1f} s</p>"
+    scale = f"<p class='small'>{low:.3f} to {high:.3f} {unit}, {t0:.1f} to {t1:.1f} s</p>"
     return f"<svg width='{WIDTH}' height='{HEIGHT}' viewBox='0 0 {WIDTH} {HEIGHT}'>{shades}{lines}</svg>{scale}"
 
 

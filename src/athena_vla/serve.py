@@ -113,6 +113,8 @@ def serve(config: ServeBundleConfig) -> ServeResult:
         nonlocal address
         address = where
         print(f"athena: serving {policy.name} ({told['stage']}, {policy.engine.taken}) on {where}", flush=True)
+        if policy.robot.not_called_safe:
+            print(f"athena: {policy.robot.not_called_safe}", flush=True)
         if policy_server.gr00t_port:
             print(f"athena: GR00T's protocol on tcp://{config.server.host}:{policy_server.gr00t_port}", flush=True)
 

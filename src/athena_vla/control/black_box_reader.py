@@ -117,6 +117,8 @@ def _kept(robot: Embodiment, records: list[tuple[int, float, float, bytes]], cut
     trace = Trace(
         robot=robot.name,
         joint_names=robot.command_names,
+        units=robot.command_columns.units,
+        state_names=robot.state_names,
         instruction=instruction,
         times=np.array([t for t, _, _ in rows]),
         targets=table[:, 2 : 2 + joints],

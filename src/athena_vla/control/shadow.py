@@ -38,21 +38,26 @@ class ShadowReport:
             raise SafetyError(
                 "This run commanded the robot: a shadow report compares with what somebody else made it do."
             )
-        place = {n: i for i, n in enumerate(trace.joint_names)}
+        place = {n: i for i, n in enumerate(trace.state_names)}
+        radians = {n for n, unit in zip(trace.joint_names, trace.units, strict=True) if unit == "rad"}
         rows: dict[int, list[np.ndarray]] = {}
         by_joint: dict[str, list[float]] = {}
         dt = trace.chunks[0].dt if trace.chunks else 0.0
         for chunk in trace.chunks:
             times = chunk.time + chunk.dt * np.arange(1, len(chunk.positions) + 1)
             known = (times >= trace.state_times[0]) & (times <= trace.state_times[-1])
+            # What nobody measures, such as a commanded velocity, cannot be compared; what is no angle has another unit.
+            compared = [(j, n) for j, n in enumerate(chunk.joint_names) if n in place and n in radians]
+            if not compared:
+                continue
             did = np.stack(
-                [np.interp(times, trace.state_times, trace.states[:, place[n]]) for n in chunk.joint_names], axis=1
+                [np.interp(times, trace.state_times, trace.states[:, place[n]]) for _, n in compared], axis=1
             )
-            away = np.abs(chunk.positions - did)
+            away = np.abs(chunk.positions[:, [j for j, _ in compared]] - did)
             for i in known.nonzero()[0]:
                 rows.setdefault(int(i), []).append(away[i])
-            for j, name in enumerate(chunk.joint_names):
-                by_joint.setdefault(name, []).extend(away[known, j].tolist())
+            for k, (_, name) in enumerate(compared):
+                by_joint.setdefault(name, []).extend(away[known, k].tolist())
         order = sorted(rows)
         joints = sorted(((n, float(np.mean(v))) for n, v in by_joint.items() if v), key=lambda x: -x[1])
         changed = (np.abs(trace.targets - trace.commands) > CHANGED).any(axis=1)

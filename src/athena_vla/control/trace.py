@@ -31,6 +31,8 @@ class Trace:
 
     robot: str
     joint_names: tuple[str, ...]  # C names of the command columns: joints, then channels
+    units: tuple[str, ...]  # C, of the command columns
+    state_names: tuple[str, ...]  # S names of the state columns: joints, then observed channels
     instruction: str
     times: Array  # [n] [s] robot clock at which each command was given
     targets: Array  # [n, C] what was asked for, before the safety filter
@@ -160,6 +162,8 @@ class TraceLog:
         return Trace(
             robot=self._body.name,
             joint_names=self._body.command_names,
+            units=self._body.command_columns.units,
+            state_names=self._body.state_names,
             instruction=self._instruction,
             state_times=np.array([t for t, _ in self._seen]),
             states=np.array([q for _, q in self._seen], dtype=np.float64).reshape(-1, self._body.state_dim),

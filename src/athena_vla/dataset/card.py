@@ -87,6 +87,7 @@ def dataset_card(content: Mapping[str, Any], robot: Embodiment) -> str:
         "|---|---|---|---|---|---|",
         *rows,
         "",
+        *([plain(robot.not_called_safe), ""] if robot.not_called_safe else []),
         *_repairs(content),
         "## Findings of the checks",
         "",

@@ -189,7 +189,11 @@ def recorded_safety(run: Run) -> dict[str, Any]:
             f"{rows['tuned'].commands:,} commands from {len(samples)} recorded poses, {rows['tuned'].violations} "
             f"beyond a limit; random jumps: {rows['hostile'].commands:,}, {rows['hostile'].violations} beyond a limit"
         )
-        return {"filtered": {"tuned": rows["tuned"].to_dict()}, "hostile": rows["hostile"].to_dict()}
+        return {
+            "filtered": {"tuned": rows["tuned"].to_dict()},
+            "hostile": rows["hostile"].to_dict(),
+            "not_called_safe": dataset.robot.not_called_safe,
+        }
 
     return run.journal.step("safety", "Provoke the safety filter", inputs, work)
 

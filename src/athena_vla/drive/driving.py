@@ -218,6 +218,8 @@ def _say(config: DriveConfig, body: Embodiment, at_terminal: bool) -> None:
         f"'{body.name}', groups {', '.join(moving)}. {what}. {HELP if at_terminal else 'Ctrl-C: come to rest'}",
         flush=True,
     )
+    if body.not_called_safe:
+        print(body.not_called_safe, flush=True)
     if not config.latch:
         print("NOT LATCHED: after a fault the robot moves again by itself, as soon as the fault is gone.", flush=True)
     balance = [g for g, names in body.groups.items() if any(body.joint(n).owner == "balance" for n in names)]

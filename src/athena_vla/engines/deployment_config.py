@@ -36,7 +36,13 @@ def deployment_config(
     return {
         "model_path": str(model_path),
         "hardware_target": HARDWARE.get(target, target.replace("-", "_")),
-        "robot": {"name": robot.name, "joints": list(robot.action_names), "hash": robot.hash, "control_hz": rate},
+        "robot": {
+            "name": robot.name,
+            "joints": list(robot.action_names),
+            "hash": robot.hash,
+            "control_hz": rate,
+            **({"not_called_safe": robot.not_called_safe} if robot.not_called_safe else {}),
+        },
         "input_shapes": {
             name: {port: entry["shape"] for port, entry in graph["inputs"].items()}
             for name, graph in info.get("graphs", {}).items()

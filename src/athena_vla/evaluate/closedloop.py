@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+import athena_vla.embodiment as embodiment
 from athena_vla.errors import EvaluationError
 from athena_vla.evaluate.actors import ActorSpec
 from athena_vla.evaluate.results import SCENES, EpisodeResult, Setup
@@ -18,7 +19,7 @@ from athena_vla.evaluate.summary import ActorSummary, summarise
 from athena_vla.files.resume import Journal
 from athena_vla.jobs import run_jobs
 from athena_vla.progress import Progress, quiet
-from athena_vla.sim.tasks import sample_scene
+from athena_vla.sim.rail import scene_of
 from athena_vla.version import __version__
 
 SCENES_PER_SEED = 1_000_000  # evaluation seeds never share a scene
@@ -70,7 +71,8 @@ def closed_loop(
     if config.episodes < 1:
         raise EvaluationError(f"{config.episodes} episodes cannot be played; 100 or more give useful intervals.")
     scenes = tuple(config.seed * SCENES_PER_SEED + i for i in range(config.episodes))
-    with_object = {s for s in scenes if object_task(sample_scene(s, config.setup.split))}
+    robot = embodiment.load(config.setup.robot)
+    with_object = {s for s in scenes if object_task(scene_of(robot, s, config.setup.split))}
     stores = {a.name: Store(config.out, a, config.setup) for a in actors}
     wanted = {a.name: [s for s in scenes if a.ablation == "none" or s in with_object] for a in actors}
     reused = {n: sum(s in stores[n].rows for s in wanted[n]) for n in names}

@@ -15,7 +15,7 @@ from athena_vla.errors import EvaluationError
 from athena_vla.evaluate.actors import ActorSpec
 from athena_vla.evaluate.comparison import Comparison, compare_all
 from athena_vla.evaluate.outcomes import ResultsComparison, compare_results
-from athena_vla.evaluate.results import Setup
+from athena_vla.evaluate.results import Setup, driven_by_policy
 from athena_vla.models.released.pretrained import Release
 from athena_vla.progress import Progress, quiet
 from athena_vla.sim.scene import Split
@@ -159,6 +159,7 @@ def _run(
             duration=loop.duration,
             replan_every=loop.replan_every,
             latency=loop.latency,
+            owners=driven_by_policy(robot),
         )
     if setup is None and dataset is None:
         raise EvaluationError(

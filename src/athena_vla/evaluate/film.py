@@ -20,10 +20,10 @@ from athena_vla.evaluate.actors import Cast
 from athena_vla.evaluate.baselines import Actor
 from athena_vla.evaluate.results import Setup
 from athena_vla.evaluate.rollout import Job
+from athena_vla.sim.rail import scene_of
 from athena_vla.sim.render import RayRenderer
 from athena_vla.sim.robot import SimRobot
 from athena_vla.sim.scene import Scene
-from athena_vla.sim.tasks import sample_scene
 from athena_vla.sim.world import THIRD_PERSON
 
 LOOK_AT, FIELD_OF_VIEW = (0.14, 0.0, 0.62), 34.0  # [m], [degrees]: robot and table fill the picture
@@ -133,9 +133,10 @@ def _aim(model: mujoco.MjModel, camera: str) -> None:
 
 def make_camera_man(setup: Setup) -> Callable[[Job], Film]:
     """The handler of a worker that films instead of measuring."""
-    cast = Cast(embodiment.load(setup.robot), keep=1)
+    robot = embodiment.load(setup.robot)
+    cast = Cast(robot, keep=1)
 
     def run(job: Job) -> Film:
-        return film(cast.actor(job.actor), sample_scene(job.scene, setup.split), setup)
+        return film(cast.actor(job.actor), scene_of(robot, job.scene, setup.split), setup)
 
     return run

@@ -27,15 +27,19 @@ class RecordedBody:
         self.embodiment = robot
         self.sample = sample
         self.time = 0.0
-        self.positions = np.clip(sample.observation.state[: len(robot.joints)], robot.lower, robot.upper)
+        columns = robot.command_columns
+        self.told = np.clip(robot.command_of(sample.observation.state.astype(np.float64)), columns.lower, columns.upper)
+        place = robot.state_columns.places(robot.command_names)
+        self._seen, self._place = place >= 0, place[place >= 0]  # commands that are measured, and where in the state
 
     def observe(self) -> Observation:
         seen = self.sample.observation
-        state = np.concatenate([self.positions, seen.state[len(self.positions) :]])
+        state = seen.state.astype(np.float64)
+        state[self._place] = self.told[self._seen]
         return Observation(seen.images, state, seen.instruction, self.time)
 
     def command(self, positions: NDArray[np.float64], /) -> None:
-        self.positions = np.array(positions, np.float64)
+        self.told = np.array(positions, np.float64)
         self.time += 1.0 / self.embodiment.command_hz
 
 
@@ -46,7 +50,7 @@ def follow(name: str, actor: Actor, samples: Sequence[Sample], robot: Embodiment
     rows = []
     for number, sample in enumerate(samples):
         body, guard = RecordedBody(robot, sample), SafetyFilter(robot)
-        start = body.positions.copy()
+        start = body.told.copy()
         trace = run_episode(body, actor, guard, duration=SECONDS, config=config)
         found = count_violations(trace.commands, start, robot)
         rows.append(

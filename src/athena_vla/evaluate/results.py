@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from athena_vla.embodiment import Owner
+from athena_vla.embodiment import Embodiment, Owner
 from athena_vla.sim.scene import Split
 
 SCENES = "episodes in the simulator"  # what progress calls them
@@ -23,6 +23,11 @@ class Setup:
     renderer: str = "auto"
     # In the simulator the policy drives the whole body; on a real humanoid the legs belong to a balance controller.
     owners: Mapping[str, Owner] = field(default_factory=lambda: {"legs": "policy"})
+
+
+def driven_by_policy(robot: Embodiment) -> dict[str, Owner]:
+    """Owners with which the policy drives what a balance controller drives on the real robot."""
+    return {g: "policy" for g, names in robot.groups.items() if any(robot.joint(n).owner == "balance" for n in names)}
 
 
 @dataclass(frozen=True)

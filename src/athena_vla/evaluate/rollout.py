@@ -20,9 +20,10 @@ from athena_vla.evaluate.actors import ActorSpec, Cast
 from athena_vla.evaluate.baselines import Actor
 from athena_vla.evaluate.results import EpisodeResult, Setup
 from athena_vla.evaluate.violations import count_violations
+from athena_vla.sim.rail import scene_of
 from athena_vla.sim.robot import SimRobot
 from athena_vla.sim.scene import Scene
-from athena_vla.sim.tasks import other_instruction, sample_scene
+from athena_vla.sim.tasks import other_instruction
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def make_runner(setup: Setup) -> Callable[[Job], EpisodeResult]:
     stage = Stage(setup, robot)
 
     def run(job: Job) -> EpisodeResult:
-        scene = sample_scene(job.scene, setup.split)
+        scene = scene_of(robot, job.scene, setup.split)
         told: dict[str, str] = {}
         if job.actor.ablation == "other_instruction":
             told = {scene.instruction: other_instruction(scene).instruction}
@@ -88,7 +89,7 @@ class Stage:
     def __init__(self, setup: Setup, robot: Embodiment) -> None:
         self.setup = setup
         self.robot = robot
-        self.sim = SimRobot(sample_scene(0, setup.split), robot, setup.renderer, setup.image_size)
+        self.sim = SimRobot(scene_of(robot, 0, setup.split), robot, setup.renderer, setup.image_size)
         self.renderer = self.sim.renderer
 
     def play(self, scene: Scene, spec: ActorSpec, actor: Actor) -> EpisodeResult:

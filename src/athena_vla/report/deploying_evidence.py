@@ -61,7 +61,7 @@ def precision(source: Source) -> Precision:
         precision_head=head,
         precision_rows=rows,
         precision_note=note,
-        int4_rows=[Bar(joint_label(j), e, significant(1000 * e), aside="mrad") for j, e in worst],
+        int4_rows=[Bar(joint_label(j), e, significant(1000 * e), aside=source.milli(j)) for j, e in worst],
         parity=[
             [graph, f"{entry['parity']['max_abs']:.1e}"]
             for graph, entry in graphs

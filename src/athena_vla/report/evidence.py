@@ -129,7 +129,7 @@ def errors(source: Source) -> Errors:
             colours={label(n): COLOURS.get(n, "var(--s6)") for n in order},
         ),
         joint_rows=[
-            Bar(joint_label(j), e, mrad(e), kind="accent", aside="mrad", group=_group(j))
+            Bar(joint_label(j), e, mrad(e), kind="accent", aside=source.milli(j), group=_group(j, source.milli(j)))
             for j, e in tuned["per_joint"].items()
         ],
         smoothness=[
@@ -156,6 +156,11 @@ class Safety:
     busiest: Sequence[Bar] = field(default_factory=tuple)
 
 
+def _safety_note(source: Source, not_called_safe: str) -> str:
+    said = "" if source.simulated else " The robot was not simulated: each chunk starts from a recorded pose."
+    return said + (f" {not_called_safe}" if not_called_safe else "")
+
+
 def safety(source: Source) -> Safety:
     result = source.result("safety")
     if not result:
@@ -174,7 +179,7 @@ def safety(source: Source) -> Safety:
         violations=numbers["violations"],
         commands=numbers["steps"],
         commanded_by="policies and baselines" if source.simulated else "the policy, on held-out recordings",
-        safety_note="" if source.simulated else " The robot was not simulated: each chunk starts from a recorded pose.",
+        safety_note=_safety_note(source, result.get("not_called_safe", "")),
         filter_rows=[
             [
                 label(n),
@@ -226,7 +231,9 @@ def _seconds(value: float | None) -> str:
     return "never" if value is None else f"{value:.1f} s"
 
 
-def _group(joint: str) -> str:
+def _group(joint: str, unit: str) -> str:
+    if unit != "mrad":
+        return f"channels, {unit}"
     for group, words in (
         ("legs", ("hip", "knee", "ankle")),
         ("arms", ("shoulder", "elbow", "wrist")),

@@ -223,7 +223,7 @@ def training(source: Source) -> Training:
             ("speed", f"{summary['samples_per_second']:.0f} samples/s, measured here"),
             ("validation error", f"{validation['mae_rad']:.4f} rad" if validation else ""),
         ],
-        hardest=[Bar(joint_label(j), e, mrad(e), aside="mrad") for j, e in worst],
+        hardest=[Bar(joint_label(j), e, mrad(e), aside=source.milli(j)) for j, e in worst],
     )
 
 

@@ -46,6 +46,12 @@ class Source:
         """The robot's name, as training wrote it; runs of older versions were the demo's own."""
         return str(self.result("train").get("robot", "athena"))
 
+    def milli(self, name: str) -> str:
+        """The thousandth of a joint's or channel's unit, as errors are shown: mrad, mm, mrad/s."""
+        table = self.result("compare")["open_loop"] or {}
+        unit = dict(zip(table.get("joints", ()), table.get("units", ()), strict=False)).get(name, "rad")
+        return "thousandths" if unit == "1" else f"m{unit}"
+
     def picture(self, name: str) -> str:
         """A file of the media folder as a data URI."""
         return data_uri(self.folder / "media" / name)

@@ -16,6 +16,7 @@ from athena_vla.recordings.simulator_truth import Phase, SimulatorTruth
 from athena_vla.recordings.streams import Clock
 from athena_vla.recordings.texts import said
 from athena_vla.sim.experts import Expert, Trajectory
+from athena_vla.sim.rail_expert import RailExpert, RailTrajectory
 from athena_vla.sim.robot import SimRobot
 from athena_vla.sim.scene import Scene
 from athena_vla.sim.success import measure
@@ -26,7 +27,7 @@ def demonstrate(robot: SimRobot, scene: Scene, *, failures: float = 0.0, noise: 
     """One demonstration in `robot`'s world, not yet on disk; its id is "episode"."""
     robot.reset(scene)
     rng = np.random.default_rng([4, SPLITS.index(scene.split), scene.seed])
-    expert = Expert(robot.world)
+    expert = Expert(robot.world) if robot.world.rail is None else RailExpert(robot.world)
     kind = ""
     if rng.random() < failures:
         trajectory, kind = expert.plan_failure(scene, rng)
@@ -36,12 +37,19 @@ def demonstrate(robot: SimRobot, scene: Scene, *, failures: float = 0.0, noise: 
 
 
 def play(
-    robot: SimRobot, scene: Scene, trajectory: Trajectory, failure: str, noise: float, rng: np.random.Generator
+    robot: SimRobot,
+    scene: Scene,
+    trajectory: Trajectory | RailTrajectory,
+    failure: str,
+    noise: float,
+    rng: np.random.Generator,
 ) -> Episode:
-    body = robot.embodiment
+    """The episode of a trajectory: what is commanded wanders about it, channels do not."""
+    body, columns = robot.embodiment, robot.embodiment.command_columns
     inner = round(body.command_hz / body.control_hz)
     steps = int(np.ceil(trajectory.duration * body.control_hz - 1e-6))
-    disturb = disturbance(rng, noise, body.state_dim)
+    disturb = disturbance(rng, noise, len(body.joints))
+    still = np.zeros(len(body.commanded_channels))
     pictures, states, actions, times, contacts, objects = [], [], [], [], [], []
     for step in range(steps):
         observation = robot.observe()
@@ -54,14 +62,15 @@ def play(
         objects.append(measures.centres)
         for _ in range(inner):
             when = robot.time + 1.0 / body.command_hz
-            robot.command(np.clip(trajectory.at(when) + disturb(when), body.lower, body.upper))
+            wandering = trajectory.at(when) + np.concatenate([disturb(when), still])
+            robot.command(np.clip(wandering, columns.lower, columns.upper))
     phases = [Phase(name, start, min(stop, steps / body.control_hz)) for name, start, stop in trajectory.phases]
     return Episode(
         id="episode",
         clock=Clock(np.array(times), body.control_hz),
-        joint_names=body.joint_names,
+        joint_names=body.command_names,
         actions=np.array(actions, dtype=np.float32),
-        state_names=(*body.joint_names, *(f"{name}_velocity" for name in body.joint_names)),
+        state_names=(*body.state_names, *(f"{name}_velocity" for name in body.joint_names)),
         states=np.array(states, dtype=np.float32),
         cameras={"head": _Pictures(pictures)},
         texts=said((scene.instruction, *scene.phrasings), steps),

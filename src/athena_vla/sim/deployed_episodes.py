@@ -31,7 +31,7 @@ def trace_to_episode(trace: Trace, robot: Embodiment, *, id: str, success: bool 
         clock=Clock(stamps[whole], robot.control_hz),
         joint_names=trace.joint_names,
         actions=trace.commands[last[whole]],
-        state_names=trace.joint_names,
+        state_names=robot.state_names,
         states=np.array([o.state for o in frames]),
         cameras={c: [o.images[c] for o in frames] for c in robot.camera_names},
         texts=said((trace.instruction,), len(frames)),

@@ -152,16 +152,21 @@ def _along(start: Array, move: Move, share: float) -> Array:
     picture cannot tell from standing still, and so keeps standing still.
     """
     s = min(max(share, 0.0), 1.0)
-    pose = start + (move.goal - start) * _phase(s)
+    pose = start + (move.goal - start) * phase_share(s)
     if move.via is not None:
-        half_way = start + (move.goal - start) * _phase(0.5)
+        half_way = start + (move.goal - start) * phase_share(0.5)
         pose = pose + (move.via - half_way) * 64.0 * (s * (1.0 - s)) ** 3
     return pose
 
 
-def _phase(s: float) -> float:
+def phase_share(s: float) -> float:
     """0 to 1 with velocity 12 s (1 - s)^2: acceleration is there at once, and gone before the end."""
     return s * s * (6.0 - 8.0 * s + 3.0 * s * s)
+
+
+def phase_rate(s: float) -> float:
+    """The derivative of `phase_share`."""
+    return 12.0 * s * (1.0 - s) ** 2
 
 
 def _side_of(item: SceneObject) -> Side:

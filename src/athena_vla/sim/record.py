@@ -13,15 +13,17 @@ from functools import lru_cache
 from pathlib import Path
 
 from athena_vla import files
+from athena_vla.embodiment import load
 from athena_vla.errors import RecordingError, SimulationError, UnknownName
 from athena_vla.jobs import ordered, run_jobs
 from athena_vla.progress import Progress, quiet
 from athena_vla.recordings.formats.common import OpenOptions
 from athena_vla.recordings.formats.isaac_folder import open_path, write_episode
 from athena_vla.sim.demonstrate import demonstrate
+from athena_vla.sim.rail import scene_of
 from athena_vla.sim.robot import SimRobot
 from athena_vla.sim.scene import Split
-from athena_vla.sim.tasks import SPLITS, sample_scene
+from athena_vla.sim.tasks import SPLITS
 
 CONFIG_FILE = "recording.json"
 VERSION = 2  # changes whenever the same configuration would record something else
@@ -51,6 +53,8 @@ class RecordConfig:
     """Amplitude of slow disturbances of the executed motion; the recorded actions stay clean. [rad]"""
     renderer: str = "auto"
     """auto | rays | egl | osmesa"""
+    robot: str = "athena"
+    """A robot with a model for the simulator: athena, or athena_rail, whose base is lifted and turned."""
     quiet: bool = False
     """Show no progress."""
     overwrite: bool = False
@@ -160,8 +164,8 @@ def _record_one(config: RecordConfig, number: int) -> EpisodeResult:
             frames=len(episode),
             reused=True,
         )
-    scene = sample_scene(config.seed * SEEDS_PER_RECORDING + number, config.split)
-    robot = _stage(config.renderer, config.image_size)
+    robot = _stage(config.renderer, config.image_size, config.robot)
+    scene = scene_of(robot.embodiment, config.seed * SEEDS_PER_RECORDING + number, config.split)
     episode = demonstrate(robot, scene, failures=config.failures, noise=config.noise)
     episode = replace(episode, id=name)
     write_episode(config.out, episode)
@@ -176,9 +180,10 @@ def _record_one(config: RecordConfig, number: int) -> EpisodeResult:
 
 
 @lru_cache(maxsize=2)
-def _stage(renderer: str, image_size: int) -> SimRobot:
+def _stage(renderer: str, image_size: int, robot: str) -> SimRobot:
     """The robot of this process; every episode resets it."""
-    return SimRobot(sample_scene(0, "train"), renderer=renderer, image_size=(image_size, image_size))
+    body = load(robot)
+    return SimRobot(scene_of(body, 0, "train"), body, renderer=renderer, image_size=(image_size, image_size))
 
 
 def _require(config: RecordConfig) -> None:
@@ -195,7 +200,9 @@ def _require(config: RecordConfig) -> None:
         raise SimulationError(f"{config.workers} workers cannot record anything: ask for 1 or more.")
     if config.seed < 0:
         raise SimulationError(f"The seed is {config.seed}; it must not be negative.")
-    _stage(config.renderer, config.image_size)  # a renderer or size that does not work is named here, once
+    _stage(
+        config.renderer, config.image_size, config.robot
+    )  # a renderer or size that does not work is named here, once
 
 
 def _open_folder(config: RecordConfig) -> None:
@@ -203,8 +210,10 @@ def _open_folder(config: RecordConfig) -> None:
     settings = {
         "version": VERSION,
         **{k: getattr(config, k) for k in ("seed", "image_size", "split", "failures", "noise")},
-        "renderer": _stage(config.renderer, config.image_size).renderer.name,
+        "renderer": _stage(config.renderer, config.image_size, config.robot).renderer.name,
     }
+    if config.robot != RecordConfig.robot:  # folders of before say nothing of a robot
+        settings["robot"] = config.robot
     marker = config.out / CONFIG_FILE
     try:
         if marker.is_file() and config.overwrite:

@@ -53,18 +53,22 @@ class SimRobot:
         """Head camera picture, joint positions and the instruction, now."""
         return Observation(
             images={"head": self.render("head", *self.image_size)},
-            state=self.world.joint_positions,
+            state=self.world.state,
             instruction=self.scene.instruction,
             time=self.time,
         )
 
     def command(self, q: NDArray[np.floating]) -> None:
-        """Send joint position targets [23] [rad] and let one command period pass. Raises `InvalidObservation`."""
-        target = np.asarray(q, dtype=np.float64)
-        if target.shape != (self.embodiment.state_dim,) or not np.isfinite(target).all():
+        """Send a command [C], joint targets [rad] and channels, and let one command period pass.
+
+        Raises `InvalidObservation`.
+        """
+        target, columns = np.asarray(q, dtype=np.float64), self.embodiment.command_columns
+        if target.shape != (len(columns),) or not np.isfinite(target).all():
+            what = columns.wrong_width(target.shape) if self.embodiment.commanded_channels else ""
             raise InvalidObservation(
-                f"{self.embodiment.name} takes {self.embodiment.state_dim} finite joint positions per command, "
-                f"it was given shape {list(target.shape)}."
+                f"{self.embodiment.name} takes {len(columns)} finite joint positions per command, "
+                f"it was given shape {list(target.shape)}.{' For channels too: ' + what if what else ''}"
             )
         self.world.step(target)
         self._commands += 1

@@ -5,15 +5,20 @@ In real time every command takes one period, because the loop that sends them is
 
 from typing import cast, get_args
 
+from athena_vla.embodiment import load
 from athena_vla.errors import UnknownName
+from athena_vla.sim.rail import scene_of
 from athena_vla.sim.robot import SimRobot
 from athena_vla.sim.scene import Split
-from athena_vla.sim.tasks import sample_scene
 
 
-def simulated(seed: str = "0", split: str = "train", renderer: str = "auto", size: str = "96") -> SimRobot:
+def simulated(
+    seed: str = "0", split: str = "train", renderer: str = "auto", size: str = "96", robot: str = "athena"
+) -> SimRobot:
     """Athena in one simulated scene; `size` is the height and width of a camera image [px]."""
     if split not in get_args(Split):
         raise UnknownName("split", split, get_args(Split))
     pixels = int(size)
-    return SimRobot(sample_scene(int(seed), cast(Split, split)), renderer=renderer, image_size=(pixels, pixels))
+    body = load(robot)
+    scene = scene_of(body, int(seed), cast(Split, split))
+    return SimRobot(scene, body, renderer=renderer, image_size=(pixels, pixels))

@@ -26,6 +26,8 @@ PUSH_DISTANCE = 0.03  # [m], away from the robot
 BYSTANDER = 0.03  # [m], no other object may be moved farther than this
 LIFT_HEIGHT = 0.10  # [m], of the sole above the other one
 SQUAT_DROP = 0.08  # [m], of the pelvis below the default pose
+KNEEL_ANGLE = 7.0  # [deg], heading of the base to the middle of the object
+KNEEL_DROP = 0.12  # [m], of the pelvis below the default pose
 REACH = 0.35  # [m], distances beyond this need not be exact
 
 
@@ -44,6 +46,7 @@ class Measures:
     centres: NDArray[np.float64]  # [3, 3] [m], objects, world
     tops: NDArray[np.float64]  # [3] [m], world
     joints: dict[str, float]  # [rad], the waist and hips
+    heading: float  # [rad], of the base, to the left of where it started
 
 
 def measure(world: World) -> Measures:
@@ -77,6 +80,7 @@ def measure(world: World) -> Measures:
         centres=centres,
         tops=centres[:, 2] + heights / 2,
         joints={name: float(x) for name, x in zip(joints, positions, strict=True)},
+        heading=world.heading,
     )
 
 
@@ -210,6 +214,14 @@ def _oriented(measures: Measures, goal: Goal) -> bool:
     return abs(np.degrees(np.arctan2(y, x) - measures.joints["waist_yaw"])) <= 5.0
 
 
+def _faced(measures: Measures) -> set[int]:
+    """The object that the base faces, knelt down."""
+    bearings = np.arctan2(measures.centres[:, 1], measures.centres[:, 0])
+    off = np.degrees(np.abs(bearings - measures.heading))
+    nearest = int(np.argmin(off))
+    return {nearest} if off[nearest] <= KNEEL_ANGLE and measures.drop >= KNEEL_DROP else set()
+
+
 def _beyond(joint: Callable[[Side], str], sign: Callable[[Side], float], least: float) -> Callable[..., bool]:
     return lambda measures, goal: sign(goal.side) * measures.joints[joint(goal.side)] >= least
 
@@ -244,12 +256,14 @@ _TESTS: dict[str, Callable[[Measures, Goal], bool]] = {
     "bow": _beyond(lambda side: "waist_pitch", lambda side: 1.0, 0.30),
     "stride": _beyond(lambda side: f"{side}_hip_roll", _outwards, 0.25),
     "wave": _waved,
+    "kneel": _only(_faced),
 }
 _WRONG: dict[str, Callable[[Measures, Goal], bool]] = {
     "touch": _another(_touched),
     "point": _another(_pointed),
     "look": _another(_looked),
     "push": _disturbed,
+    "kneel": _another(_faced),
 }
 
 

@@ -33,9 +33,14 @@ BASE_PHRASES: dict[str, tuple[str, ...]] = {
     "stride": ("swing the {s} leg out", "move the {s} leg sideways", "step out with the {s} leg"),
     "wave": ("wave with the {s} hand", "wave the {s} hand", "wave to me with your {s} hand"),
 }
-OBJECT_FAMILIES = ("touch", "point", "look", "push", "hover", "beside", "orient")
+RAIL_PHRASES: dict[str, tuple[str, ...]] = {  # for a robot whose base is lifted and turned
+    "kneel": ("kneel facing the {o}", "turn to the {o} and kneel", "kneel down in front of the {o}"),
+}
+OBJECT_FAMILIES = ("touch", "point", "look", "push", "hover", "beside", "orient", "kneel")
 DEMO_FAMILIES = tuple(DEMO_PHRASES)
 BASE_FAMILIES = tuple(BASE_PHRASES)
+RAIL_FAMILIES = tuple(RAIL_PHRASES)
+HOLDING_OUT = (*DEMO_FAMILIES, *RAIL_FAMILIES)  # families that keep some objects or wordings for the test
 SIDES: dict[str, tuple[Side, ...]] = {
     "lift": ("left", "right"),
     "raise": ("left", "right"),
@@ -49,7 +54,7 @@ SIDES: dict[str, tuple[Side, ...]] = {
 
 def phrases_of(family: str) -> tuple[str, ...]:
     """Templates of a family. Raises `UnknownName`."""
-    table = {**DEMO_PHRASES, **BASE_PHRASES}
+    table = {**DEMO_PHRASES, **BASE_PHRASES, **RAIL_PHRASES}
     if family not in table:
         raise UnknownName("task family", family, table)
     return table[family]
@@ -57,7 +62,7 @@ def phrases_of(family: str) -> tuple[str, ...]:
 
 def held_out_objects(family: str) -> frozenset[tuple[str, str]]:
     """(colour, shape) pairs that training never combines with the verb: 3 of 12, all words still occur."""
-    if family not in DEMO_FAMILIES or family not in OBJECT_FAMILIES:
+    if family not in HOLDING_OUT or family not in OBJECT_FAMILIES:
         return frozenset()
     shift = OBJECT_FAMILIES.index(family)
     colours = tuple(COLOURS)

@@ -24,6 +24,7 @@ from athena_vla.sim.scene import (
 from athena_vla.sim.task_language import (
     BASE_FAMILIES,
     DEMO_FAMILIES,
+    HOLDING_OUT,
     OBJECT_FAMILIES,
     SIDES,
     choose,
@@ -42,6 +43,7 @@ MIDDLE = 0.05  # [m], a hand's object is clearly on its side
 PUSH_REACH = 0.43  # [m], the far end of where pushing can start
 PUSH_LANE = 0.13  # [m], sideways, free of other objects
 EYE = (0.10, 0.0, 1.30)  # [m], head camera in the default pose
+KNEEL_APART = 16.0  # [deg], bearings of two objects
 LOOK_APART = 12.0  # [deg], seen from the eye
 LOOK_OFF_AXIS = 10.0  # [deg], a robot that stands still does not look at it
 EYE_PITCH = 52.0  # [deg] down
@@ -140,7 +142,7 @@ def sample_appearance(rng: np.random.Generator) -> Appearance:
 def _objects(rng: np.random.Generator, family: str, held_out: bool) -> tuple[SceneObject, ...]:
     """Three distinct objects, the goal first; distractors often share the goal's colour or shape."""
     pairs = [(c, s) for c in COLOURS for s in SHAPES]
-    if family in OBJECT_FAMILIES and family in DEMO_FAMILIES:
+    if family in OBJECT_FAMILIES and family in HOLDING_OUT:
         reserved = held_out_objects(family)
         pairs = [p for p in pairs if (p in reserved) == held_out]
     chosen = [pairs[int(rng.integers(len(pairs)))]]
@@ -177,6 +179,10 @@ def _is_feasible(objects: tuple[SceneObject, ...], goal: Goal) -> bool:
         return False
     if goal.family == "push" and (target.x > PUSH_REACH or any(abs(o.y - target.y) < PUSH_LANE for o in others)):
         return False
+    if goal.family == "kneel":
+        bearing = atan2(target.y, target.x) * 180 / pi
+        apart = (abs(bearing - atan2(o.y, o.x) * 180 / pi) for o in others)
+        return abs(bearing) >= LOOK_OFF_AXIS and min(apart) >= KNEEL_APART
     if goal.family in ("look", "orient"):
         down = EYE_PITCH * pi / 180
         if _angle(_from_eye(target), (cos(down), 0.0, -sin(down))) < LOOK_OFF_AXIS:

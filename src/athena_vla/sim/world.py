@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from athena_vla.embodiment import Embodiment, load
 from athena_vla.errors import SimulationError
+from athena_vla.sim.rail import Rail, on_rail
 from athena_vla.sim.scene import (
     COLOURS,
     HEIGHTS,
@@ -75,6 +76,10 @@ class World:
         self._camera_quat = model.cam_quat[self.head_camera].copy()
         self.set_pose(self.embodiment.default.copy())
         self.standing_height = float(self.data.qpos[self.gantry_qpos])  # [m], pelvis in the default pose
+        self.rail = Rail(self.embodiment) if on_rail(self.embodiment) else None
+        self.base_qpos, self.base_ctrl = (
+            (int(model.joint("base_yaw").qposadr[0]), int(model.actuator("base_yaw").id)) if self.rail else (-1, -1)
+        )
         self.scene: Scene | None = None
 
     def reset(self, scene: Scene) -> None:
@@ -86,6 +91,10 @@ class World:
         for i, item in enumerate(scene.objects):
             address = int(self.model.joint(f"object_{i}_x").qposadr[0])
             self.data.qpos[address : address + 3] = (item.x, item.y, item.yaw)
+        if self.rail is not None:
+            self.rail.reset()
+            height = self.rail.start
+            self.data.qpos[self.gantry_qpos] = self.data.ctrl[self.gantry_ctrl] = height
         mujoco.mj_forward(self.model, self.data)
         self.scene = scene
 
@@ -103,12 +112,27 @@ class World:
         mujoco.mj_forward(self.model, data)
 
     def step(self, command: NDArray[np.float64]) -> None:
-        """Advance the physics by one time step towards the commanded joint positions; the rail follows the legs."""
+        """Advance the physics by one time step towards a command [C]; without a rail the support follows the legs."""
         data = self.data
-        data.ctrl[self.ctrl_index] = command
-        # The support keeps the lower sole on the ground: it stands for the balance controller of a real robot.
-        data.ctrl[self.gantry_ctrl] = data.qpos[self.gantry_qpos] - float(data.site_xpos[self.soles, 2].min())
+        data.ctrl[self.ctrl_index] = command[: len(self.ctrl_index)]
+        if self.rail is None:
+            # The support keeps the lower sole on the ground: it stands for the balance controller of a real robot.
+            height = data.qpos[self.gantry_qpos] - float(data.site_xpos[self.soles, 2].min())
+        else:
+            height, data.ctrl[self.base_ctrl] = self.rail.step(command)
+        data.ctrl[self.gantry_ctrl] = height
         mujoco.mj_step(self.model, data)
+
+    @property
+    def state(self) -> NDArray[np.float64]:
+        """[S] what the robot measures: its joints [rad], and the height of its base on a rail [m]."""
+        joints = self.joint_positions
+        return joints if self.rail is None else np.append(joints, self.data.qpos[self.gantry_qpos])
+
+    @property
+    def heading(self) -> float:
+        """Of the base, to the left of where it started. [rad]"""
+        return float(self.data.qpos[self.base_qpos]) if self.rail is not None else 0.0
 
     @property
     def joint_positions(self) -> NDArray[np.float64]:
@@ -152,6 +176,11 @@ def _compile(embodiment: Embodiment) -> mujoco.MjModel:
     text = (resources.files("athena_vla") / "robots" / embodiment.mjcf).read_text()
     spec = mujoco.MjSpec.from_string(text)
     spec.option.timestep = 1.0 / embodiment.command_hz
+    if on_rail(embodiment):
+        hinge = mujoco.mjtJoint.mjJNT_HINGE
+        spec.body("pelvis").add_joint(name="base_yaw", type=hinge, axis=[0, 0, 1], limited=0, armature=0.5)
+        servo = spec.add_actuator(name="base_yaw", target="base_yaw", trntype=mujoco.mjtTrn.mjTRN_JOINT)
+        servo.set_to_position(kp=8000.0, dampratio=1.0)
     world = spec.worldbody
     world.add_geom(
         name="floor",
