@@ -1,18 +1,22 @@
 """The compressed checkpoint: codes survive bit by bit, the layout is as documented, what does not fit is refused."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch import Tensor
 
 from athena_vla.bundle import Bundle
 from athena_vla.errors import BundleError, ExportError, ModelError
 from athena_vla.export import ExportConfig, export
-from athena_vla.export.compressed import PREFIX, pack, read_compressed, unpack, write_compressed
+from athena_vla.export.compressed import PREFIX, pack, unpack, write_compressed
 from athena_vla.models.weights.packed import Packed
+from athena_vla.models.weights.store import TensorStore
 from athena_vla.quantize import QuantizeConfig, quantize
 from small_bundles import write_base
 
@@ -34,6 +38,16 @@ def test_packing_is_lossless(rows: int, groups: int, group: int, seed: int) -> N
     again = unpack(pack(weight))
     assert torch.equal(again.codes, codes)
     assert torch.equal(again.scales, weight.scales)
+
+
+def read_compressed(folder: Path) -> dict[str, Tensor | Packed]:
+    """The weights of such a folder under their plain names; what the round trip is tested with."""
+    places = TensorStore(folder)
+    tensors = {n: places.read(n) for n in places.names}
+    layers = [n.removesuffix(".qweight") for n in tensors if n.endswith(".qweight")]
+    parts = ("qweight", "qzeros", "scales", "g_idx")
+    packed: dict[str, Any] = {f"{n}.weight": unpack({p: tensors.pop(f"{n}.{p}") for p in parts}) for n in layers}
+    return packed | tensors
 
 
 def test_words_by_hand() -> None:

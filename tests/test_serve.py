@@ -21,8 +21,7 @@ from websockets.sync.client import connect
 
 from athena_vla import embodiment
 from athena_vla.embodiment import ActionChunk, Embodiment, Observation
-from athena_vla.errors import BlindPolicy, Busy, InvalidObservation, ServerError
-from athena_vla.wire.actor_gates import golden_gate, sensitivity_gate
+from athena_vla.errors import Busy, InvalidObservation, ServerError
 from athena_vla.wire.client import RemotePolicy
 from athena_vla.wire.codec import from_json, pack, to_json, unpack
 from athena_vla.wire.server import PolicyServer, background
@@ -397,30 +396,6 @@ def test_tls(tmp_path) -> None:
     with pytest.raises(ServerError, match="certificate"):
         PolicyServer(Echo(), TOY, config)
     assert ssl.HAS_TLSv1_2
-
-
-def test_gates_run_before_the_port_opens() -> None:
-    golden = [observe(1), observe(2)]
-    chunks = [expected(o).positions for o in golden]
-    gates = [golden_gate(golden, chunks, 1e-6), sensitivity_gate(observe(), "something else entirely")]
-    with background(PolicyServer(Echo(), TOY, gates=gates)):
-        pass
-    with pytest.raises(ServerError, match="'base' differs by"):
-        PolicyServer(Echo(), TOY, gates=[golden_gate(golden, [c + 0.01 for c in chunks], 1e-3)])
-    with pytest.raises(ServerError, match="differs by nan"):
-        PolicyServer(Echo(), TOY, gates=[golden_gate(golden, [c * np.nan for c in chunks], 1e-3)])
-
-    class Blind(Echo):
-        def act(self, observation: Observation) -> ActionChunk:
-            return expected(Observation({"front": IMAGE}, observation.state, observation.instruction))
-
-    class Deaf(Echo):
-        def act(self, observation: Observation) -> ActionChunk:
-            return expected(Observation(observation.images, observation.state, "same"))
-
-    for actor, fault in ((Blind(), "look"), (Deaf(), "listen")):
-        with pytest.raises(BlindPolicy, match=fault):
-            PolicyServer(actor, TOY, gates=[sensitivity_gate(observe(), "something else entirely")])
 
 
 def test_a_taken_port_is_a_sentence(server: PolicyServer) -> None:

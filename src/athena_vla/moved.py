@@ -20,7 +20,6 @@ MOVED: dict[str, str] = {
     "control.constrain": "control.reachable",
     "control.desk": "wire.queue",
     "control.dialects": "wire.protocols",
-    "control.gates": "wire.actor_gates",
     "control.http": "wire.http",
     "control.ladder": "control.fallback",
     "control.metrics": "wire.metrics",

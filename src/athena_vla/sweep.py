@@ -22,8 +22,6 @@ from athena_vla.finetune.result import FILE, result_of
 from athena_vla.plan.advised_finetune import PRESETS, FinetuneConfig, FinetuneResult, finetune
 from athena_vla.progress import Progress, quiet
 
-PRESET_FIELDS = ("preset", "rank", "seed")
-
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:

@@ -4,9 +4,8 @@ The episode's own instruction is never changed; a phrasing stands beside it.
 """
 
 import hashlib
-from collections.abc import Sequence
 
-from athena_vla.recordings.episode import Episode, Segment
+from athena_vla.recordings.episode import Segment
 
 # {task} is the instruction as recorded, without its full stop; {arm} is "the right arm", "both arms" or "the arms".
 PHRASES: dict[str, tuple[str, ...]] = {
@@ -59,11 +58,6 @@ def phrase(segment: Segment, task: str, episode_id: str, seed: int) -> str:
     plain = task.strip().rstrip(".!")
     plain = plain[:1].lower() + plain[1:] if plain[1:2].islower() or plain[1:2] == " " else plain
     return chosen.format(task=plain or "do the task", arm=_arm(segment.text))
-
-
-def phrased(segments: Sequence[Segment], episode: Episode, seed: int) -> list[str]:
-    task = episode.instructions[0] if episode.instructions else ""
-    return [phrase(s, task, episode.id, seed) for s in segments]
 
 
 def _arm(text: str) -> str:

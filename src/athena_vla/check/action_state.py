@@ -26,7 +26,6 @@ class Relation:
 
     lag: int  # [frames] best match of action t with state t + lag
     error: float  # [rad] mean distance at that lag
-    zero_error: float  # [rad] mean distance at lag 0
     joints: tuple[int, ...]  # columns that move
     contrast: float  # distance at the best lag over the distance at the worst: near 1 says nothing
 
@@ -61,7 +60,7 @@ def relation(actions: NDArray[np.float64], states: NDArray[np.float64]) -> Relat
     # Each joint votes: a hand that never gets where it is told must not outvote an arm.
     lag = round(float(np.median(errors.argmin(axis=0))))
     contrast = float(np.median(errors.min(axis=0) / np.maximum(errors.max(axis=0), 1e-9)))
-    return Relation(lag, float(errors[lag].mean()), float(errors[0].mean()), tuple(moving.tolist()), contrast)
+    return Relation(lag, float(errors[lag].mean()), tuple(moving.tolist()), contrast)
 
 
 def check_relations(episode: Episode, *, replay: bool = True) -> Iterator[Finding]:

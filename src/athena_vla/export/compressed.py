@@ -18,7 +18,7 @@ from athena_vla.bundle import Bundle
 from athena_vla.errors import BundleError, ExportError, ModelError
 from athena_vla.models.loops.shared_loop import VlaSpec
 from athena_vla.models.weights.packed import Packed
-from athena_vla.models.weights.store import StoreWriter, TensorStore, save
+from athena_vla.models.weights.store import StoreWriter, save
 
 PREFIX = "body.language_model."
 BITS = 4
@@ -96,16 +96,6 @@ def unpack(parts: Mapping[str, Tensor]) -> Packed:
     if not torch.equal(parts["g_idx"], torch.arange(codes.shape[0], dtype=torch.int32) // group):
         raise ModelError("The compressed weight has its inputs in another order.")
     return Packed((codes - ZERO).t().to(torch.int8).contiguous(), scales.t().contiguous(), BITS)
-
-
-def read_compressed(folder: Path) -> dict[str, Tensor | Packed]:
-    """The weights of such a folder under their plain names; what the round trip is tested with."""
-    places = TensorStore(folder)
-    tensors = {n: places.read(n) for n in places.names}
-    layers = [n.removesuffix(".qweight") for n in tensors if n.endswith(".qweight")]
-    parts = ("qweight", "qzeros", "scales", "g_idx")
-    packed: dict[str, Any] = {f"{n}.weight": unpack({p: tensors.pop(f"{n}.{p}") for p in parts}) for n in layers}
-    return packed | tensors
 
 
 def configuration(text: Any, group: int) -> dict[str, Any]:

@@ -59,13 +59,6 @@ def animation(frames: Sequence[Pixels], fps: float, *, quality: int = 70, hold_l
     return buffer.getvalue()
 
 
-def with_border(image: Pixels, colour: tuple[int, int, int], width: int = 5) -> Pixels:
-    """The picture in a frame; the outcome of an episode is told by its colour and in words beside it."""
-    framed = image.copy()
-    framed[:width], framed[-width:], framed[:, :width], framed[:, -width:] = colour, colour, colour, colour
-    return framed
-
-
 def data_uri(path: Path) -> str:
     """The file inside the page. Raises `EvaluationError` for a missing or unknown file."""
     if path.suffix not in TYPES:

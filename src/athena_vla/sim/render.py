@@ -19,7 +19,6 @@ from athena_vla.sim.raycast import NOTHING, PRIMITIVES, Cast, cast_camera, meet
 from athena_vla.sim.scene import Appearance
 from athena_vla.sim.world import FLOOR_GROUP
 
-RendererName = Literal["auto", "rays", "egl", "osmesa"]
 RENDERERS: tuple[str, ...] = ("auto", "rays", "egl", "osmesa")
 
 _CHECKER = 0.4  # [m], edge of a floor tile

@@ -1,7 +1,6 @@
 """A policy server on one port: openpi's websocket, OpenVLA's `/act`, health, metrics and metadata.
 
-Takes any actor and never imports a model library. The gates run before the port opens: a policy that does not replay
-its golden example, or does not look and listen, is not served.
+Takes any actor and never imports a model library; whoever opens a policy judges whether it may be served.
 """
 
 import asyncio
@@ -11,7 +10,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +26,6 @@ from athena_vla.wire.serve_config import TOKEN_VARIABLE, ServeConfig
 from athena_vla.wire.service import LOG, Service
 from athena_vla.wire.stream import READ_AHEAD, Stream
 
-Gate = Callable[[Actor], None]  # raises an AthenaError where the actor must not be served
 BACKLOG = 128  # connections that wait to be accepted
 SPARE = 8  # connections beyond the places: they may ask for /healthz, or are told that all places are taken
 HELD = 64  # accepted connections that wait because their address has cost too much
@@ -46,14 +44,11 @@ class PolicyServer:
         config: ServeConfig | None = None,
         *,
         metadata: Mapping[str, Any] | None = None,
-        gates: Sequence[Gate] = (),
         state_optional: bool = False,
     ) -> None:
         self.config = with_token(config or ServeConfig(port=0))
         self.config.require_token()
         self._tls = _tls_context(self.config)
-        for gate in gates:
-            gate(actor)
         parser = RequestParser(robot, state_optional)
         self.service = Service(actor, parser, metadata_of(robot, metadata or {}), self.config)
         self._places: dict[asyncio.Task[None], _Place] = {}

@@ -46,10 +46,6 @@ class WebsocketConversation:
         self._sending = asyncio.Lock()
         self.ended = "the client left"
 
-    @property
-    def answering(self) -> bool:
-        return bool(self._replies)
-
     async def serve(self, head: Head, first: bytes) -> bool:
         """Shake hands, then converse; False where the handshake is malformed and nothing was sent."""
         websocket = self._websocket

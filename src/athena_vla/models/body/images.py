@@ -226,23 +226,3 @@ def _crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
         image, (width, height) = padded, padded.size
     left, top = round((width - columns) / 2.0), round((height - rows) / 2.0)
     return image.crop((left, top, left + columns, top + rows))
-
-
-def lanczos_resize(image: Rgb, size: int) -> Rgb:
-    """To `size` x `size` with an antialiased three-lobed Lanczos filter in float, as the reference's data loader does.
-
-    Only for comparison with models trained on its data; this toolkit resizes with `pixels`.
-    """
-    rows, columns = _lanczos_weights(image.shape[0], size), _lanczos_weights(image.shape[1], size)
-    wide = np.einsum("ri,ijc,kj->rkc", rows, image.astype(np.float32), columns, optimize=True)
-    return np.clip(np.round(wide), 0, 255).astype(np.uint8)
-
-
-def _lanczos_weights(length: int, count: int) -> NDArray[np.float32]:
-    """`[count, length]`; the filter widens with the reduction, its weights add up to one."""
-    scale = length / count
-    width = max(scale, 1.0)
-    centre = (np.arange(count) + 0.5) * scale
-    distance = (np.arange(length)[None, :] + 0.5 - centre[:, None]) / width
-    weights = np.where(np.abs(distance) < 3, np.sinc(distance) * np.sinc(distance / 3), 0.0)
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
