@@ -1,6 +1,7 @@
 """What `make setup` decides before it downloads, and that every supported platform's packages resolve."""
 
 import importlib.util
+import json
 import re
 import socket
 import subprocess
@@ -101,3 +102,58 @@ def test_packages_resolve_on(tmp_path, platform: str, python: str, constraints: 
     if "NewConnectionError" in done.stderr or "Temporary failure" in done.stderr:
         pytest.skip("the package index cannot be reached")
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def glibc(newest: int) -> list[str]:
+    """Tags of 64-bit ARM wheels that a system with glibc 2.`newest` takes."""
+    return ["manylinux2014_aarch64", *(f"manylinux_2_{n}_aarch64" for n in range(17, newest + 1))]
+
+
+BOARDS = {"JetPack 6.2": ("3.10", glibc(35)), "JetPack 7.2": ("3.12", glibc(39))}
+
+
+def resolved(tmp_path: Path, python: str, tags: list[str], wanted: list[str]) -> dict[str, str]:
+    """Name -> version of everything that pip would install for another machine, wheels only."""
+    words = ["--dry-run", "--ignore-installed", "--quiet", "--only-binary", ":all:", "--report", "-"]
+    words += ["--target", str(tmp_path), "--python-version", python, "--implementation", "cp"]
+    for tag in tags:
+        words += ["--platform", tag]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "install", *words, *wanted], capture_output=True, text=True, check=False
+    )
+    if "NewConnectionError" in done.stderr or "Temporary failure" in done.stderr:
+        pytest.skip("the package index cannot be reached")
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads(done.stdout[done.stdout.index("{") :])
+    return {i["metadata"]["name"].lower(): i["metadata"]["version"] for i in report["install"]}
+
+
+def needs(*extras: str, python: str) -> list[str]:
+    """Requirements of the package with these extras; markers are judged by pip for the interpreter that runs it."""
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    every = [*project["dependencies"], *(r for e in extras for r in project["optional-dependencies"][e])]
+    read = [Requirement(r) for r in every]
+    kept = [r for r in read if r.marker is None or r.marker.evaluate({"python_version": python})]
+    return [f"{r.name}{r.specifier}" for r in kept]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("board", BOARDS)
+def test_a_board_gets_wheels_for_all_it_needs_and_no_torch(tmp_path: Path, board: str) -> None:
+    """Core, an exported bundle's engine and the server, with all that they need, by pip's own resolver."""
+    python, tags = BOARDS[board]
+    found = resolved(tmp_path, python, tags, needs("runtime", "serve", python=python))
+    assert "torch" not in found
+    assert not [n for n in found if n.startswith("nvidia")]
+    onnxruntime = tuple(int(n) for n in found["onnxruntime"].split("."))
+    assert onnxruntime >= (1, 23)  # what the default 4-bit bundle needs
+    if python == "3.10":
+        assert found["onnxruntime"] == "1.23.2", "the page names the last one for Python 3.10"
+
+
+@pytest.mark.slow
+def test_onnx_runtime_with_cuda_is_to_be_had_for_the_newer_board_from_pypi(tmp_path: Path) -> None:
+    python, tags = BOARDS["JetPack 7.2"]
+    assert "onnxruntime-gpu" in resolved(tmp_path, python, tags, ["onnxruntime-gpu>=1.23,<2"])
