@@ -60,9 +60,9 @@ class Busy:
         until = time.perf_counter() + MODEL_SECONDS
         matrix = np.ones((256, 256), np.float32)
         while time.perf_counter() < until:
-            matrix @ matrix
+            _ = matrix @ matrix
         rows = np.tile(observation.state[ROBOT.action_index], (16, 1))
-        return ActionChunk(rows, ROBOT.action_joints, 1 / ROBOT.control_hz, observation.time)
+        return ActionChunk(np.asarray(rows, np.float64), ROBOT.action_joints, 1 / ROBOT.control_hz, observation.time)
 
 
 def go_first() -> None:

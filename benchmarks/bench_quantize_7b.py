@@ -23,6 +23,7 @@ from athena_vla.bench import facts
 from athena_vla.bundle import Bundle
 from athena_vla.machine import peak_resident_gb
 from athena_vla.models.weights.store import TensorStore, as_float
+from athena_vla.progress import Nowhere, Progress, State
 from athena_vla.quantize import QuantizeConfig, codes, quantize
 from athena_vla.quantize.calibrate import second_moment
 
@@ -109,22 +110,29 @@ def one(name: str, method: str, store: TensorStore | None, scale: int) -> dict[s
     return {"seconds": seconds, "cpu_seconds": spent, "output_error": error}
 
 
+class Stopwatch(Nowhere):
+    """Prints how far the work is, and sums the CPU time [s] of each kind of step."""
+
+    def __init__(self, times: dict[str, float]) -> None:
+        self.times, self.last = times, time.process_time()
+
+    def show(self, state: State) -> None:
+        now = time.process_time()
+        self.times[state.what] = self.times.get(state.what, 0.0) + now - self.last
+        self.last = now
+        print(f"{state.what}: {state.done} of {state.total}, {self.times[state.what] / 60:.1f} CPU minutes", flush=True)
+
+
 def whole(work: Path, checkpoint: Path | None, threads: int, *, small: bool) -> dict[str, Any]:
     """`athena quantize` of the chunk policy: every 4th block measured in radians, the worst lifted, codes by GPTQ."""
-    base, times = work / "base-chunk", {"measuring layers": 0.0, "quantising layers": 0.0}
+    base, times = work / "base-chunk", dict[str, float]()
     if not base.exists():
         read = seven_b.of_checkpoint(None if small else checkpoint)
         seven_b.write_bundle(base, "chunk", small, read, "base", {}, FRAMES)
     resumed = bool(list(work.glob(".gptq-chunk.partial*")))  # then the times are of the rest
-    start = last = time.process_time()
-
-    def progress(done: int, total: int, what: str) -> None:
-        nonlocal last
-        times[what] += time.process_time() - last
-        last = time.process_time()
-        print(f"{what}: {done} of {total}, {times[what] / 60:.1f} CPU minutes", flush=True)
-
-    made = quantize(QuantizeConfig(base, work / "gptq-chunk", vision_bits=8, check=False, threads=threads), progress)
+    start = time.process_time()
+    settings = QuantizeConfig(base, work / "gptq-chunk", vision_bits=8, check=False, threads=threads)
+    made = quantize(settings, Progress(Stopwatch(times)))
     table = Bundle.open(made.path).manifest.stage_info["layers"].values()
     spread = sorted(e["sensitivity_rad"] for e in table if e["sensitivity_measured"])
     return {

@@ -42,7 +42,7 @@ def attack(robot: Embodiment, copies: int, robot_steps: int, jerk: bool, seed: i
     width, rate, dt = body.upper - body.lower, body.command_hz, 1.0 / body.command_hz
     v, a = np.zeros_like(q), np.zeros_like(q)
     target, period, phase = q.copy(), rng.integers(2, 90, len(q)), rng.integers(0, 90, len(q))
-    worst = dict.fromkeys(("position", "velocity", "acceleration", "jerk", "stop"), -np.inf)
+    worst: dict[str, float] = dict.fromkeys(("position", "velocity", "acceleration", "jerk", "stop"), -np.inf)
     violations, clock = 0, 0.0
     steps = -(-robot_steps // copies)
     begun = time.perf_counter()
@@ -73,7 +73,7 @@ def attack(robot: Embodiment, copies: int, robot_steps: int, jerk: bool, seed: i
         units = np.abs(velocity) / (body.max_acceleration * dt)
         n = np.floor(units)
         end = out + np.sign(velocity) * (n * units - 0.5 * n * (n + 1)) * body.max_acceleration * dt * dt
-        excess = {
+        excess: dict[str, np.ndarray] = {
             "position": np.maximum(out - body.upper, body.lower - out),
             "velocity": np.abs(velocity) - body.max_velocity,
             "acceleration": np.abs(acceleration) - body.max_acceleration,

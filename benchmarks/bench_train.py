@@ -7,6 +7,8 @@ and logits for every position, as in the usual fine-tuning script for vision-lan
 family's targets (23 action tokens per frame) in bfloat16 autocast with AdamW on one thread. CPU seconds, not wall
 clock, so that other work on the machine matters less; rounds alternate and medians stand beside all values.
 """
+# transformers types its configurations and models as the arguments of a decorator.
+# pyright: reportCallIssue=false
 
 import json
 import statistics

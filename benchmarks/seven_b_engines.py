@@ -2,6 +2,8 @@
 
 Used by bench_7b_cpu.py, one call per process. Knows bundles and engines, not how they were made.
 """
+# onnx takes an operator's attributes as keywords of any name.
+# pyright: reportArgumentType=false
 
 import time
 from collections.abc import Callable

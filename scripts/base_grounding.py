@@ -3,6 +3,8 @@
 Used by train_base.py only. Losses beside the place itself make words find pixels in minutes on one core: every patch
 must resemble the words for what it shows, and attention is shown where to look (docs/experiments.md has the losers).
 """
+# Parts of a torch module are reached by name here; their types are not known before it runs.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOperatorIssue=false
 
 import math
 from pathlib import Path

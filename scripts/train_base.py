@@ -7,6 +7,8 @@ pelvis. Motions: recordings of generic tasks (the simulator's split `base`, whic
 mixed with grounding. What helped and what did not is in docs/experiments.md; the result is described in
 src/athena_vla/assets/base/README.md.
 """
+# Parts of a torch module are reached by name here; their types are not known before it runs.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 
 import ctypes
 import dataclasses

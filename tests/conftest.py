@@ -19,6 +19,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 NATIVE = "ATHENA_TEST_NATIVE"
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+SOURCE = REPOSITORY / "src"
+
+
+def modules_with_shapes() -> list[str]:
+    """The modules of the package whose annotations name shapes, found by their text: nothing is imported."""
+    files = sorted(p for p in SOURCE.rglob("*.py") if "from jaxtyping import" in p.read_text(encoding="utf-8"))
+    return [".".join(p.relative_to(SOURCE).with_suffix("").parts) for p in files]
+
+
+try:
+    from jaxtyping import install_import_hook
+except ImportError:  # only the core is installed
+    pass
+else:
+    # While tests run, shapes and types at these boundaries are checked; it comes before the package's first import.
+    install_import_hook(modules_with_shapes(), "beartype.beartype")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,4 +1,6 @@
 """Bundles of a very small model for the tests of the deployment stages."""
+# bitsandbytes and peft have no types, and parts of torch modules are reached by name.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false
 
 import dataclasses
 import json

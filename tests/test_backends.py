@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from athena_vla.bundle import Bundle
-from athena_vla.engines.backends import open_backend
+from athena_vla.engines.backends import Name, open_backend
 from athena_vla.engines.graph_files import graph_file
 from athena_vla.engines.onnxruntime_engine import OnnxRuntime
 from athena_vla.errors import ExportError, UnknownName
@@ -31,7 +31,8 @@ def test_onnxruntime_and_openvino_answer_as_torch(bundles, toy) -> None:
     frames = observations(toy, 3, seed=4)
     for exported, source in (("float", "base"), ("packed", "int4")):
         expected = Policy.load(bundles[source], "torch").chunks(frames)
-        for backend, limit in (("onnxruntime", 1e-4), ("openvino", 1e-3)):
+        limits: dict[Name, float] = {"onnxruntime": 1e-4, "openvino": 1e-3}
+        for backend, limit in limits.items():
             chunks = Policy.load(bundles[exported], backend).chunks(frames)
             np.testing.assert_allclose(chunks, expected, atol=limit, err_msg=f"{exported} on {backend}")
 
@@ -46,7 +47,8 @@ def test_a_bundle_that_is_not_exported_runs_on_torch_only(bundles) -> None:
 
 
 def test_what_was_taken_is_told(bundles) -> None:
-    for backend, names in (("onnxruntime", ("CPUExecutionProvider",)), ("torch", ())):
+    providers: dict[Name, tuple[str, ...]] = {"onnxruntime": ("CPUExecutionProvider",), "torch": ()}
+    for backend, names in providers.items():
         bundle = Bundle.open(bundles["base" if backend == "torch" else "float"])
         _, engine = open_backend(bundle, backend, device="cpu")
         assert (engine.taken.engine, engine.taken.device, engine.taken.providers) == (backend, "cpu", names)

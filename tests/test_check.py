@@ -1,4 +1,6 @@
 """Every check with a planted defect that it finds, and silence on a clean recording."""
+# The frames of these small recordings are in memory (`Pixels`), which the general type does not say.
+# pyright: reportAttributeAccessIssue=false
 
 import json
 from collections.abc import Callable

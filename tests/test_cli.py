@@ -97,6 +97,7 @@ def test_every_command_exists_with_a_documented_config(name: str) -> None:
     names = {f.name for f in dataclasses.fields(config)}
     assert set(command.positional) <= names
     if command.presets:
+        assert isinstance(config, type)
         assert all(isinstance(p, config) for p in getattr(module, command.presets).values())
 
 

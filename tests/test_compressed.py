@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -46,8 +45,11 @@ def read_compressed(folder: Path) -> dict[str, Tensor | Packed]:
     tensors = {n: places.read(n) for n in places.names}
     layers = [n.removesuffix(".qweight") for n in tensors if n.endswith(".qweight")]
     parts = ("qweight", "qzeros", "scales", "g_idx")
-    packed: dict[str, Any] = {f"{n}.weight": unpack({p: tensors.pop(f"{n}.{p}") for p in parts}) for n in layers}
-    return packed | tensors
+    for n in layers:
+        tensors[f"{n}.weight"] = unpack({p: places.stored(f"{n}.{p}") for p in parts})
+        for p in parts:
+            del tensors[f"{n}.{p}"]
+    return tensors
 
 
 def test_words_by_hand() -> None:

@@ -1,4 +1,6 @@
 """Building and opening a set: against the recording it came from, for any number of workers, interrupted and broken."""
+# The frames of these small recordings are in memory (`Pixels`), which the general type does not say.
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false
 
 import hashlib
 import json

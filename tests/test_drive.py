@@ -139,7 +139,7 @@ def test_the_shadow_report_compares_with_what_the_robot_did(toy: Embodiment) -> 
             rows = np.repeat(observation.state[None], 8, axis=0)
             rows[:, 0] += 0.3 * t
             rows[:, 1] += 0.05
-            return ActionChunk(rows, toy.action_joints, 1 / toy.control_hz, observation.time)
+            return ActionChunk(np.asarray(rows, np.float64), toy.action_joints, 1 / toy.control_hz, observation.time)
 
     config = RuntimeConfig(replan_every=2, shadow=True)
     trace = Runtime(Moved(toy, wall=True), Predicts(toy), SafetyFilter(toy), config).run(2.0, real_time=True)

@@ -1,4 +1,6 @@
 """Export: every graph equals torch, in every form and for both kinds of family; device bundles; bad input."""
+# Parts of a torch module are reached by name here; their types are not known before it runs.
+# pyright: reportOperatorIssue=false
 
 import dataclasses
 import importlib.util

@@ -1,4 +1,6 @@
 """The stage end to end on the toy robot: what it writes, exact resume, the feature cache, and every bad input."""
+# A method of accelerate is replaced, and its scaler exists only with mixed precision.
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 
 import contextlib
 import dataclasses

@@ -1,4 +1,6 @@
 """Every format that is read into every format that is written, and back: numbers bit for bit."""
+# Every recording of a known format says which; the general type does not.
+# pyright: reportAttributeAccessIssue=false
 
 import json
 

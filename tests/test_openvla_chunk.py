@@ -1,4 +1,6 @@
 """The chunked family: parameters, queries, padding, masks, and what another robot keeps."""
+# Parts of a torch module are reached by name here; their types are not known before it runs.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 
 import dataclasses
 

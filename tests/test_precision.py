@@ -1,4 +1,6 @@
 """Which number types this machine multiplies natively: what is said against what products take."""
+# Parts of a torch module are reached by name here; their types are not known before it runs.
+# pyright: reportCallIssue=false, reportOperatorIssue=false
 
 import json
 import os

@@ -1,4 +1,6 @@
 """The public interface: what `__all__` says is there, lazily, documented, in the glossary and in the stub."""
+# The public names' stub says nothing of the private table.
+# pyright: reportAttributeAccessIssue=false
 
 import ast
 import re

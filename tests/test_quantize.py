@@ -440,7 +440,10 @@ def test_a_large_model_is_rounded_without_frames(base, tmp_path, monkeypatch) ->
     assert a.packed == b.packed
     assert a.packed
     for name in a.packed:
-        assert torch.equal(a.read(name).codes, b.read(name).codes)
+        one, other = a.read(name), b.read(name)
+        assert isinstance(one, Packed)
+        assert isinstance(other, Packed)
+        assert torch.equal(one.codes, other.codes)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e9])

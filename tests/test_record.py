@@ -159,6 +159,7 @@ def test_failures_on_purpose_are_recorded_as_failures():
     robot = SimRobot(sample_scene(0, "train"), image_size=(8, 8))
     episode = demonstrate(robot, sample_task("touch", 2, "train"), failures=1.0)
     assert episode.success is False
+    assert episode.truth is not None
     assert episode.truth.failed_on_purpose in ("stop early", "another object")
     good = demonstrate(robot, sample_task("touch", 2, "train"))
     assert good.success is True

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from athena_vla.bench.benchmarking import BenchConfig, bench
+from athena_vla.bench.benchmarking import BenchConfig, BenchResult, bench
 from athena_vla.bundle import Bundle, open_base
 from athena_vla.dataset.dataset import BuildConfig, Dataset, build
 from athena_vla.errors import AthenaError, BundleError, ModelError
@@ -168,6 +168,7 @@ def test_a_policy_on_a_release_is_evaluated_and_timed_as_any_other(world, tmp_pa
     assert {"policy", "policy.black_image", "policy.other_instruction"} <= {r.name for r in result.rows}
     assert "policy" in str(result)
     timed = bench(BenchConfig(bundle=tmp_path / "tuned", warmup=10, runs=100, rate_hz=1.0))
+    assert isinstance(timed, BenchResult)
     assert timed.record["summary"]["kind"] == "measured_here"
     assert len(timed.whole.seconds) == 100
 
@@ -214,6 +215,7 @@ def test_oft_heads_of_the_release_are_taken_over_where_they_fit(world, tmp_path)
     folder = tmp_path / "oft"
     shutil.copytree(world / "openvla", folder)
     width = Release.open(folder).model(sizes=Sizes.of_dict(SIZES | {"horizon": 1})).body_spec.text.width  # pyright: ignore
+    assert isinstance(width, int)
     head = L1Head(2, width, 3)
     torch.save({f"module.{k}": v for k, v in head.state_dict().items()}, folder / "action_head--100_checkpoint.pt")
     same = Release.open(folder).model("openvla_oft", sizes=Sizes.of_dict(SIZES | {"horizon": 2}))

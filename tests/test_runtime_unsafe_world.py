@@ -35,7 +35,9 @@ class Steady:
         steps = np.arange(1, self.horizon + 1) / self.body.control_hz
         rows = np.tile(observation.state[self.body.action_index], (self.horizon, 1))
         rows[:, self.joint] += SPEED * steps
-        return ActionChunk(rows, self.body.action_joints, 1 / self.body.control_hz, observation.time)
+        return ActionChunk(
+            np.asarray(rows, np.float64), self.body.action_joints, 1 / self.body.control_hz, observation.time
+        )
 
 
 def speeds(trace: Trace, body: Embodiment) -> Array:
@@ -311,7 +313,8 @@ class Pressing(Puppet):
 
     def __init__(self, body: Embodiment, calls: dict[float, Callable[[], object]]) -> None:
         super().__init__(body)
-        self.calls, self.pushed, self.offset = dict(calls), 0.0, 0.0
+        self.calls: dict[float, Callable[[], object]] = dict(calls)
+        self.pushed, self.offset = 0.0, 0.0
 
     def command(self, positions: Array) -> None:
         super().command(positions)
@@ -443,7 +446,7 @@ def test_another_policy_behind_the_same_address_is_not_taken_over_silently(toy: 
 
     robot = Pressing(toy, {})
     runtime = Runtime(robot, Server(toy), SafetyFilter(toy), RuntimeConfig(replan_every=2))
-    robot.calls = {4.0: runtime.acknowledge}
+    robot.calls[4.0] = runtime.acknowledge
     trace = runtime.run(6.0)
     assert "chunk: the policy changed from aaaa to bbbb" in trace.errors
     assert trace.policies == ("aaaa", "bbbb")

@@ -8,6 +8,7 @@ import pytest
 from athena_vla.annotate.segments import episode_segments
 from athena_vla.annotate.signals import signal_segments
 from athena_vla.errors import RecordingError
+from athena_vla.recordings.episode import Episode
 from athena_vla.recordings.formats import open_recording
 from athena_vla.recordings.streams import Clock, Stream
 from recordings import clean
@@ -37,6 +38,8 @@ def test_our_simulators_touches_are_handling_from_the_contact_on(tmp_path, athen
     record(RecordConfig(out=tmp_path / "in", episodes=4, workers=1, seed=3))
     handled = 0
     for episode in open_recording(tmp_path / "in").episodes():
+        assert isinstance(episode, Episode)
+        assert episode.truth is not None
         contact = episode.truth.contacts["hand_contact"]
         segments = signal_segments(episode, athena)
         assert bool(segments) == bool(contact.sum() >= 3 or segments)

@@ -34,6 +34,7 @@ def test_the_first_signal_asks_and_the_same_again_interrupts(capsys) -> None:
     assert capsys.readouterr().err.count("stopping after this step") == 1
     with sigterm_as_ctrl_c(), pytest.raises(KeyboardInterrupt) as error:
         os.kill(os.getpid(), signal.SIGTERM)
+    assert isinstance(error.value, Interrupted)
     assert error.value.status == 143
 
 

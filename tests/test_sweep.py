@@ -100,6 +100,7 @@ def test_rows_are_compared_scene_by_scene_with_the_first():
     assert first.against_first is None
     assert third.against_first is None
     test = second.against_first  # the second seed is not there yet: the first seed's scenes count
+    assert test is not None
     assert (test.only_first, test.only_second, test.both, test.neither) == (1, 0, 1, 1)
     assert second.cells()[-1].startswith("-33.3 (")
     assert third.cells()[-1] == "-"

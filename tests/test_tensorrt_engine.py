@@ -3,6 +3,8 @@
 The stand-in executes a graph by reading and writing the very addresses it was given, so a binding that is wrong, stale
 or set before its shape shows in the numbers.
 """
+# numpy's stubs do not know arrays of ctypes.
+# pyright: reportArgumentType=false, reportCallIssue=false
 
 import ctypes
 import hashlib

@@ -1,4 +1,6 @@
 """The numbers of training: a step's gradient however it is split, what is stored, what is said, what is refused."""
+# Parts of a torch module are reached by name here; their types are not known before it runs.
+# pyright: reportArgumentType=false, reportCallIssue=false
 
 import dataclasses
 import itertools

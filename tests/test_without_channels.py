@@ -75,8 +75,8 @@ def test_statistics_are_the_same() -> None:
 @pytest.mark.parametrize("family", BUNDLES)
 def test_bundles_keep_their_fingerprint(tmp_path, family: str) -> None:
     """Without the weights, whose last bits depend on the processor, and without the number of the manifest's format."""
-    kind = {"openvla": {"tokens": True}, "openvla_oft": {"oft": True}}.get(family, {})
-    bundle = write_base(tmp_path / "b", embodiment.load("toy"), **kind)
+    tokens, oft = family == "openvla", family == "openvla_oft"
+    bundle = write_base(tmp_path / "b", embodiment.load("toy"), tokens=tokens, oft=oft)
     raw = json.loads((bundle.path / "manifest.json").read_text())
     said = json.dumps({k: raw[k] for k in ("family", "spec", "robot", "normalizer")}, sort_keys=True)
     assert hashlib.sha256(said.encode()).hexdigest()[:16] == BUNDLES[family]

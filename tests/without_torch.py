@@ -41,6 +41,7 @@ def main(path: str, out: str) -> None:
         "taken": policy.engine.taken.to_dict(),
     }
     from athena_vla.bench import BenchConfig, bench
+    from athena_vla.bench.benchmarking import BenchResult
     from athena_vla.wire.client import RemotePolicy
     from athena_vla.wire.server import PolicyServer, background
 
@@ -50,6 +51,7 @@ def main(path: str, out: str) -> None:
     ):
         served = np.stack([remote.act(f).positions for f in frames])
     timed = bench(BenchConfig(bundle=bundle.path, warmup=10, runs=100, device="cpu"))
+    assert isinstance(timed, BenchResult)
     record["bench_action_ms"] = timed.summary()["action_ms"]
     np.savez(out, chunks=chunks, served=served)
     record["imported"] = [name for name in FORBIDDEN if name in sys.modules]

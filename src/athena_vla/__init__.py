@@ -3,6 +3,8 @@
 `__all__` is the public interface: each name has this one path, and docs/api.md says what it is. Names are loaded when
 they are first asked for, so that the robot's side needs no torch. What starts with `_` or is not listed may change.
 """
+# Names are loaded when they are first asked for; __init__.pyi says what they are.
+# pyright: reportUnsupportedDunderAll=false
 
 import importlib
 

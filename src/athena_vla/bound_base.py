@@ -31,13 +31,13 @@ def bind_base(base: Bundle | Release, dataset: Dataset, out: Path, seed: int = 0
     if isinstance(base, Release):
         model = base.model(family, sizes=sizes)
         whose = f"the released checkpoint '{base.source}'"
-        origin = {"checkpoint": base.source}
+        checkpoint, parent = base.source, ""
     else:
         # All else is its own: only the robot is another one.
         own = dataclasses.replace(Sizes.of(base.spec), **sizes.of_a_robot() | {"horizon": base.spec.horizon})
         model = bind(base.model(), base.manifest.family, own)
         whose = f"'{base.robot.name}' ({base.robot.action_dim} action dimensions)"
-        origin = {"parent_path": str(base.path)}
+        checkpoint, parent = "", str(base.path)
     text = (
         f"the weights of {whose} with the action statistics of "
         f"dataset {dataset.hash} for the {robot.action_dim} joints of '{robot.name}'; whatever depends "
@@ -52,7 +52,8 @@ def bind_base(base: Bundle | Release, dataset: Dataset, out: Path, seed: int = 0
         normalizer=dataset.normalizer.to_dict(),
         dataset_hash=dataset.hash,
         parent_hash=base.hash,
-        **origin,
+        checkpoint=checkpoint,
+        parent_path=parent,
         adapter={} if settings is None else dataclasses.asdict(settings) | {"targets": list(settings.targets)},
         stage_info={"rebound": text},
     )

@@ -53,7 +53,8 @@ class Golden:
         arrays["instruction"] = np.array([o.instruction for o in self.observations])
         arrays["chunk"] = self.chunks
         given = {i: o.committed for i, o in enumerate(self.observations) if o.committed is not None}
-        np.savez_compressed(path, **arrays, **{f"committed.{i}": rows for i, rows in given.items()})
+        arrays |= {f"committed.{i}": rows for i, rows in given.items()}
+        np.savez_compressed(path, allow_pickle=False, **arrays)
 
     @classmethod
     def load(cls, path: Path, cameras: tuple[str, ...]) -> "Golden":

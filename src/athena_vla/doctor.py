@@ -105,7 +105,7 @@ def doctor(config: DoctorConfig) -> DoctorReport:
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # the work is in subprocesses
         compiled = pool.submit(row_kernel, config.timeout)
         numbers = pool.submit(precision, config.timeout)
-        checks += pool.map(lambda item: package(*item, config.timeout), PROBES.items())
+        checks += pool.map(lambda name: package(name, PROBES[name], config.timeout), PROBES)
     checks.append(renderer(config.timeout))
     checks += [numbers.result(), compiled.result(), browser()]
     return DoctorReport(tuple(checks))

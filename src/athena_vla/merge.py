@@ -118,12 +118,10 @@ class Adapter:
             if set(found) - {_MAGNITUDE} not in (_LINEAR, _TABLE) or set(found) & {_MAGNITUDE} != magnitude:
                 kind = "DoRA" if settings.dora else "LoRA"
                 raise ModelError(f"The adapter of '{name}' is no complete {kind} adapter: it has {sorted(found)}.")
-        factors = {
-            name: Factors(
-                *(found[k] for k in sorted(set(found) - {_MAGNITUDE})), found.get(_MAGNITUDE), set(found) >= _TABLE
-            )
-            for name, found in parts.items()
-        }
+        factors = dict[str, Factors]()
+        for name, found in parts.items():
+            down, up = (found[k] for k in sorted(set(found) - {_MAGNITUDE}))
+            factors[name] = Factors(down, up, found.get(_MAGNITUDE), set(found) >= _TABLE)
         return cls(factors, full, settings.alpha / settings.rank)
 
     def merged(self, name: str, weight: Tensor) -> Tensor:
@@ -258,7 +256,7 @@ def _require_written(written: Bundle, exact: Mapping[str, Tensor]) -> None:
     """What was written is what was judged, rounded: bit by bit. Raises `BundleError`."""
     with written.store() as store:
         for name in store.names:
-            weight = store.read(name)
+            weight = store.stored(name)  # nothing is packed here
             if not torch.equal(as_float(weight), as_float(exact[name].to(weight.dtype)).cpu()):
                 raise BundleError(
                     f"Weight '{name}' was not written as it was merged in memory: a fault of the program or of the "

@@ -9,6 +9,7 @@ from athena_vla.bundle import Bundle
 from athena_vla.engines.torch_engine import torch_device
 from athena_vla.models.architecture import TorchEngine
 from athena_vla.models.contract import Taken
+from athena_vla.models.released.pretrained import ReleasedWeights
 from athena_vla.models.weights.store import TensorStore, as_float
 from athena_vla.policy import Policy
 
@@ -16,7 +17,7 @@ IN_MEMORY = 4_000_000_000  # [bytes] of weights up to which whole float models a
 RESIDENT = 2_000_000  # weights of a layer up to which it stays in memory while a large model streams through it
 
 
-def is_large(store: TensorStore) -> bool:
+def is_large(store: TensorStore | ReleasedWeights) -> bool:
     """Whether a model with these weights is streamed."""
     return store.bytes > IN_MEMORY
 

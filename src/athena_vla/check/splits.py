@@ -7,6 +7,7 @@ from athena_vla.check.findings import Finding, finding
 from athena_vla.recordings.episode import Recording
 from athena_vla.recordings.formats.lerobot import LeRobot
 from athena_vla.recordings.formats.rlds import RLDS
+from athena_vla.recordings.formats.robomimic_hdf5 import RobomimicHDF5
 
 TRAIN = ("train",)
 
@@ -39,8 +40,7 @@ def declared_splits(recording: Recording) -> dict[str, list[str]]:
         for episode_id in recording.ids():
             found.setdefault(episode_id.rsplit("_", 1)[0], []).append(episode_id)
         return found
-    masks = getattr(recording, "masks", None)
-    return {k: list(v) for k, v in masks().items()} if callable(masks) else {}
+    return {k: list(v) for k, v in recording.masks().items()} if isinstance(recording, RobomimicHDF5) else {}
 
 
 def _ranges(splits: Any, ids: tuple[str, ...]) -> dict[str, list[str]]:

@@ -100,8 +100,9 @@ def plain(value: Any) -> Any:
         return [plain(v) for v in value]
     if isinstance(value, Path):
         return str(value)
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
+    to_list = getattr(value, "tolist", None)  # numpy's; this file starts without it
+    if callable(to_list):
+        return plain(to_list())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -298,7 +298,7 @@ class SafetyFilter:
             )
         t = seconds(t)
         commands = np.empty_like(rows)
-        goals, finite = self._columns.clipped(rows), np.isfinite(rows).all(axis=1)
+        goals, finite = self._columns.clipped(rows), np.asarray(np.isfinite(rows).all(axis=1))
         done, single = 0, 1  # rows done; rows to take one by one after a row that needed an intervention
         while done < len(rows):
             now = t + done * self._dt

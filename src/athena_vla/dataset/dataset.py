@@ -164,7 +164,8 @@ class Dataset:
         if self._store is None:
             count = len(self.episodes)
             if self._linked is None:
-                ids, steps = [str(i) for i in range(count)], [None] * count
+                ids = [str(i) for i in range(count)]
+                steps: list[NDArray[np.int64] | None] = [None] * count
                 cameras: list[Mapping[str, str]] = [{}] * count
                 recording = open_recording(self.path, format="lerobot")
             else:

@@ -7,6 +7,9 @@ decodes them. Knows nothing of samples.
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from athena_vla.errors import DatasetError
 from athena_vla.recordings.episode import Frames, Image, Recording
 
@@ -22,7 +25,7 @@ class PictureStore:
         recording: Recording,
         ids: Sequence[str],
         cameras: Sequence[Mapping[str, str]],
-        steps: Sequence[Sequence[int] | None],
+        steps: Sequence[Sequence[int] | NDArray[np.int64] | None],
     ) -> None:
         """`steps[k]`: the recorded frame of each step of episode k; None where step and frame are the same."""
         self.recording, self.ids, self.cameras, self.steps = recording, ids, cameras, steps

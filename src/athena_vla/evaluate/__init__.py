@@ -2,6 +2,8 @@
 
 Statistics and results are read without torch, so the commands are imported when they are asked for.
 """
+# Names are loaded when they are first asked for; __init__.pyi says what they are.
+# pyright: reportUnsupportedDunderAll=false
 
 from typing import Any
 

@@ -73,7 +73,7 @@ def _watch(fault: Fault) -> Fault:
 
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
-    if not _active or not arguments:
+    if not _active or len(arguments) == 0:
         return
     if event == "open":
         flags = arguments[2] if len(arguments) > 2 and isinstance(arguments[2], int) else 0

@@ -218,7 +218,8 @@ class FinetuneConfig:
         for name in raw:
             if name not in fields:
                 raise UnknownName("field of fine-tuning", name, fields)
-        return cls(**{k: Path(v) if isinstance(fields[k].default, Path) else v for k, v in raw.items()})
+        values: dict[str, Any] = {k: Path(v) if isinstance(fields[k].default, Path) else v for k, v in raw.items()}
+        return cls(**values)
 
     def identity(self) -> dict[str, Any]:
         """The fields that change the numbers: a run may be resumed only with the same ones."""

@@ -64,6 +64,7 @@ class Trainer:
             self.wrapped, self.optimizer = self.root, accelerator.prepare_optimizer(optimizer)
         else:
             self.wrapped, self.optimizer = accelerator.prepare(self.root, optimizer)
+        self.plain_optimizer: torch.optim.Optimizer = cast(Any, self.optimizer).optimizer  # inside accelerate's
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.last_good = 0
         self.skipped_in_a_row = 0
@@ -264,7 +265,7 @@ class Trainer:
         self.progress.drawn, self.progress.steps = self.order.drawn(done), self.steps
         names = {id(p): n for n, p in self.parameters.items()}
         weights = self.weights()
-        state = sharding.whole(checkpoints.optimizer_tensors(self.optimizer.optimizer, names))
+        state = sharding.whole(checkpoints.optimizer_tensors(self.plain_optimizer, names))
         require_finite({**weights, **state}, done, self._kept())
         if self.accelerator.is_main_process:
             checkpoints.save(self.folder, Checkpoint(done, weights, state, self.progress), identity)
@@ -283,7 +284,7 @@ class Trainer:
         state, theirs = found
         changed = checkpoints.require_same(theirs, identity, self.folder)
         self._load_weights(state.weights)
-        checkpoints.restore_optimizer(self.optimizer.optimizer, self.parameters, state.optimizer)
+        checkpoints.restore_optimizer(self.plain_optimizer, self.parameters, state.optimizer)
         self.progress = state.progress
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(self.progress.scaler)

@@ -54,6 +54,11 @@ class Spec:
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> "Spec":
+        """Inverse of `to_dict`."""
+        return cls(**raw)
+
 
 @dataclass(frozen=True)
 class Taken:
@@ -211,10 +216,10 @@ def loop_type(family: str) -> type[HostLoop]:
 
 
 def spec_from_dict(family: str, raw: Mapping[str, Any]) -> Spec:
-    """Inverse of `Spec.to_dict`; unknown keys are refused, nested dataclasses are the family's own business."""
+    """Inverse of `Spec.to_dict`; unknown keys are refused; nested values are the business of `Spec.from_dict`."""
     kind = loop_type(family).spec_type
     known = {f.name for f in dataclasses.fields(kind)}
     for key in raw:
         if key not in known:
             raise UnknownName(f"field of the {family} specification", key, sorted(known))
-    return kind(**raw)
+    return kind.from_dict(raw)

@@ -117,7 +117,7 @@ def trust_autocast(model: nn.Module, *, on: bool) -> None:
     """Leave the choice of precision inside adapters to autocast: peft's own conversions copy every input twice."""
     for module in model.modules():
         if is_wrapped(module):
-            module.cast_input_dtype_enabled = not on
+            module.cast_input_dtype_enabled = not on  # pyright: ignore[reportArgumentType]  a plain attribute
 
 
 def fuse_forward(model: nn.Module, *, on: bool) -> None:
@@ -204,7 +204,8 @@ def quantize_nf4_(model: Architecture, *, double: bool) -> list[str]:
         compute = weight.dtype if weight.is_cuda else torch.float32
         small = four_bit.linear(weight.data, bias, double=double, compute=compute, device=weight.device)
         replace_module(model, path, small)
-    model.is_loaded_in_4bit = True  # what peft asks before it wraps a 4-bit layer
+    # What peft asks before it wraps a 4-bit layer.
+    model.is_loaded_in_4bit = True  # pyright: ignore[reportArgumentType]  a plain attribute
     return paths
 
 

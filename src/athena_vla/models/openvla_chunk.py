@@ -156,7 +156,10 @@ class OpenVLAChunk(ParallelModel):
             for path in set(self.head_modules()) & set(other.head_modules()):
                 other.get_submodule(path).load_state_dict(self.get_submodule(path).state_dict())
             return other
+        assert isinstance(other, OpenVLAChunk)
         if other.chunk_spec.head_width == self.chunk_spec.head_width:
+            assert isinstance(other.head, ChunkHead)
+            assert isinstance(self.head, ChunkHead)
             other.head.norm.load_state_dict(self.head.norm.state_dict())
             other.head.fc1.load_state_dict(self.head.fc1.state_dict())
         other.queries.load_state_dict(self.queries.state_dict())
@@ -164,6 +167,7 @@ class OpenVLAChunk(ParallelModel):
 
     @torch.no_grad()
     def _initialize_heads(self) -> None:
+        assert isinstance(self.head, ChunkHead)
         nn.init.normal_(self.queries.base, std=0.5)
         nn.init.normal_(self.queries.time.weight, std=(2 * _TIME_WAVES) ** -0.5 / 2)
         nn.init.normal_(self.head.fc2.weight, std=0.02)

@@ -86,14 +86,17 @@ class ParallelModel(VisionLanguageModel):
 
     def loss(self, inputs: Tensors, target: Float[Tensor, "b h d"], valid: Shaped[Tensor, "b h"]) -> Float[Tensor, ""]:
         """Mean absolute error over joints and valid steps."""
-        hidden = self.hidden(**self._language_inputs(self.encode_images(inputs), inputs))
+        state = inputs["state"] if self.proprio else None
+        patches = self.encode_images(inputs)
+        hidden = self.hidden(patches, inputs["input_ids"], inputs["prompt_mask"], state, inputs.get("given"))
         error = (self.head(hidden).float() - target).abs().mean(dim=2)
         return (error * valid).sum() / self.counted(valid).clamp(min=SMALLEST_WEIGHT)
 
     def graphs(self) -> tuple[Graph, ...]:
         inputs = self.example_inputs()
         patches, hidden = self.example_embeddings(self.spec.cameras * self.body_spec.patches, self.action_tokens)
-        language = {k: v for k, v in self._language_inputs(patches, inputs).items() if v is not None}
+        language = {"patches": patches} | {k: inputs[k] for k in ("input_ids", "prompt_mask")}
+        language |= {k: inputs[k] for k in (["state"] if self.proprio else []) + ["given"] if k in inputs}
         text = {0: "batch", 1: "tokens"}
         return (
             self.vision_graph(inputs),
@@ -107,12 +110,3 @@ class ParallelModel(VisionLanguageModel):
             ),
             Graph("head", HeadGraph(self.head), {"hidden": hidden}, ("actions",), {"hidden": {0: "batch"}}),
         )
-
-    def _language_inputs(self, patches: Tensor, inputs: Tensors) -> dict[str, Tensor | None]:
-        return {
-            "patches": patches,
-            "input_ids": inputs["input_ids"],
-            "prompt_mask": inputs["prompt_mask"],
-            "state": inputs["state"] if self.proprio else None,
-            "given": inputs.get("given"),
-        }

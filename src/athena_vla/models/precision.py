@@ -81,7 +81,7 @@ def multiply_natively(model: nn.Module, device: torch.device | str) -> None:
         return
     for module in model.modules():
         if type(module) is nn.Linear and module.weight.dtype == torch.bfloat16 and not native_bf16(device):
-            module.forward = _InFloat32(module)
+            module.forward = _InFloat32(module)  # pyright: ignore[reportAttributeAccessIssue]  a method of one object
 
 
 class _InFloat32:

@@ -105,9 +105,13 @@ def filled(layers: Sequence[Layer], measured: Mapping[str, float]) -> dict[str, 
     for name, value in measured.items():
         kind, number = _place(name)
         known.setdefault(kind, []).append((number, value))
-    lines = {kind: tuple(zip(*sorted(points), strict=True)) for kind, points in known.items()}
+    lines = {kind: np.array(sorted(points)).T for kind, points in known.items()}
     places = {x.name: _place(x.name) for x in layers}
-    return {name: float(np.interp(number, *lines[kind])) for name, (kind, number) in places.items() if kind in lines}
+    return {
+        name: float(np.interp(number, lines[kind][0], lines[kind][1]))
+        for name, (kind, number) in places.items()
+        if kind in lines
+    }
 
 
 def _place(name: str) -> tuple[str, int]:

@@ -66,7 +66,8 @@ class Marks:
         """[T] who commanded each frame; None where that was not recorded."""
         found: list[StepSource | None] = [None] * length
         for s in self.sources:
-            found[s.start : s.stop] = [s.source] * (s.stop - s.start)
+            for frame in range(s.start, s.stop):
+                found[frame] = s.source
         return found
 
     def cut(self, start: int, stop: int) -> "Marks":

@@ -87,7 +87,7 @@ def play(
             success_time=robot.judge.success_time,
             judged=robot.judge.failure or ("success" if robot.success() else "not reached"),
             contacts={"hand_contact": np.array(contacts, bool)},
-            object_positions=np.round(np.array(objects), 4),
+            object_positions=np.round(np.array(objects, np.float64), 4),
         ),
         origin=Origin(robot=body.name),
     )

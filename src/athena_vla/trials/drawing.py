@@ -43,7 +43,8 @@ class TrialScene:
             raise EvaluationError(f"{where}: 'name' is a text that is not empty, 'instruction' and 'task' are texts.")
         if not isinstance(checklist, list | tuple) or not all(isinstance(c, str) for c in checklist):
             raise EvaluationError(f"{where}: 'checklist' is a list of texts.")
-        return cls(*texts, tuple(checklist))
+        name, instruction, task = texts
+        return cls(name, instruction, task, tuple(checklist))
 
 
 @dataclass(frozen=True)

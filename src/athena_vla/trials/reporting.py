@@ -127,7 +127,9 @@ def _report(folder: Path, plan: Plan, sealed: Sealed, log: TrialLog) -> TrialRep
     beside = tuple(Beside(n, invalid[n], stops[n], corrected[n]) for n in sealed.names.values())
     ended = next(e.notes for e in log.entries if e.event == "ended")
     report = TrialReport(
-        compare_results([outcomes], next(n for n in reversed(sealed.places) if n in {r["policy"] for r in rows})),
+        compare_results(
+            [outcomes], next(n for n in reversed(tuple(sealed.places)) if n in {r["policy"] for r in rows})
+        ),
         beside,
         ended,
         len(plan.order),

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -16,16 +17,19 @@ SINGLE_TOKEN = "step"  # the stage in which tokens are decoded one by one
 
 @dataclass(frozen=True, kw_only=True)
 class VlaSpec(Spec):
-    """A body and the robot's sizes. `body` may be given as the dictionary that `to_dict` makes of it."""
+    """A body and the robot's sizes."""
 
     body: PrismaticSpec
 
     def __post_init__(self) -> None:
-        if isinstance(self.body, Mapping):
-            object.__setattr__(self, "body", PrismaticSpec.from_dict(self.body))
         for name in ("horizon", "action_dim", "cameras"):
             if getattr(self, name) < 1:
                 raise ModelError(f"A {type(self).__name__} needs at least one {name}, it has {getattr(self, name)}.")
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> "VlaSpec":
+        values: dict[str, Any] = {k: PrismaticSpec.from_dict(v) if k == "body" else v for k, v in raw.items()}
+        return cls(**values)
 
 
 def stage_of(graph: str, inputs: Mapping[str, Value]) -> str:

@@ -135,7 +135,7 @@ def store_as_(module: nn.Module, dtype: torch.dtype) -> None:
     """
     weight = cast(Any, module.weight)
     weight.data = weight.data.reshape(-1).view(dtype).reshape(-1, 1)
-    weight.quant_storage = module.quant_storage = dtype
+    weight.quant_storage = cast(Any, module).quant_storage = dtype
 
 
 def dequantized(module: nn.Module) -> Tensor:

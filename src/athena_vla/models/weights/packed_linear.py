@@ -57,6 +57,10 @@ class Scratch:
 class PackedLinear(nn.Module):
     """A linear layer on codes in the stored layout (`packed.store`): computes what the de-quantised weight would."""
 
+    codes: Tensor
+    scales: Tensor
+    bias: Tensor | None
+
     def __init__(self, codes: Tensor, scales: Tensor, bits: int, bias: Tensor | None, scratch: Scratch) -> None:
         super().__init__()
         self.bits = bits

@@ -161,8 +161,9 @@ def _map(file: Path) -> dict[str, Any]:
         header: dict[str, Any] = json.loads(stream.read(length))
     header.pop("__metadata__", None)
     size = file.stat().st_size
+    mapped = torch.UntypedStorage.from_file(str(file), False, size)
     places: dict[str, Any] = {
-        "": torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage.from_file(str(file), False, size), 0, (size,))
+        "": torch.empty(0, dtype=torch.uint8).set_(mapped, 0, (size,))  # pyright: ignore[reportCallIssue]  torch's own
     }
     for name, entry in header.items():
         first, last = (8 + length + offset for offset in entry["data_offsets"])

@@ -274,7 +274,9 @@ class LeRobot(BaseRecording):
         if stamps is None or not np.isfinite(stamps).all() or not len(video):
             return video
         seconds = video.seconds - (video.seconds[0] if start is None else start)
-        place, said_of = by_time(stamps.reshape(-1).astype(np.float64), seconds, key, str(index))
+        place, said_of = by_time(
+            stamps.reshape(-1).astype(np.float64), np.asarray(seconds, np.float64), key, str(index)
+        )
         notes += said_of
         return joined(video, place, f"camera '{key}' of episode {index}")
 

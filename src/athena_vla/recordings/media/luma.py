@@ -142,10 +142,10 @@ def stretches_to_decode(stream: VideoFrames) -> NDArray[np.bool_]:
 
 def _plane(frame: av.VideoFrame) -> Look:
     if not frame.format.name.startswith(("yuv4", "yuvj4", "nv12", "gray")) or frame.format.name.endswith(("le", "be")):
-        grey = frame.to_ndarray(format="gray")
+        grey = np.asarray(frame.to_ndarray(format="gray"), np.uint8)
         return Look(_sampled(grey), zlib.crc32(grey.tobytes()), bool(frame.key_frame))
     plane = frame.planes[0]
-    grey = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+    grey = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
     grid, checksum = _sampled(grey), zlib.crc32(plane)
     if frame.format.name.startswith(("yuvj", "gray")) or frame.color_range == 2:
         return Look(grid, checksum, bool(frame.key_frame))

@@ -2,6 +2,8 @@
 
 ros2 launch "$(athena-ros2-node --launch-file)" robot:=athena server:=ws://127.0.0.1:8000 frame_id:=pelvis
 """
+# `launch` comes with a ROS 2 installation.
+# pyright: reportAttributeAccessIssue=false
 
 import json
 
