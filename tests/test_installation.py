@@ -157,3 +157,13 @@ def test_a_board_gets_wheels_for_all_it_needs_and_no_torch(tmp_path: Path, board
 def test_onnx_runtime_with_cuda_is_to_be_had_for_the_newer_board_from_pypi(tmp_path: Path) -> None:
     python, tags = BOARDS["JetPack 7.2"]
     assert "onnxruntime-gpu" in resolved(tmp_path, python, tags, ["onnxruntime-gpu>=1.23,<2"])
+
+
+@pytest.mark.slow
+def test_every_pin_of_the_oldest_python_can_be_had_by_it(tmp_path: Path) -> None:
+    """A pin of something that has left Python 3.10 stops an installation that needs it, whoever asks for it."""
+    lines = (ROOT / "constraints-py310.txt").read_text().splitlines()
+    pins = [w for w in lines if "==" in w and not w.startswith(("#", "torch=="))]
+    tags = [f"manylinux_2_{n}_x86_64" for n in range(17, 36)]
+    found = resolved(tmp_path, "3.10", ["manylinux2014_x86_64", *tags], ["--no-deps", *pins])
+    assert len(found) == len(pins)
