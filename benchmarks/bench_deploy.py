@@ -47,7 +47,8 @@ def one(options: argparse.Namespace, folder: Path, precision: str) -> dict[str, 
         made = quantize(QuantizeConfig(input=source, out=folder / precision, bits=8 if precision == "int8" else 4))
         source = folder / precision
         entry |= {"quantize_seconds": time.perf_counter() - start, "mean_bits": made.mean_bits, "bytes": made.bytes}
-        entry["error_rad"] = {k: made.error[k] for k in ("mean_rad", "p95_rad", "max_rad")}
+        assert made.error is not None
+        entry["error_rad"] = {k: getattr(made.error, k) for k in ("mean_rad", "p95_rad", "max_rad")}
     start = time.perf_counter()
     exported = export(ExportConfig(input=source, out=folder / f"{precision}-onnx"))
     entry |= {"export_seconds": time.perf_counter() - start, "deviation_rad": exported.deviation["max_rad"]}

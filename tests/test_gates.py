@@ -36,8 +36,9 @@ def seeing(o: Observation) -> NDArray[np.float64]:
 def test_a_policy_that_sees_and_listens_passes() -> None:
     found = gates.require_sensitive(seeing, OBSERVATIONS, proprio=True)
     assert found.blind_to == ()
-    assert set(found.to_dict()) == {"black_white", "frames", "language", "proprio"}
-    assert all(entry["passed"] and entry["change"] > entry["threshold"] for entry in found.to_dict().values())
+    names = {f"sensitivity_{n}" for n in ("black_white", "frames", "language", "proprio")}
+    assert {g.name for g in found.gates("rad")} == names
+    assert all(g.passed and g.value > g.limit and g.bound == "at least 1e-05 rad" for g in found.gates("rad"))
     gates.require_sensitive(seeing, OBSERVATIONS[:1])
 
 

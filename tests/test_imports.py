@@ -10,7 +10,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "athena_vla"
 
 # From the ground up; a module may import from its own room and from the rooms that its line names.
-SPINE = {"errors", "extras", "stopping", "progress", "machine", "jobs", "files", "version"}
+SPINE = {"errors", "extras", "stopping", "progress", "machine", "jobs", "files", "version", "gate"}
 SPINE |= {"robot_parts", "channels", "robot_columns", "embodiment"}
 SETS = {"recordings", "annotate", "check", "dataset"}
 MODELS = SETS | {"models", "bundle", "bound_base", "engines", "policy", "offload", "constrained"}
@@ -37,7 +37,8 @@ ALLOWED: dict[str, set[str]] = {
     "dataset": {"recordings", "annotate", "check"},
     "models": SETS,
     "bundle": SETS | {"models", "manifest"},
-    "manifest": {"errors"},
+    "gate": {"errors"},
+    "manifest": {"errors", "gate"},
     "engines": SETS | {"models", "bundle"},
     "policy": SETS | {"models", "bundle", "engines"},
     "bound_base": SETS | {"models", "bundle", "policy"},
@@ -66,7 +67,19 @@ ALLOWED: dict[str, set[str]] = {
     | ROBOT_SIDE
     | {"serve", "bench", "sweep", "report", "demo", "drive", "trials", "incident", "doctor", "extras"},
 }
-OWN_RULE = {"errors", "manifest", "stopping", "version", "moved", "extras", "progress", "machine", "files", "jobs"}
+OWN_RULE = {
+    "errors",
+    "gate",
+    "manifest",
+    "stopping",
+    "version",
+    "moved",
+    "extras",
+    "progress",
+    "machine",
+    "files",
+    "jobs",
+}
 OWN_RULE |= {"robot_parts", "channels", "robot_columns", "embodiment"}
 WITHOUT_TORCH = (SPINE | SETS | ROBOT_SIDE | {"sim", "cli", "doctor", "extras", "moved"}) - {"machine"}
 LARGEST_ROOM = 0.2  # share of all lines

@@ -82,7 +82,8 @@ def test_the_whole_way_from_a_released_checkpoint(world, tmp_path, interrupted_a
     merged = merge(MergeConfig(cfg.out, tmp_path / "merged"))
     assert merged.deviation["max_rad"] < (1e-3 if quantization == "none" else 0.02)
     small = quantize(QuantizeConfig(tmp_path / "merged", tmp_path / "int8", bits=8, data=world / "set", frames=8))
-    assert small.error["mean_rad"] < 0.05
+    assert small.error is not None
+    assert small.error.mean_rad < 0.05
     export(ExportConfig(tmp_path / "int8", tmp_path / "exported"))
     assert Policy.load(tmp_path / "exported").act(dataset[0].observation).positions.shape == (2, 3)
     report = check(GateConfig(bundle=tmp_path / "exported", data=world / "set", frames=8))

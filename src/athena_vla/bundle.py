@@ -24,6 +24,7 @@ from athena_vla import files
 from athena_vla.dataset.normalize import Normalizer
 from athena_vla.embodiment import Embodiment, Observation
 from athena_vla.errors import AthenaError, BundleError
+from athena_vla.gate import Gate
 from athena_vla.manifest import FORMAT, FileEntry, Manifest, Stage
 from athena_vla.models.contract import HostLoop, Spec, loop_type, spec_from_dict
 from athena_vla.models.robot_sizes import Sizes
@@ -330,7 +331,7 @@ def seal(folder: Path, manifest: Manifest) -> None:
     _write_manifest(folder, dataclasses.replace(manifest, files=listed, tools=tool_versions(), format=FORMAT))
 
 
-def mark(bundle: Bundle, gates: Mapping[str, Any]) -> None:
+def mark(bundle: Bundle, gates: Mapping[str, Gate]) -> None:
     """Write what its gates said into a bundle that is there. Raises `BundleError` where it cannot be written."""
     _write_manifest(bundle.path, dataclasses.replace(bundle.manifest, gates=dict(gates)))
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from athena_vla.extras import extra_of, install, reinstall
+from athena_vla.gate import Gate
 from athena_vla.machine import board, is_jetson
 
 Status = Literal["ok", "missing", "broken", "info", "slow"]
@@ -114,11 +115,12 @@ def doctor(config: DoctorConfig) -> DoctorReport:
 def machine(out: Path) -> list[Check]:
     place = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
     free = shutil.disk_usage(place).free
+    gate = Gate.at_least("disk", free / 2**30, MINIMUM_DISK / 2**30, "GiB")
     disk = Check(
-        "disk",
-        "ok" if free >= MINIMUM_DISK else "missing",
-        f"{free / 2**30:.1f} GiB free at {place}",
-        "" if free >= MINIMUM_DISK else f"free {MINIMUM_DISK / 2**30:.0f} GiB, or choose another folder with --out",
+        gate.name,
+        "ok" if gate.passed else "missing",
+        f"{gate.value:.1f} GiB free at {place}",
+        "" if gate.passed else f"free {gate.limit:.0f} GiB, or choose another folder with --out",
     )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     return [

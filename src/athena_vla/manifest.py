@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any, Literal, cast, get_args
 
 from athena_vla.errors import BundleError
+from athena_vla.gate import Gate
 
 FORMAT = 2
 READ = (1, 2)
@@ -41,7 +42,7 @@ class Manifest:
     adapter: dict[str, Any] = field(default_factory=dict)  # the LoRA configuration of a fine-tuned bundle
     config: dict[str, Any] = field(default_factory=dict)  # resolved configuration of the stage that wrote it
     deviation: dict[str, Any] = field(default_factory=dict)  # [rad] per joint against the golden chunks
-    gates: dict[str, Any] = field(default_factory=dict)  # what was checked, with thresholds and outcomes
+    gates: dict[str, Gate] = field(default_factory=dict)  # what was checked, by name
     stage_info: dict[str, Any] = field(default_factory=dict)  # graphs, precisions, engines: the stage's own record
     tools: dict[str, str] = field(default_factory=dict)
     files: dict[str, FileEntry] = field(default_factory=dict)  # relative path -> what it must be
@@ -49,7 +50,7 @@ class Manifest:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON in the manifest's own format, so that the hash of an older bundle stays what it was."""
-        raw = asdict(self)
+        raw = asdict(self) | {"gates": {name: gate.to_dict() for name, gate in self.gates.items()}}
         if self.format == 1:
             raw["files"] = {path: entry.sha256 for path, entry in self.files.items()}
         return raw
@@ -72,13 +73,14 @@ class Manifest:
         missing = [n for n in needed if n not in raw]
         if missing:
             raise BundleError(f"The manifest of '{where}' lacks {missing}. Make the bundle again.")
-        values = {k: v for k, v in raw.items() if k != "files"}
+        values = {k: v for k, v in raw.items() if k not in ("files", "gates")}
         for name, value in values.items():
             problem = _problem(name, value)
             if problem:
                 raise BundleError(f"The manifest of '{where}' is damaged: {name} {problem}. Make the bundle again.")
+        gates = _gates(raw.get("gates", {}), where)
         files = {str(p): _entry(str(p), e, where) for p, e in _table(raw.get("files", {}), where).items()}
-        return cls(**{**values, "files": files})
+        return cls(**{**values, "files": files, "gates": gates})
 
 
 def _problem(name: str, value: Any) -> str:
@@ -94,11 +96,20 @@ def _problem(name: str, value: Any) -> str:
     table = cast(dict[str, Any], value)
     if name == "tools" and not all(isinstance(v, str) for v in table.values()):
         return "holds something that is no text"
-    if name == "gates" and not all(isinstance(g, dict) and isinstance(g.get("passed"), bool) for g in table.values()):
-        return "holds a gate that does not say whether it passed"
     if name == "deviation" and "max_rad" in table and not _is_size(table["max_rad"]):
         return f"says max_rad {table['max_rad']!r}, which is no finite size"
     return ""
+
+
+def _gates(raw: object, where: object) -> dict[str, Gate]:
+    if not isinstance(raw, dict):
+        raise BundleError(
+            f"The manifest of '{where}' is damaged: gates is {type(raw).__name__}, not a table. Make the bundle again."
+        )
+    try:
+        return {str(name): Gate.from_dict(str(name), gate) for name, gate in raw.items()}
+    except BundleError as error:
+        raise BundleError(f"The manifest of '{where}' is damaged: {error} Make the bundle again.") from error
 
 
 def _is_size(value: Any) -> bool:

@@ -21,6 +21,7 @@ import athena_vla.bundle as bundles
 from athena_vla.bundle import ADAPTER_FILE, Bundle, Golden
 from athena_vla.engines.torch_engine import torch_device
 from athena_vla.errors import BundleError, ModelError
+from athena_vla.gate import Gate
 from athena_vla.models import lora
 from athena_vla.models.architecture import Architecture, Tensors, run_torch
 from athena_vla.models.lora import LoraSettings
@@ -185,7 +186,7 @@ def _merge(config: MergeConfig, source: Bundle, progress: Progress) -> MergeResu
             writer.add(name, weight.to(stored))
         writer.close()
         deviation: dict[str, Any] = {}
-        gates: dict[str, Any] = {}
+        gates: dict[str, Gate] = {}
         progress(len(wanted), len(wanted), MERGING)
         if config.verify:
             progress(0, 1, COMPARING)

@@ -17,6 +17,7 @@ from athena_vla.embodiment import ActionChunk, Embodiment, Observation
 from athena_vla.engines.backends import Name, open_backend
 from athena_vla.engines.onnxruntime_engine import Providers
 from athena_vla.errors import BundleError
+from athena_vla.gate import Gate, by_name
 from athena_vla.models.contract import Engine, HostLoop, Model, ModelInput
 from athena_vla.models.input_gates import check_sensitivity, count_vision_calls
 from athena_vla.recordings.episode import Sample
@@ -146,16 +147,12 @@ def replay(policy: Policy, golden: Golden) -> dict[str, Any]:
     }
 
 
-def sensitivity(policy: Policy, observations: Sequence[Observation]) -> dict[str, dict[str, Any]]:
+def sensitivity(policy: Policy, observations: Sequence[Observation]) -> dict[str, Gate]:
     """Whether the policy sees, listens and feels, as gates of a manifest: every stage asks it of what it wrote."""
-    found = check_sensitivity(policy.act, observations, proprio=policy.loop.reads_state).to_dict()
-    gates = {
-        f"sensitivity_{name}": {"value": gate["change"], "limit": gate["threshold"], "passed": gate["passed"]}
-        for name, gate in found.items()
-    }
+    found = check_sensitivity(policy.act, observations, proprio=policy.loop.reads_state)
     calls = count_vision_calls(policy.loop, policy.engine)
     worst = max(calls.values(), key=lambda count: abs(count - 1), default=1)
-    return gates | {"vision_calls": {"value": worst, "limit": 1, "passed": worst == 1}}
+    return by_name([*found.gates("rad"), Gate.exactly("vision_calls", worst, 1)])
 
 
 def require_replay(policy: Policy, bundle: Bundle) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from athena_vla.constrained import WithinReach
 from athena_vla.engines.backends import Name
 from athena_vla.engines.onnxruntime_engine import Providers
 from athena_vla.errors import BundleError
+from athena_vla.gate import failed
 from athena_vla.models.input_gates import require_sensitive, require_vision_runs_once
 from athena_vla.policy import Policy, require_replay
 from athena_vla.wire.serve_config import ServeConfig
@@ -66,10 +67,10 @@ def open_policy(
     for one whose actions do not depend on image, instruction or (where it is used) state.
     """
     bundle = Bundle.open(where)
-    failed = [name for name, gate in bundle.manifest.gates.items() if not passed(gate)]
-    if failed:
+    not_passed = [g.name for g in failed(bundle.manifest.gates.values())]
+    if not_passed:
         raise BundleError(
-            f"Bundle '{bundle.path}' is marked as failed by its gates {failed} and is not served; "
+            f"Bundle '{bundle.path}' is marked as failed by its gates {not_passed} and is not served; "
             "its manifest.json has the figures. Quantise it less, or train it longer."
         )
     policy = Policy.of(bundle, backend, threads, device, providers)
@@ -96,11 +97,6 @@ def metadata(bundle: Bundle, backend: Name, deviation: Mapping[str, Any]) -> dic
         "replay_max_rad": deviation["max_rad"],
         "tools": manifest.tools,
     }
-
-
-def passed(gate: Any) -> bool:
-    """Gates are recorded as `{"passed": bool, ...}`; one without that word has not passed."""
-    return bool(isinstance(gate, Mapping) and gate.get("passed", False))
 
 
 def serve(config: ServeBundleConfig) -> ServeResult:

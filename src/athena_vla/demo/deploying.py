@@ -15,6 +15,7 @@ from athena_vla.evaluate.actors import ActorSpec
 from athena_vla.evaluate.openloop import open_loop, spread
 from athena_vla.evaluate.summary import compare_pair
 from athena_vla.export import ExportConfig, GateConfig, check, deployment_config, export
+from athena_vla.gate import failed
 from athena_vla.merge import MergeConfig, merge
 from athena_vla.plan import PlanConfig, plan
 from athena_vla.policy import Policy
@@ -83,9 +84,9 @@ def gates(run: Run, name: str, outcome: dict[str, Any]) -> dict[str, Any]:
     report = check(
         GateConfig(run.bundle(name), data=run.dataset, frames=frames, closed_loop=paired, seed=run.config.seed)
     )
-    failed = [n for n, gate in report.gates.items() if not gate["passed"]]
+    missed = [g.name for g in failed(report.gates.values())]
     run.journal.say(
-        f"{name}: {len(report.gates)} gates, " + (f"FAILED {', '.join(failed)}: not served" if failed else "all passed")
+        f"{name}: {len(report.gates)} gates, " + (f"FAILED {', '.join(missed)}: not served" if missed else "all passed")
     )
     return plain(report)
 

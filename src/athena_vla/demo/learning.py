@@ -57,7 +57,7 @@ def train(run: Run) -> dict[str, Any]:
             "base_hash": hash_of(config.model),
             "steps": config.max_steps,
             "batch": config.batch * config.accumulation,
-            "gates": tuned.manifest.gates,
+            "gates": {n: g.to_dict() for n, g in tuned.manifest.gates.items()},
             "summary": plain(result),
             "curves": curves(config.run_folder),
         }

@@ -22,11 +22,13 @@ from athena_vla.embodiment import Observation
 from athena_vla.engines.backends import Name
 from athena_vla.engines.onnxruntime_engine import Providers
 from athena_vla.errors import BundleError, DatasetError
+from athena_vla.gate import Gate, by_name, failed
 from athena_vla.models.contract import Tapped, Values
 from athena_vla.models.loops.shared_loop import VlaLoop
 from athena_vla.offload import opened
 from athena_vla.policy import Policy, asked, sensitivity
 from athena_vla.quantize.choose import action_error, answered
+from athena_vla.quantize.measured import ActionError
 
 BINS = 256
 SAME_BIN = 0.5
@@ -88,31 +90,33 @@ class GateReport:
     """All gates with value, limit and outcome."""
 
     path: Path
-    gates: dict[str, dict[str, Any]]
-    error: dict[str, Any]  # [rad], mean, p95, max in all and per joint
+    gates: dict[str, Gate]
+    error: ActionError
 
     @property
     def passed(self) -> bool:
-        return all(g["passed"] for g in self.gates.values())
+        return not failed(self.gates.values())
 
     @property
     def exit_status(self) -> int:
         return 0 if self.passed else 4
 
     def to_dict(self) -> dict[str, Any]:
-        return {"path": str(self.path), "gates": self.gates, "error": self.error, "passed": self.passed}
+        return {
+            "path": str(self.path),
+            "gates": {n: g.to_dict() for n, g in self.gates.items()},
+            "error": self.error.to_dict(),
+            "passed": self.passed,
+        }
 
     def __str__(self) -> str:
-        rows = [
-            f"  {'ok    ' if g['passed'] else 'FAILED'} {n:<32} {g['value']:<10.4g} limit {g['limit']:g}"
-            for n, g in self.gates.items()
-        ]
+        rows = [f"  {gate}" for gate in self.gates.values()]
         joints = [
-            f"  {name:<32} mean {e['mean']:.5f}  p95 {e['p95']:.5f}  max {e['max']:.5f} rad"
-            for name, e in self.error["per_joint_rad"].items()
+            f"  {name:<32} mean {e.mean:.5f}  p95 {e.p95:.5f}  max {e.max:.5f} rad"
+            for name, e in self.error.per_joint_rad.items()
         ]
         head = f"gates of {self.path}: {'passed' if self.passed else 'FAILED: it is not served'}"
-        return "\n".join([head, *rows, f"error per joint, {self.error['frames']} frames", *joints])
+        return "\n".join([head, *rows, f"error per joint, {self.error.frames} frames", *joints])
 
 
 def check(config: GateConfig) -> GateReport:
@@ -123,26 +127,27 @@ def check(config: GateConfig) -> GateReport:
     frames = held_out(config, bundle)
     limits = config.limits
     with opened(source, config.device) as reference:
-        gates = agreement(reference, candidate, frames, limits)
+        gates = list(agreement(reference, candidate, frames, limits))
         expected = reference.chunks(frames)
     answers, counted = candidate.chunks(frames), answered(frames, bundle.spec.horizon)
     error = action_error(answers, expected, bundle.robot.action_names, counted)
     bins = (np.abs(answers - expected) / bundle.normalizer.bin_width())[counted]
-    gates |= {
-        "bin_agreement": _at_least(float((bins <= ONE_BIN).mean()), limits.bin_agreement),
-        "error_p95_rad": _at_most(error["p95_rad"], limits.p95_rad),
-        "error_max_rad": _at_most(error["max_rad"], limits.max_rad),
-        "roughness_ratio": _at_most(error["roughness_ratio"], limits.roughness_ratio),
-    }
-    if "kl_nats" in gates:  # a family that answers in tokens: the same bin is the same token
+    in_tokens = bool(gates)
+    gates += [
+        Gate.at_least("bin_agreement", float((bins <= ONE_BIN).mean()), limits.bin_agreement),
+        Gate.at_most("error_p95_rad", error.p95_rad, limits.p95_rad, "rad"),
+        Gate.at_most("error_max_rad", error.max_rad, limits.max_rad, "rad"),
+        Gate.at_most("roughness_ratio", error.roughness_ratio, limits.roughness_ratio),
+    ]
+    if in_tokens:  # the same bin is the same token
         same = float((bins < SAME_BIN).mean())
-        gates["greedy_agreement_free_running"] = _at_least(same, limits.free_running_agreement)
-    gates |= sensitivity(candidate, frames)
+        gates.append(Gate.at_least("greedy_agreement_free_running", same, limits.free_running_agreement))
+    gates += sensitivity(candidate, frames).values()
     if config.closed_loop is not None:
         p = _closed_loop(config.closed_loop, bundle)
-        gates["closed_loop_worse_p"] = {"value": p, "limit": limits.closed_loop_p, "passed": p >= limits.closed_loop_p}
-    bundles.mark(bundle, gates)
-    report = GateReport(config.bundle, gates, error)
+        gates.append(Gate.at_least("closed_loop_worse_p", p, limits.closed_loop_p))
+    bundles.mark(bundle, by_name(gates))
+    report = GateReport(config.bundle, by_name(gates), error)
     if config.out is not None:
         files.write_json(config.out, report.to_dict(), BundleError, sort_keys=True)
     return report
@@ -150,7 +155,7 @@ def check(config: GateConfig) -> GateReport:
 
 def agreement(
     reference: Policy, candidate: Policy, frames: Sequence[Observation], limits: GateLimits
-) -> dict[str, dict[str, Any]]:
+) -> tuple[Gate, ...]:
     """Token by token, the candidate reading what the reference wrote; nothing for families without tokens."""
     assert isinstance(reference.loop, VlaLoop)
     last = reference.loop.body_spec.text.vocabulary
@@ -173,11 +178,11 @@ def agreement(
     for frame in frames:
         forced.act(frame)
     if not same:
-        return {}
-    return {
-        "kl_nats": _at_most(float(np.mean(divergences)), limits.kl_nats),
-        "greedy_agreement_teacher_forced": _at_least(float(np.mean(same)), limits.greedy_agreement),
-    }
+        return ()
+    return (
+        Gate.at_most("kl_nats", float(np.mean(divergences)), limits.kl_nats, "nats"),
+        Gate.at_least("greedy_agreement_teacher_forced", float(np.mean(same)), limits.greedy_agreement),
+    )
 
 
 def _bins(logits: torch.Tensor, vocabulary: int) -> torch.Tensor:
@@ -226,11 +231,3 @@ def _closed_loop(path: Path, bundle: Bundle) -> float:
             f"`athena compare FLOAT {bundle.path}` does."
         )
     return found[0]
-
-
-def _at_most(value: Any, limit: float) -> dict[str, Any]:
-    return {"value": float(value), "limit": limit, "passed": bool(value <= limit)}
-
-
-def _at_least(value: Any, limit: float) -> dict[str, Any]:
-    return {"value": float(value), "limit": limit, "passed": bool(value >= limit)}

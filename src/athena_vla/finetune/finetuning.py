@@ -10,7 +10,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -30,6 +29,7 @@ from athena_vla.finetune.log import STEP, RunLog
 from athena_vla.finetune.loop import Trainer
 from athena_vla.finetune.result import FinetuneResult, result_of
 from athena_vla.finetune.written import Outcome, answers, is_small, write_bundle
+from athena_vla.gate import Gate, failed
 from athena_vla.models import lora, precision
 from athena_vla.models.architecture import Architecture
 from athena_vla.models.lora import LoraSettings
@@ -169,10 +169,10 @@ def _finetune(config: FinetuneConfig, accelerator: Accelerator, started: list[St
     if accelerator.is_main_process or trainer.sharded:  # a sharded model answers only when all processes ask it
         golden, gates = _answers(trainer, dataset)
         if accelerator.is_main_process:
-            failed = [g.replace("_", " ") for g, outcome in gates.items() if not outcome["passed"]]
-            if failed:
+            missed = [g.label for g in failed(gates.values())]
+            if missed:
                 result = dataclasses.replace(
-                    result, notes=(*notes, f"It fails gates and is not served: {', '.join(failed)}. Train longer.")
+                    result, notes=(*notes, f"It fails gates and is not served: {', '.join(missed)}. Train longer.")
                 )
             write_bundle(config, begin, tensors, golden, gates, Outcome(steps, chosen, progress.evaluations))
             result.write()
@@ -215,7 +215,7 @@ def _start_again(config: FinetuneConfig, accelerator: Accelerator, log: RunLog) 
     accelerator.wait_for_everyone()
 
 
-def _answers(trainer: Trainer, dataset: Dataset) -> tuple[Golden, dict[str, Any]]:
+def _answers(trainer: Trainer, dataset: Dataset) -> tuple[Golden, dict[str, Gate]]:
     """What the trained model answers to a few frames, and whether it sees and listens at all."""
     model = trainer.model
     lora.trust_autocast(model, on=False)

@@ -20,6 +20,7 @@ from athena_vla.finetune import checkpoint as checkpoints
 from athena_vla.finetune.base import Start, start
 from athena_vla.finetune.finetune_config import FinetuneConfig
 from athena_vla.finetune.log import CONFIG
+from athena_vla.gate import Gate, failed
 from athena_vla.models import lora
 from athena_vla.models.architecture import Architecture
 from athena_vla.models.released.pretrained import Release
@@ -95,8 +96,8 @@ def bundle_of_checkpoint(config: CheckpointConfig) -> CheckpointResult:
     golden, gates = answers(begin.model, begin.dataset)
     outcome = Outcome(found.step, found.step, found.progress.evaluations)
     write_bundle(dataclasses.replace(settings, out=config.out), begin, found.weights, golden, gates, outcome)
-    failed = [name.replace("_", " ") for name, gate in gates.items() if not gate["passed"]]
-    notes = (f"It fails gates and is not served: {', '.join(failed)}.",) if failed else ()
+    missed = [g.label for g in failed(gates.values())]
+    notes = (f"It fails gates and is not served: {', '.join(missed)}.",) if missed else ()
     return CheckpointResult(config.out, step, tuple(steps), notes)
 
 
@@ -105,7 +106,7 @@ def is_small(model: Architecture) -> bool:
     return sum(p.numel() for p in model.parameters()) < _LARGE
 
 
-def answers(model: Architecture, dataset: Dataset) -> tuple[Golden, dict[str, Any]]:
+def answers(model: Architecture, dataset: Dataset) -> tuple[Golden, dict[str, Gate]]:
     """What the model answers to a few frames, and the outcome of its gates."""
     model.eval()
     pool = dataset.validation if len(dataset.validation) else dataset.train
@@ -120,7 +121,7 @@ def write_bundle(
     begin: Start,
     tensors: Mapping[str, Tensor],
     golden: Golden,
-    gates: Mapping[str, Any],
+    gates: Mapping[str, Gate],
     outcome: Outcome,
 ) -> None:
     """Write the fine-tuned bundle to `config.out`."""

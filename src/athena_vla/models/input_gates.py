@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from athena_vla.embodiment import ActionChunk, Observation
 from athena_vla.errors import BlindPolicy, InvalidObservation
+from athena_vla.gate import Gate
 from athena_vla.models.contract import Engine, HostLoop, ModelInput, Tapped, Values
 
 Act = Callable[[Observation], ActionChunk | NDArray[np.floating[Any]]]
@@ -53,12 +54,12 @@ class Sensitivity:
             raise BlindPolicy(f"{name} is refused: {reasons}. {_ADVICE}")
         return self
 
-    def to_dict(self) -> dict[str, dict[str, Any]]:
-        """One entry per gate, as manifests record them."""
-        return {
-            name: {"passed": name not in self.blind_to, "change": float(change), "threshold": self.threshold}
+    def gates(self, unit: str = "") -> tuple[Gate, ...]:
+        """One for each input, as manifests record them; a change that is no larger than the limit does not pass."""
+        return tuple(
+            Gate(f"sensitivity_{name}", float(change), self.threshold, "at least", name not in self.blind_to, unit)
             for name, change in self.changes.items()
-        }
+        )
 
 
 def check_sensitivity(

@@ -84,7 +84,7 @@ class Plan:
         return {
             "kind": self.kind,
             "parameters": self.parameters,
-            "prediction": dict(as_dict(self.prediction)),
+            "prediction": {**as_dict(self.prediction), "fits": self.prediction.fits},
             "training": training,
         }
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from athena_vla.gate import Gate
 from athena_vla.plan.cost import Cost, bytes_of, held_bytes
 from athena_vla.plan.devices import Device
 
@@ -36,10 +37,14 @@ class Prediction:
     actions_per_second: tuple[float, float]  # chunk rows per second, slow and fast end
     tokens_per_second: tuple[float, float] | None  # single-token decoding, slow and fast end; None without such calls
     memory_gb: dict[str, float]
-    fits: bool
+    memory: Gate  # [GB] held, of what the device has
     advice: tuple[str, ...]
     source: str
     kind: str = "predicted"
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.passed
 
     def __str__(self) -> str:
         low, high = self.action_seconds
@@ -53,8 +58,7 @@ class Prediction:
         lines.append(f"  whole action {low:.3f} to {high:.3f} s; {slow:.1f} to {fast:.1f} actions/s")
         if self.tokens_per_second:
             lines.append(f"  decoding {self.tokens_per_second[0]:.1f} to {self.tokens_per_second[1]:.1f} tokens/s")
-        total = sum(self.memory_gb.values())
-        lines.append(f"  memory {total:.1f} GB: {'fits' if self.fits else 'does NOT fit'}")
+        lines.append(f"  memory {self.memory.value:.1f} GB: {'fits' if self.fits else 'does NOT fit'}")
         return "\n".join([*lines, *(f"  faster: {a}" for a in self.advice), f"  source of the shares: {self.source}"])
 
 
@@ -80,7 +84,7 @@ def predict(cost: Cost, device: Device, precision: str) -> Prediction:
         actions_per_second=(cost.horizon / high, cost.horizon / low),
         tokens_per_second=tokens,
         memory_gb=held,
-        fits=sum(held.values()) <= device.memory_gb,
+        memory=Gate.at_most("memory", sum(held.values()), device.memory_gb, "GB"),
         advice=_advice(cost, device, stages, precision),
         source=device.source,
     )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from athena_vla.errors import ModelError
+from athena_vla.gate import Gate
 from athena_vla.models import lora
 from athena_vla.models.lora import LoraSettings
 from athena_vla.models.vla import VisionLanguageModel
@@ -40,8 +41,12 @@ class TrainingMemory:
         return (self.weights_gb + self.states_gb + self.activations_gb) * FRAGMENTATION + self.overhead_gb
 
     @property
+    def memory(self) -> Gate:
+        return Gate.at_most("memory", self.total_gb, self.limit_gb, "GB")
+
+    @property
     def fits(self) -> bool:
-        return self.total_gb <= self.limit_gb
+        return self.memory.passed
 
     def cells(self) -> tuple[str, ...]:
         fast, slow = self.step_seconds

@@ -10,6 +10,7 @@ from athena_vla.embodiment import Observation
 from athena_vla.models.weights.packed import Bits
 from athena_vla.policy import Policy
 from athena_vla.quantize.codes import fitting_group
+from athena_vla.quantize.measured import ActionError, JointError
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def action_error(
     b: NDArray[np.float64],
     joints: Sequence[str],
     counted: NDArray[np.bool_] | None = None,
-) -> dict[str, object]:
+) -> ActionError:
     """Difference of two sets of chunks [N, H, D]: mean, p95, max in [rad], in all and per joint; and smoothness.
 
     Only rows in `counted` [N, H] do. Smoothness is the mean absolute second difference along a chunk [rad]; its ratio
@@ -90,18 +91,18 @@ def action_error(
     error = np.abs(a - b)[np.ones(a.shape[:2], bool) if counted is None else counted]
     rough = [float(np.abs(np.diff(x, n=2, axis=1)).mean()) if x.shape[1] > 2 else 0.0 for x in (a, b)]
     per_joint = {
-        name: {"mean": float(e.mean()), "p95": float(np.quantile(e, 0.95)), "max": float(e.max())}
+        name: JointError(float(e.mean()), float(np.quantile(e, 0.95)), float(e.max()))
         for name, e in zip(joints, np.moveaxis(error, -1, 0), strict=True)
     }
-    return {
-        "frames": len(a),
-        "mean_rad": float(error.mean()),
-        "p95_rad": float(np.quantile(error, 0.95)),
-        "max_rad": float(error.max()),
-        "per_joint_rad": per_joint,
-        "roughness_rad": rough[0],
-        "roughness_ratio": rough[0] / rough[1] if rough[1] > 0 else 1.0,
-    }
+    return ActionError(
+        frames=len(a),
+        mean_rad=float(error.mean()),
+        p95_rad=float(np.quantile(error, 0.95)),
+        max_rad=float(error.max()),
+        per_joint_rad=per_joint,
+        roughness_rad=rough[0],
+        roughness_ratio=rough[0] / rough[1] if rough[1] > 0 else 1.0,
+    )
 
 
 def table(layers: Sequence[Layer]) -> dict[str, Mapping[str, object]]:

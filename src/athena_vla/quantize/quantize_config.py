@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from athena_vla.bundle import Bundle
 from athena_vla.errors import BundleError, UnknownName
+from athena_vla.quantize.measured import ActionError
 
 Method = Literal["gptq", "clip", "nearest"]
 METHODS: tuple[Method, ...] = ("gptq", "clip", "nearest")
@@ -98,7 +99,7 @@ class QuantizeResult:
     layers: int
     bytes: int  # all weights on disk
     parent_bytes: int
-    error: dict[str, Any]  # [rad], quantised against float on frames not used for calibration
+    error: ActionError | None  # against the float weights on held-out frames; None: it was not asked
     deviation: dict[str, Any]  # [rad], golden replay
     minutes: float
     peak_gb: float
@@ -110,5 +111,5 @@ class QuantizeResult:
         )
         error = "action error not measured"
         if self.error:
-            error = f"action error mean {self.error['mean_rad']:.5f}, p95 {self.error['p95_rad']:.5f} rad"
+            error = f"action error mean {self.error.mean_rad:.5f}, p95 {self.error.p95_rad:.5f} rad"
         return f"{what}; {error}; {self.minutes:.1f} minutes, {self.peak_gb:.1f} GB at most: {self.path}"

@@ -15,6 +15,7 @@ from athena_vla.bundle import Bundle
 from athena_vla.dataset.dataset import Dataset
 from athena_vla.embodiment import Observation
 from athena_vla.errors import DatasetError
+from athena_vla.gate import Gate
 from athena_vla.machine import peak_resident_gb
 from athena_vla.models.weights.packed import Packed
 from athena_vla.models.weights.store import StoreWriter, TensorStore
@@ -23,6 +24,7 @@ from athena_vla.policy import Policy, asked, replay, sensitivity
 from athena_vla.progress import Progress, quiet
 from athena_vla.quantize import choose
 from athena_vla.quantize.layers import CHECKING, MEASURING, QUANTISING, Ledger, choose_codes, lift, plan_layers
+from athena_vla.quantize.measured import ActionError
 from athena_vla.quantize.parts import LayerParts
 from athena_vla.quantize.quantize_config import QuantizeConfig, QuantizeResult
 from athena_vla.version import __version__
@@ -82,7 +84,7 @@ def _quantize(config: QuantizeConfig, source: Bundle, progress: Progress, starte
             "mean_bits": choose.mean_bits(layers),
             "layers": choose.table(layers),
             "calibration": origin,
-            "action_error": measured.error,
+            "action_error": measured.error.to_dict() if measured.error else {},
             "minutes": (time.perf_counter() - started) / 60,
             "peak_gb": peak_resident_gb(),
         }
@@ -109,8 +111,8 @@ class Measured:
     """What the quantised weights do, where they were asked."""
 
     deviation: dict[str, Any] = field(default_factory=dict)  # [rad], golden replay
-    gates: dict[str, Any] = field(default_factory=dict)
-    error: dict[str, Any] = field(default_factory=dict)  # [rad], against the float weights on held-out frames
+    gates: dict[str, Gate] = field(default_factory=dict)
+    error: ActionError | None = None  # against the float weights on held-out frames
 
 
 def _measure(written: Bundle, source: Bundle, held_out: list[Observation], device: str) -> Measured:

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from athena_vla.gate import Gate
 from athena_vla.report.charts import Bar
 from athena_vla.report.figures import percent, significant, span
 from athena_vla.report.names import joint_label
 from athena_vla.report.source import Result, Source
 
 PRECISIONS = ("float", "int8", "int4")
-BOUNDS = {"at most": "≤ ", "at least": "≥ ", "exactly": "= "}
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def precision(source: Source) -> Precision:
         head, rows = head[:-1], [r[:-1] for r in rows]
     graphs = deployed["export"]["float"]["graphs"].items()
     worst = sorted(deployed["action_error"]["int4"]["per_joint_p95"].items(), key=lambda x: -x[1])[:8]
-    gate_head, gate_rows = _gates(deployed.get("gates", {}))
+    gate_head, gate_rows = gate_table(deployed.get("gates", {}))
     return Precision(
         precision_head=head,
         precision_rows=rows,
@@ -72,16 +72,16 @@ def precision(source: Source) -> Precision:
     )
 
 
-def _gates(reports: Result) -> tuple[list[str], list[list[str]]]:
+def gate_table(reports: Result) -> tuple[list[str], list[list[str]]]:
     """Every gate of every quantised bundle: the limit with its direction, then value and outcome of each."""
-    names = list(dict.fromkeys(n for report in reports.values() for n in report["gates"]))
+    tables = [{n: Gate.from_dict(n, raw) for n, raw in report["gates"].items()} for report in reports.values()]
     rows = []
-    for name in names:
-        first = next(r["gates"][name] for r in reports.values() if name in r["gates"])
-        row = [name.replace("_", " "), BOUNDS.get(first.get("bound", ""), "") + significant(first["limit"])]
-        for report in reports.values():
-            gate = report["gates"].get(name)
-            row += ["", ""] if gate is None else [significant(gate["value"]), "passed" if gate["passed"] else "FAILED"]
+    for name in dict.fromkeys(n for table in tables for n in table):
+        first = next(table[name] for table in tables if name in table)
+        row = [first.label, f"{first.sign} {significant(first.limit)} {first.unit}".strip()]
+        for table in tables:
+            gate = table.get(name)
+            row += ["", ""] if gate is None else [significant(gate.value), "passed" if gate.passed else "FAILED"]
         rows.append(row)
     return ["gate", "limit", *(h for name in reports for h in (name, ""))], rows
 
