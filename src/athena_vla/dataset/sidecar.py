@@ -15,7 +15,7 @@ from athena_vla.dataset.normalize import Normalizer
 from athena_vla.dataset.prepare import ACTION, IMAGES, PICTURE, STATE, read_stats, shard_path
 from athena_vla.embodiment import Embodiment
 from athena_vla.recordings.formats.common import read_list, read_names
-from athena_vla.recordings.formats.lerobot_schema import image_feature, numbers_feature
+from athena_vla.recordings.formats.lerobot_schema import Feature, image_feature, numbers_feature
 from athena_vla.recordings.formats.lerobot_write import LeRobotV3Writer
 from athena_vla.recordings.notes import Note
 from athena_vla.recordings.texts import NO_TEXT, Texts, first_of_frames, said, texts_from_json
@@ -106,7 +106,7 @@ def task_of_frames(facts: Mapping[str, Any]) -> list[str] | None:
 
 def write_set(folder: Path, robot: Embodiment, good: Sequence[Mapping[str, Any]], work: Path, content: Any) -> None:
     """The set itself: numbers and pictures of the prepared episodes, sidecar and card."""
-    features: dict[str, dict[str, Any]] = {
+    features: dict[str, Feature] = {
         STATE: numbers_feature(robot.state_names),
         ACTION: numbers_feature(robot.action_names),
     }

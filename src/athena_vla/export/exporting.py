@@ -258,7 +258,7 @@ def _predicted(source: Bundle, info: dict[str, Any], target: str) -> dict[str, A
     """What the planner says of this bundle on its target, with the weights that most of its layers have."""
     kinds = info["weights"]["quantized_layers"]
     precision = max(kinds, key=lambda k: kinds[k]) if kinds else "fp16"
-    return dict(as_dict(predict(cost.count(source.skeleton()), DEVICES[target], precision)))
+    return as_dict(predict(cost.count(source.skeleton()), DEVICES[target], precision))
 
 
 def _weights_summary(source: Bundle, store: TensorStore) -> dict[str, Any]:

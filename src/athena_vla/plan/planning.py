@@ -84,7 +84,7 @@ class Plan:
         return {
             "kind": self.kind,
             "parameters": self.parameters,
-            "prediction": {**as_dict(self.prediction), "fits": self.prediction.fits},
+            "prediction": as_dict(self.prediction),
             "training": training,
         }
 

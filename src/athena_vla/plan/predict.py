@@ -1,6 +1,5 @@
 """Roofline: bytes and arithmetic of every call against a device, as an interval. Predicted, never measured."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,5 +146,6 @@ def _advice(cost: Cost, device: Device, stages: tuple[Stage, ...], precision: st
     return tuple(found)
 
 
-def as_dict(prediction: Prediction) -> Mapping[str, Any]:
-    return prediction.__dict__ | {"stages": [s.__dict__ for s in prediction.stages]}
+def as_dict(prediction: Prediction) -> dict[str, Any]:
+    memory = {"memory": prediction.memory.to_dict(), "fits": prediction.fits}
+    return prediction.__dict__ | memory | {"stages": [s.__dict__ for s in prediction.stages]}

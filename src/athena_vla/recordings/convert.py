@@ -21,6 +21,7 @@ from athena_vla.recordings.formats.common import read_list, read_names
 from athena_vla.recordings.formats.isaac_folder import write_episode
 from athena_vla.recordings.formats.lerobot import LeRobot
 from athena_vla.recordings.formats.lerobot_rows import episode_rows, features_of, sidecar_entry
+from athena_vla.recordings.formats.lerobot_schema import Feature
 from athena_vla.recordings.formats.lerobot_v2_write import LeRobotV21Writer
 from athena_vla.recordings.formats.lerobot_write import LeRobotV3Writer
 from athena_vla.recordings.formats.rlds_write import RLDSWriter
@@ -170,7 +171,7 @@ class _LeRobotSink:
         self.folder = folder
         self.config = config
         self.writer: LeRobotV3Writer | LeRobotV21Writer | None = None
-        self.features: dict[str, dict[str, Any]] = {}
+        self.features: dict[str, Feature] = {}
         self.entries: list[dict[str, Any]] = []
         self.notes: list[str] = []
 

@@ -3,7 +3,7 @@
 The toolkit's own datasets use `data.normalize`; this reproduces the reference, down to its constants. Knows no model.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from athena_vla.errors import InvalidObservation, ModelError, UnknownName
 
-Statistics = Mapping[str, Any]  # q01, q99, min, max, mean, std, and optionally mask
+Numbers = Sequence[float] | Sequence[bool] | NDArray[np.generic]
+Statistics = Mapping[str, Numbers]  # q01, q99, min, max, mean, std, and optionally mask
 Kind = Literal["bounds_q99", "bounds", "normal"]
 Floats = NDArray[np.floating[Any]]
 
@@ -58,7 +59,7 @@ def unnormalize(x: Floats, stats: Statistics, kind: Kind = "bounds_q99", *, guar
     return np.where(_mask(stats, low), 0.5 * (x + 1) * (high - low + (1e-8 if guarded else 0.0)) + low, x)
 
 
-def choose(norm_stats: Mapping[str, Any], unnorm_key: str | None) -> str:
+def choose(norm_stats: Collection[str], unnorm_key: str | None) -> str:
     """The data set whose statistics apply. Raises `ModelError` where none is named and there are several."""
     if unnorm_key is None:
         if len(norm_stats) != 1:

@@ -41,6 +41,7 @@ from athena_vla.recordings.formats.lerobot_columns import (
 )
 from athena_vla.recordings.formats.lerobot_meta import LeRobotMeta
 from athena_vla.recordings.formats.lerobot_names import language_segments, runs
+from athena_vla.recordings.formats.lerobot_schema import Feature
 from athena_vla.recordings.marks import Marks
 from athena_vla.recordings.media.joined import by_time, joined
 from athena_vla.recordings.media.video import VideoFrames
@@ -352,7 +353,7 @@ def note_code(error: AthenaError) -> str:
     return "file.lfs_pointer" if isinstance(error, LfsPointer) else "episode.broken"
 
 
-def says_depth(feature: Mapping[str, Any]) -> bool:
+def says_depth(feature: Feature) -> bool:
     """True where a feature declares itself a depth map."""
     details = [d for d in (feature.get("info"), feature.get("video_info")) if isinstance(d, Mapping)]
     return any(d.get(k) is True for d in details for k in ("is_depth_map", "video.is_depth_map"))

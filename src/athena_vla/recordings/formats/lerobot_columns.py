@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from athena_vla.errors import RecordingError
 from athena_vla.recordings.formats.arrow import numbers
 from athena_vla.recordings.formats.lerobot_names import column_names
+from athena_vla.recordings.formats.lerobot_schema import Features
 from athena_vla.recordings.notes import Note
 
 SINGLE = {"action": ("action", "actions"), "state": ("observation.state", "state")}
@@ -47,7 +48,7 @@ class Columns:
     notes: list[Note] = field(default_factory=list)
 
 
-def read_columns(table: Any, features: Mapping[str, Mapping[str, Any]], where: str, episode: str) -> Columns:
+def read_columns(table: Any, features: Features, where: str, episode: str) -> Columns:
     """All columns but images. One that holds no numbers costs itself and not the episode, unless it is needed."""
     found = Columns()
     for name in table.column_names:
@@ -66,9 +67,7 @@ def read_columns(table: Any, features: Mapping[str, Mapping[str, Any]], where: s
     return found
 
 
-def parts_of(
-    kind: str, columns: Mapping[str, NDArray[Any]], features: Mapping[str, Mapping[str, Any]], modality: Any
-) -> list[Part]:
+def parts_of(kind: str, columns: Mapping[str, NDArray[Any]], features: Features, modality: Any) -> list[Part]:
     """Where the actions or states (`kind`) lie: one column, those that modality.json maps, or those of a prefix."""
     single = next((n for n in SINGLE[kind] if n in columns), None)
     if single is not None:
@@ -106,9 +105,7 @@ def language_columns(columns: Mapping[str, NDArray[Any]]) -> list[str]:
     ]
 
 
-def _mapped(
-    modality: Any, columns: Mapping[str, NDArray[Any]], features: Mapping[str, Mapping[str, Any]]
-) -> list[Part]:
+def _mapped(modality: Any, columns: Mapping[str, NDArray[Any]], features: Features) -> list[Part]:
     """The parts that modality.json declares by `original_key`."""
     parts: list[Part] = []
     for key, entry in modality.items() if isinstance(modality, Mapping) else ():
@@ -124,7 +121,7 @@ def _mapped(
     return parts
 
 
-def _whole(column: str, columns: Mapping[str, NDArray[Any]], features: Mapping[str, Mapping[str, Any]]) -> Part:
+def _whole(column: str, columns: Mapping[str, NDArray[Any]], features: Features) -> Part:
     width = _width(columns[column])
     names = column_names(features.get(column, {}), None, column, width)
     prefix = next((p for k in PREFIXES for p in PREFIXES[k] if column.startswith(p)), "")

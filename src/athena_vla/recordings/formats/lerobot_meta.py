@@ -21,6 +21,7 @@ from athena_vla.recordings.formats.common import (
     read_json_object,
     refuse_lfs,
 )
+from athena_vla.recordings.formats.lerobot_schema import Feature
 from athena_vla.recordings.notes import Note
 
 ROWS_OF_EPISODE = ("data/chunk_index", "data/file_index", "dataset_from_index")  # where its rows lie
@@ -43,7 +44,7 @@ class LeRobotMeta:
         features = self.raw.get("features")
         if not isinstance(features, dict) or not all(isinstance(f, dict) for f in features.values()):
             raise RecordingError(f"'{path / 'meta/info.json'}' has no table of features.")
-        self.features: dict[str, dict[str, Any]] = features
+        self.features: dict[str, Feature] = features
         self.fps = asserted_fps or _rate(self.raw.get("fps"), path)
         self.notes: list[Note] = []
         modality = path / "meta" / "modality.json"

@@ -1,6 +1,5 @@
 """An episode as rows of a LeRobot set: features, columns, statistics; shared by the v2.1 and v3.0 writers."""
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from athena_vla.recordings.episode import Episode, Frames, Image
 from athena_vla.recordings.formats.common import StillFrames, decode_image
 from athena_vla.recordings.formats.lerobot_schema import (
     LANGUAGE_TYPE,
+    Feature,
+    Features,
     image_column,
     image_feature,
     numbers_column,
@@ -39,9 +40,9 @@ def stream_key(name: str) -> str:
     return name.replace("/", ".")
 
 
-def features_of(episode: Episode, *, video: bool, language: bool) -> dict[str, dict[str, Any]]:
+def features_of(episode: Episode, *, video: bool, language: bool) -> dict[str, Feature]:
     """Features of a set whose episodes look like this one. `video`: pictures stored singly are encoded too."""
-    features: dict[str, dict[str, Any]] = {}
+    features: dict[str, Feature] = {}
     if episode.state_names:
         features[STATE] = numbers_feature(episode.state_names, str(episode.states.dtype))
     if episode.joint_names:
@@ -49,9 +50,10 @@ def features_of(episode: Episode, *, video: bool, language: bool) -> dict[str, d
     for name, stream in episode.cameras.items():
         height, width, codec = _shape(stream)
         if isinstance(stream, VideoFrames) or video:
-            features[IMAGES + name] = video_feature(height, width, episode.fps, codec)
-            if not isinstance(stream, VideoFrames):  # encoded here, at a quality that the set states
-                features[IMAGES + name]["info"] |= {"video.crf": CRF, "video.g": KEYFRAME_EVERY}
+            feature = video_feature(height, width, episode.fps, codec)
+            if not isinstance(stream, VideoFrames) and "info" in feature:  # encoded here: the set states its quality
+                feature["info"] |= {"video.crf": CRF, "video.g": KEYFRAME_EVERY}
+            features[IMAGES + name] = feature
         else:
             features[IMAGES + name] = image_feature(height, width)
     for name, values in row_streams(episode).items():
@@ -76,7 +78,7 @@ def canonical_time(episode: Episode) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def episode_rows(
-    episode: Episode, features: Mapping[str, Mapping[str, Any]], work: Path
+    episode: Episode, features: Features, work: Path
 ) -> tuple[dict[str, pa.Array], Stats, dict[str, tuple[Path, float]]]:
     """(columns, statistics, videos as key -> (temporary file, seconds)). Raises where the episode does not fit."""
     length = len(episode)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from typing_extensions import Required, TypedDict
 
 from athena_vla.recordings.formats.lerobot_statistics import Stats, StatsTotal, column_stats
 
@@ -28,7 +29,36 @@ LANGUAGE_TYPE = pa.list_(
         ]
     )
 )
-DEFAULT_FEATURES: dict[str, dict[str, Any]] = {
+Details = TypedDict(
+    "Details",
+    {
+        "video.height": int,
+        "video.width": int,
+        "video.codec": str,
+        "video.pix_fmt": str,
+        "video.is_depth_map": bool,
+        "video.fps": int | float,
+        "video.channels": int,
+        "video.crf": int,
+        "video.g": int,
+        "has_audio": bool,
+    },
+    total=False,
+)
+
+
+class Feature(TypedDict, total=False):
+    """What info.json says of one column or camera."""
+
+    dtype: Required[str]
+    shape: Required[Sequence[int]]
+    names: Sequence[str] | Mapping[str, Sequence[str]] | None
+    info: Details
+    video_info: Details  # version 2.0 names it so
+
+
+Features = Mapping[str, Feature]
+DEFAULT_FEATURES: dict[str, Feature] = {
     "timestamp": {"dtype": "float32", "shape": [1], "names": None},
     "frame_index": {"dtype": "int64", "shape": [1], "names": None},
     "episode_index": {"dtype": "int64", "shape": [1], "names": None},
@@ -37,16 +67,16 @@ DEFAULT_FEATURES: dict[str, dict[str, Any]] = {
 }
 
 
-def numbers_feature(names: Sequence[str], dtype: str = "float32") -> dict[str, Any]:
+def numbers_feature(names: Sequence[str], dtype: str = "float32") -> Feature:
     return {"dtype": dtype, "shape": [len(names)], "names": list(names)}
 
 
-def image_feature(height: int, width: int) -> dict[str, Any]:
+def image_feature(height: int, width: int) -> Feature:
     return {"dtype": "image", "shape": [height, width, 3], "names": ["height", "width", "channels"]}
 
 
-def video_feature(height: int, width: int, fps: float, codec: str) -> dict[str, Any]:
-    details = {"video.height": height, "video.width": width, "video.codec": codec, "video.pix_fmt": "yuv420p"}
+def video_feature(height: int, width: int, fps: float, codec: str) -> Feature:
+    details: Details = {"video.height": height, "video.width": width, "video.codec": codec, "video.pix_fmt": "yuv420p"}
     details |= {"video.is_depth_map": False, "video.fps": whole(fps), "video.channels": 3, "has_audio": False}
     return {
         "dtype": "video",
@@ -61,7 +91,7 @@ def whole(fps: float) -> int | float:
     return int(fps) if float(fps).is_integer() else float(fps)
 
 
-def arrow_type(feature: Mapping[str, Any]) -> pa.DataType:
+def arrow_type(feature: Feature) -> pa.DataType:
     """The parquet type of a feature, as `lerobot` stores it."""
     dtype, shape = feature["dtype"], tuple(feature["shape"])
     if dtype == "image":
@@ -76,7 +106,7 @@ def arrow_type(feature: Mapping[str, Any]) -> pa.DataType:
     return kind
 
 
-def _huggingface_feature(feature: Mapping[str, Any]) -> dict[str, Any]:
+def _huggingface_feature(feature: Feature) -> dict[str, Any]:
     dtype, shape = feature["dtype"], tuple(feature["shape"])
     if dtype == "image":
         return {"_type": "Image"}
@@ -90,7 +120,7 @@ def _huggingface_feature(feature: Mapping[str, Any]) -> dict[str, Any]:
     return value
 
 
-def arrow_schema(features: Mapping[str, Mapping[str, Any]]) -> pa.Schema:
+def arrow_schema(features: Features) -> pa.Schema:
     """Schema of the data files; the metadata lets `datasets` decode lists and images."""
     stored = {k: f for k, f in features.items() if f["dtype"] != "video"}
     metadata = {"info": {"features": {k: _huggingface_feature(f) for k, f in stored.items()}}}
@@ -117,9 +147,10 @@ class SetWriter(ABC):
 
     version = ""
 
-    def __init__(self, folder: Path, features: Mapping[str, Mapping[str, Any]], fps: float, robot_type: str) -> None:
+    def __init__(self, folder: Path, features: Features, fps: float, robot_type: str) -> None:
         self.folder = folder
-        self.features = {**{k: dict(v) for k, v in features.items() if k not in DEFAULT_FEATURES}, **DEFAULT_FEATURES}
+        own = {k: v.copy() for k, v in features.items() if k not in DEFAULT_FEATURES}
+        self.features: dict[str, Feature] = {**own, **DEFAULT_FEATURES}
         self.fps = fps
         self.robot_type = robot_type
         self.tasks: dict[str, int] = {}

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from athena_vla.recordings.formats.lerobot_schema import SetWriter, arrow_schema
+from athena_vla.recordings.formats.lerobot_schema import Features, SetWriter, arrow_schema
 from athena_vla.recordings.formats.lerobot_statistics import Stats
 from athena_vla.recordings.limbs import limbs
 
@@ -26,7 +26,7 @@ class LeRobotV21Writer(SetWriter):
 
     version = "v2.1"
 
-    def __init__(self, folder: Path, features: Mapping[str, Mapping[str, Any]], fps: float, robot_type: str) -> None:
+    def __init__(self, folder: Path, features: Features, fps: float, robot_type: str) -> None:
         super().__init__(folder, features, fps, robot_type)
         for column in (TASK_COLUMN, SEGMENT_COLUMN):
             self.features.setdefault(column, {"dtype": "int64", "shape": [1], "names": None})
@@ -86,12 +86,12 @@ class LeRobotV21Writer(SetWriter):
         self._stats.close()
 
 
-def modality(features: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def modality(features: Features) -> dict[str, Any]:
     """GR00T's slices: runs of neighbouring columns of one limb, by name; one slice where names say nothing."""
     found: dict[str, Any] = {"state": {}, "action": {}, "video": {}, "annotation": {}}
     for kind, key in (("state", "observation.state"), ("action", "action")):
         if key in features:
-            found[kind] = _slices(features[key]["names"] or [], int(features[key]["shape"][0]))
+            found[kind] = _slices(list(features[key].get("names") or []), int(features[key]["shape"][0]))
     for key, feature in features.items():
         if feature["dtype"] in ("video", "image"):
             found["video"][key.removeprefix("observation.images.")] = {"original_key": key}

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from athena_vla.recordings.formats.lerobot_schema import SetWriter, arrow_schema
+from athena_vla.recordings.formats.lerobot_schema import Features, SetWriter, arrow_schema
 from athena_vla.recordings.formats.lerobot_statistics import Stats
 
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -30,7 +30,7 @@ class LeRobotV3Writer(SetWriter):
 
     version = "v3.0"
 
-    def __init__(self, folder: Path, features: Mapping[str, Mapping[str, Any]], fps: float, robot_type: str) -> None:
+    def __init__(self, folder: Path, features: Features, fps: float, robot_type: str) -> None:
         super().__init__(folder, features, fps, robot_type)
         self.schema = arrow_schema(self.features)
         self._rows: list[dict[str, Any]] = []
