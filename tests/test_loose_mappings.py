@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 
 from loose_mappings import lines, places
 
-MOST = 7.3  # per 1,000 lines: lower it with every room that becomes typed; 3 is the aim
+MOST = 6.8  # per 1,000 lines: lower it with every room that becomes typed; 3 is the aim
 
 SAMPLE = """
 from collections.abc import Mapping

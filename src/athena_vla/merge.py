@@ -29,7 +29,7 @@ from athena_vla.models.lora_merge import Factors, merge_, plain_
 from athena_vla.models.weights import nf4 as four_bit
 from athena_vla.models.weights.store import StoreWriter, TensorStore, as_float
 from athena_vla.offload import is_large, opened
-from athena_vla.policy import Policy, encode, replay, sensitivity
+from athena_vla.policy import Deviation, Policy, encode, replay, sensitivity
 from athena_vla.progress import Progress, quiet
 
 MERGING, COMPARING = "merging weights", "comparing with the adapter"  # what progress calls them
@@ -185,7 +185,7 @@ def _merge(config: MergeConfig, source: Bundle, progress: Progress) -> MergeResu
                 weight = adapter.merged(name, weight)
             writer.add(name, weight.to(stored))
         writer.close()
-        deviation: dict[str, Any] = {}
+        deviation = dict[str, Any]()
         gates: dict[str, Gate] = {}
         progress(len(wanted), len(wanted), MERGING)
         if config.verify:
@@ -193,11 +193,11 @@ def _merge(config: MergeConfig, source: Bundle, progress: Progress) -> MergeResu
             bundles.seal(folder, manifest)
             written = Bundle.open(folder)
             if exact is None:
-                deviation = verify_large(source, written, config.device)
+                deviation |= verify_large(source, written, config.device)
             else:
                 _require_written(written, exact)
                 merged = Policy.of(written, "torch", device=config.device)
-                deviation = {**replay(merged, source.golden), "outputs_max": outputs}
+                deviation |= {**replay(merged, source.golden), "outputs_max": outputs}
                 gates = sensitivity(merged, source.golden.observations)
             if not deviation["max_rad"] <= tolerance:
                 raise BundleError(_refusal(source, written, settings, base, deviation["max_rad"], tolerance))
@@ -287,7 +287,7 @@ def _refusal(source: Bundle, written: Bundle, settings: LoraSettings, base: str,
     )
 
 
-def verify_large(source: Bundle, merged: Bundle, device: str) -> dict[str, Any]:
+def verify_large(source: Bundle, merged: Bundle, device: str) -> Deviation:
     """Deviation [rad] from one golden chunk; the merged weights are read layer by layer while they run."""
     golden = Golden(source.golden.observations[:1], source.golden.chunks[:1])
     with opened(merged, device) as policy:

@@ -6,10 +6,10 @@ The only place where observations and actions cross between radians and [-1, 1];
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import NotRequired, TypedDict
 
 from athena_vla.bundle import Bundle, Golden
 from athena_vla.dataset.normalize import Normalizer
@@ -137,7 +137,17 @@ def record_golden(policy: Policy, observations: Sequence[Observation]) -> Golden
     return Golden(tuple(observations), policy.chunks(observations))
 
 
-def replay(policy: Policy, golden: Golden) -> dict[str, Any]:
+class Deviation(TypedDict):
+    """How far chunks lie from the golden ones, as manifests record it."""
+
+    max_rad: float
+    mean_rad: float
+    per_joint_max_rad: dict[str, float]
+    observations: NotRequired[int]  # how many of the golden ones were asked, where not all were
+    outputs_max: NotRequired[dict[str, float]]  # of a merge: per graph, of its largest output
+
+
+def replay(policy: Policy, golden: Golden) -> Deviation:
     """Deviation from the golden chunks in [rad]: maximum and mean, in all and per joint."""
     error = np.abs(policy.chunks(golden.observations) - golden.chunks)
     return {
@@ -155,7 +165,7 @@ def sensitivity(policy: Policy, observations: Sequence[Observation]) -> dict[str
     return by_name([*found.gates("rad"), Gate.exactly("vision_calls", worst, 1)])
 
 
-def require_replay(policy: Policy, bundle: Bundle) -> dict[str, Any]:
+def require_replay(policy: Policy, bundle: Bundle) -> Deviation:
     """Replay the golden example and refuse a bundle that no longer does what was measured when it was written.
 
     Raises `BundleError`. The tolerance is the recorded deviation plus what float arithmetic of another machine costs.

@@ -3,7 +3,6 @@
 Protocols, limits and clients live in `wire`; this file only binds them to a bundle.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from athena_vla.engines.onnxruntime_engine import Providers
 from athena_vla.errors import BundleError
 from athena_vla.gate import failed
 from athena_vla.models.input_gates import require_sensitive, require_vision_runs_once
-from athena_vla.policy import Policy, require_replay
+from athena_vla.policy import Deviation, Policy, require_replay
 from athena_vla.wire.serve_config import ServeConfig
 from athena_vla.wire.server import PolicyServer
 from athena_vla.wire.server import serve as serve_until_interrupted
@@ -83,7 +82,7 @@ def open_policy(
     return policy, {**metadata(bundle, backend, deviation), **told}
 
 
-def metadata(bundle: Bundle, backend: Name, deviation: Mapping[str, Any]) -> dict[str, Any]:
+def metadata(bundle: Bundle, backend: Name, deviation: Deviation) -> dict[str, Any]:
     manifest = bundle.manifest
     return {
         "bundle_hash": bundle.hash,

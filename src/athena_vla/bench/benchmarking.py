@@ -12,7 +12,7 @@ import numpy as np
 from athena_vla import files
 from athena_vla.bench import facts
 from athena_vla.bench.compare import Comparison, compare
-from athena_vla.bench.timing import Samples, Stopwatch, deadlines
+from athena_vla.bench.timing import LatencySummary, Samples, Stopwatch, deadlines
 from athena_vla.bundle import Bundle
 from athena_vla.control.safety import SafetyFilter
 from athena_vla.embodiment import Observation
@@ -238,6 +238,6 @@ def _seconds(policy: Policy, call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def _row(name: str, row: dict[str, Any]) -> str:
+def _row(name: str, row: LatencySummary) -> str:
     p99 = "p99 n/a" if row["p99_ms"] is None else f"p99 {row['p99_ms']:8.2f}"
     return f"  {name:<14} p50 {row['p50_ms']:8.2f} ms  p95 {row['p95_ms']:8.2f}  {p99}  (n={row['n']})"

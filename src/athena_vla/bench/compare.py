@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from athena_vla.bench.timing import LatencySummary
 from athena_vla.errors import BundleError
 
 # Conditions that make a comparison of times meaningless or at least remarkable.
@@ -69,7 +70,7 @@ def compare(files: Sequence[Path]) -> Comparison:
     )
 
 
-def _apart(a: dict[str, Any], b: dict[str, Any]) -> bool:
+def _apart(a: LatencySummary, b: LatencySummary) -> bool:
     return a["p50_high_ms"] < b["p50_low_ms"] or b["p50_high_ms"] < a["p50_low_ms"]
 
 

@@ -5,11 +5,37 @@ A percentile is reported only where the samples carry it: the 99th of 100 sample
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
 P99_FROM = 1000  # samples
+
+
+class LatencySummary(TypedDict):
+    """Figures of one stage [ms], as result files hold them."""
+
+    n: int
+    p50_ms: float
+    p50_low_ms: float  # the median's 95% interval
+    p50_high_ms: float
+    mean_ms: float
+    p95_ms: float
+    p99_ms: float | None  # None where the samples are too few for it
+    min_ms: float
+    max_ms: float
+
+
+class Deadlines(TypedDict):
+    """How many requests at a fixed rate would have been late."""
+
+    rate_hz: float
+    served: int
+    missed: int
+    missed_share: float
+    dropped: int
+    worst_ms: float
+    method: str
 
 
 @dataclass(frozen=True)
@@ -19,7 +45,7 @@ class Samples:
     name: str
     seconds: tuple[float, ...]
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> LatencySummary:
         """Milliseconds: median with its 95% bootstrap interval, mean, p95, p99 where there are enough, extremes."""
         values = np.asarray(self.seconds) * 1e3
         generator = np.random.default_rng(0)
@@ -37,7 +63,7 @@ class Samples:
         }
 
 
-def deadlines(seconds: Sequence[float], rate_hz: float) -> dict[str, Any]:
+def deadlines(seconds: Sequence[float], rate_hz: float) -> Deadlines:
     """Requests that arrive at a fixed rate, served in order with the measured latencies: how many are late.
 
     Latency counts from the scheduled arrival, so that a slow request also delays those behind it. A request that

@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -23,6 +22,7 @@ from athena_vla.check.admission import require_admissible
 from athena_vla.check.checking import merged
 from athena_vla.check.findings import finding_from
 from athena_vla.dataset.build_config import BuildConfig, BuildResult
+from athena_vla.dataset.episode_facts import Facts, Prepared
 from athena_vla.dataset.learned_limits import with_learned_limits
 from athena_vla.dataset.normalize import Normalizer, NormalizerFit
 from athena_vla.dataset.prepare import ACTION, STATE, Job, preparer, shard_path
@@ -94,7 +94,7 @@ def _build(config: BuildConfig, robot: Embodiment, progress: Progress) -> BuildR
         horizon=config.horizon,
         work=str(work),
     )
-    all_facts: list[dict[str, Any]] = []
+    all_facts: list[Facts] = []
     few = len(ids) < FEW_EPISODES and config.workers == 0
     workers = 1 if few else min(config.workers or os.cpu_count() or 1, len(ids))
     prepared = run_jobs(
@@ -175,7 +175,7 @@ def linked_set(path: Path, robot: str, horizon: int = 8) -> Path:
     return out
 
 
-def _twins(good: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _twins(good: Sequence[Prepared]) -> dict[str, str]:
     """Episode -> what to say of it, for every episode whose motion an earlier one has."""
     first: dict[str, str] = {}
     return {
@@ -185,7 +185,7 @@ def _twins(good: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     }
 
 
-def split(facts: Sequence[Mapping[str, Any]], share: float, seed: int) -> set[str]:
+def split(facts: Sequence[Prepared], share: float, seed: int) -> set[str]:
     """Ids of the validation episodes: whole episodes, duplicates of one motion always on the same side."""
     groups: dict[str, list[str]] = {}
     for f in facts:
@@ -200,7 +200,7 @@ def split(facts: Sequence[Mapping[str, Any]], share: float, seed: int) -> set[st
     return held_out
 
 
-def _require_one_shape(good: Sequence[Mapping[str, Any]]) -> None:
+def _require_one_shape(good: Sequence[Prepared]) -> None:
     sizes = good[0]["sizes"]
     for f in good:
         if f["sizes"] != sizes:
@@ -231,7 +231,7 @@ def _resume_key(config: BuildConfig, robot: Embodiment) -> str:
 
 
 def _fit(
-    robot: Embodiment, good: Sequence[Mapping[str, Any]], held_out: set[str], work: Path, config: BuildConfig
+    robot: Embodiment, good: Sequence[Prepared], held_out: set[str], work: Path, config: BuildConfig
 ) -> Normalizer:
     fit = NormalizerFit(robot, config.normalization)
     for f in good:
@@ -244,7 +244,7 @@ def _fit(
     return fit.finish()
 
 
-def _numbers(work: Path, facts: Mapping[str, Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _numbers(work: Path, facts: Prepared) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """States `[T, S]` and actions `[T, D]` of one prepared episode."""
     table = pq.read_table(shard_path(work, facts["id"]), columns=[STATE, ACTION])
     states, actions = (

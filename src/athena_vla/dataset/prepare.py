@@ -23,6 +23,7 @@ from athena_vla import files
 from athena_vla.annotate.segments import episode_segments
 from athena_vla.check.cameras import check_samples
 from athena_vla.check.episode_checks import episode_findings
+from athena_vla.dataset.episode_facts import Facts, Prepared
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import AthenaError, DatasetError
 from athena_vla.recordings.alignment import AlignedEpisode, Alignment, align
@@ -68,12 +69,12 @@ class Job:
     context: Mapping[str, Any] = field(default_factory=dict)
 
 
-def preparer(job: Job) -> Callable[[str], dict[str, Any]]:
+def preparer(job: Job) -> Callable[[str], Facts]:
     """What prepares the episodes of a build in one process."""
     return lambda episode_id: prepare(job, episode_id)
 
 
-def prepare(job: Job, episode_id: str) -> dict[str, Any]:
+def prepare(job: Job, episode_id: str) -> Facts:
     """Write the shard of one episode and return its facts; an episode already prepared is only looked up.
 
     Facts of an episode that cannot be used have `status` "broken" or "failed" and a `reason`.
@@ -95,15 +96,17 @@ def read_stats(work: Path, episode_id: str) -> Stats:
     return json.loads(shard_path(work, episode_id).with_suffix(".json").read_text())["stats"]
 
 
-def _without_stats(facts: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in facts.items() if k != "stats"}
+def _without_stats(facts: Facts) -> Facts:
+    if facts["status"] == "ok":
+        facts.pop("stats", None)
+    return facts
 
 
 def shard_path(work: Path, episode_id: str) -> Path:
     return (work / hashlib.sha256(episode_id.encode()).hexdigest()[:24]).with_suffix(".parquet")
 
 
-def _prepare(job: Job, episode_id: str, stem: Path) -> dict[str, Any]:
+def _prepare(job: Job, episode_id: str, stem: Path) -> Facts:
     recording = _recording(job.input, job.format, job.joints, job.fps, job.state_joints, job.articulations)
     episode = recording.read(episode_id)
     if episode.success is False and not job.keep_failed:
@@ -157,7 +160,7 @@ def _prepare(job: Job, episode_id: str, stem: Path) -> dict[str, Any]:
     frame_index = np.arange(length, dtype=np.int64)
     columns |= {"timestamp": numbers_column(times), "frame_index": numbers_column(frame_index)}
     stats |= {"timestamp": column_stats(times), "frame_index": column_stats(frame_index)}
-    facts: dict[str, Any] = {
+    facts: Prepared = {
         "id": episode_id,
         "status": "ok",
         "source": episode.source,
@@ -170,6 +173,7 @@ def _prepare(job: Job, episode_id: str, stem: Path) -> dict[str, Any]:
         "alignment": aligned.record,
         "sizes": sizes,
         "motion": motion,
+        "digest": "",
         "notes": [n.to_dict() for n in (*aligned.notes, *_left_out(placeholders))],
         "findings": [f.to_dict() for f in found],
     }
@@ -178,8 +182,8 @@ def _prepare(job: Job, episode_id: str, stem: Path) -> dict[str, Any]:
         facts["texts"] = texts_json(aligned.texts)
     if aligned.marks.spans or aligned.marks.sources:
         facts["marks"] = aligned.marks.to_dict()
-    said = {k: facts[k] for k in ("length", "success", "instructions", "kind", "segments", "alignment", "sizes")}
-    said |= {k: facts[k] for k in ("texts", "marks") if k in facts}
+    taught = ("length", "success", "instructions", "kind", "segments", "alignment", "sizes", "texts", "marks")
+    said = {k: v for k, v in facts.items() if k in taught}
     digest.update(json.dumps(said, sort_keys=True).encode())
     facts["digest"] = digest.hexdigest()
     facts["stats"] = stats

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from athena_vla.check.findings import Finding
 from athena_vla.dataset.build_config import BuildConfig
 from athena_vla.dataset.card import dataset_card
+from athena_vla.dataset.episode_facts import Prepared
 from athena_vla.dataset.normalize import Normalizer
 from athena_vla.dataset.prepare import ACTION, IMAGES, PICTURE, STATE, read_stats, shard_path
 from athena_vla.embodiment import Embodiment
@@ -43,7 +44,7 @@ def sidecar_content(
     config: BuildConfig,
     robot: Embodiment,
     normalizer: Normalizer,
-    good: Sequence[Mapping[str, Any]],
+    good: Sequence[Prepared],
     held_out: set[str],
     broken: Mapping[str, str],
     failed: Mapping[str, str],
@@ -55,7 +56,9 @@ def sidecar_content(
     kept = ("id", "source", "length", "success", "instructions", "texts", "marks", "kind", "segments", "alignment")
     kept = (*kept, "digest", "motion")
     episodes = [
-        {k: f[k] for k in kept if k in f} | {"split": "validation" if f["id"] in held_out else "train"} for f in good
+        {k: found[k] for k in kept if k in found} | {"split": "validation" if f["id"] in held_out else "train"}
+        for f in good
+        for found in (dict(f),)
     ]
     content: dict[str, Any] = {
         "version": SIDECAR_VERSION,
@@ -81,7 +84,7 @@ def sidecar_content(
     return content
 
 
-def _notes(config: BuildConfig, normalizer: Normalizer, good: Sequence[Mapping[str, Any]]) -> list[Note]:
+def _notes(config: BuildConfig, normalizer: Normalizer, good: Sequence[Prepared]) -> list[Note]:
     """What there is to know about the set, each once: choices that were made, and what is not as it might be."""
     notes: dict[Note, None] = {}
     for f in good:
@@ -97,14 +100,15 @@ def _notes(config: BuildConfig, normalizer: Normalizer, good: Sequence[Mapping[s
     return list(notes)
 
 
-def task_of_frames(facts: Mapping[str, Any]) -> list[str] | None:
+def task_of_frames(facts: Prepared) -> list[str] | None:
     """The first text of each frame, where they differ within the episode."""
-    if not facts.get("texts"):
+    spans = facts.get("texts")
+    if not spans:
         return None
-    return [t or NO_TEXT for t in first_of_frames(texts_from_json(facts["texts"]), facts["length"])]
+    return [t or NO_TEXT for t in first_of_frames(texts_from_json(spans), facts["length"])]
 
 
-def write_set(folder: Path, robot: Embodiment, good: Sequence[Mapping[str, Any]], work: Path, content: Any) -> None:
+def write_set(folder: Path, robot: Embodiment, good: Sequence[Prepared], work: Path, content: Any) -> None:
     """The set itself: numbers and pictures of the prepared episodes, sidecar and card."""
     features: dict[str, Feature] = {
         STATE: numbers_feature(robot.state_names),

@@ -168,7 +168,7 @@ def _export(config: ExportConfig, source: Bundle, progress: Progress) -> ExportR
             written = Bundle.open(folder)
             _require_parity(config, source, written, store, info)
             runner = Policy.of(written, "onnxruntime", config.threads, config.device)
-            deviation = replay(runner, source.golden)
+            deviation |= replay(runner, source.golden)
             gates |= sensitivity(runner, source.golden.observations)
             record["ran_on"] = runner.engine.taken.to_dict()
             files.write_json(folder / "deployment_config.json", record, BundleError, sort_keys=True)

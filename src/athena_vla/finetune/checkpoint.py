@@ -18,6 +18,7 @@ from torch import Tensor
 
 from athena_vla import files
 from athena_vla.errors import TrainingError
+from athena_vla.finetune.evaluation import EvaluationAt
 from athena_vla.finetune.finetune_config import NO_EFFECT
 from athena_vla.finetune.sharding import like
 from athena_vla.models.weights.store import save as save_file
@@ -33,7 +34,7 @@ class Standing:
     best_step: int = 0
     bad_evaluations: int = 0
     scaler: dict[str, float] = field(default_factory=dict)  # of the loss, in fp16
-    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: list[EvaluationAt] = field(default_factory=list)
     drawn: int = 0  # samples, in all steps so far
     steps: int = 0  # planned in all
     skipped: int = 0  # steps whose gradient was not finite

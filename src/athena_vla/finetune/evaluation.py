@@ -1,6 +1,6 @@
 """What a model in training does on the validation split, and where it is weak; each process does its share."""
 
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -17,9 +17,24 @@ WEAK = 0.05  # mean error of a joint, as a share of its range of motion, from wh
 _NAMED = 5  # joints that are named at most
 
 
+class Evaluation(TypedDict):
+    """What one look at the validation split found."""
+
+    loss: float
+    mae_rad: float
+    per_joint_rad: dict[str, float]
+    samples: int
+
+
+class EvaluationAt(Evaluation):
+    """The same, with the step it was made at."""
+
+    step: int
+
+
 def measure(
     model: Architecture, root: nn.Module, loader: Loader, config: FinetuneConfig, accelerator: Accelerator
-) -> dict[str, Any]:
+) -> Evaluation:
     """Loss and mean absolute error per joint [rad] of `evaluate_samples` validation samples, the same ones each time.
 
     The loss is that of all samples in one batch: a mean over the steps that count. Every process has to call it.

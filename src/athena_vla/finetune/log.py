@@ -8,6 +8,7 @@ from typing import Any
 from athena_vla import files
 from athena_vla.errors import MissingDependency, TrainingError
 from athena_vla.extras import install
+from athena_vla.finetune.evaluation import Evaluation
 from athena_vla.finetune.finetune_config import FinetuneConfig
 from athena_vla.progress import Progress, quiet
 
@@ -50,7 +51,7 @@ class RunLog:
         self._curves(step, {f"train/{k}": v for k, v in values.items()})
         self.said = f"loss {values['loss']:.4f}, {values['samples_per_second']:.0f} samples/s"
 
-    def evaluation(self, step: int, measured: Mapping[str, Any]) -> None:
+    def evaluation(self, step: int, measured: Evaluation) -> None:
         self._line({"step": step, "validation": measured})
         flat = {f"validation/{k}": measured[k] for k in ("loss", "mae_rad")}
         flat |= {f"joint_rad/{k}": v for k, v in measured["per_joint_rad"].items()}

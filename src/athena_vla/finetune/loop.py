@@ -21,7 +21,7 @@ from athena_vla.finetune import checkpoint as checkpoints
 from athena_vla.finetune import sharding
 from athena_vla.finetune.batches import Batch, Loader, Order
 from athena_vla.finetune.checkpoint import Checkpoint, Standing
-from athena_vla.finetune.evaluation import measure
+from athena_vla.finetune.evaluation import Evaluation, measure
 from athena_vla.finetune.finetune_config import FinetuneConfig
 from athena_vla.finetune.log import RunLog
 from athena_vla.finetune.mark_weights import MarkWeights, that_count
@@ -156,7 +156,7 @@ class Trainer:
     def _load_weights(self, tensors: dict[str, Tensor]) -> None:
         lora.load(self.model, {k: sharding.like(t, self.parameters[k]) for k, t in tensors.items()})
 
-    def evaluate(self) -> dict[str, Any]:
+    def evaluate(self) -> Evaluation:
         """Loss and mean absolute error per joint [rad] on the validation split, without augmentation.
 
         Every process measures its share, and all get the same numbers: what they decide by them is the same.

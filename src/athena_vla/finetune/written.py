@@ -6,7 +6,6 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from athena_vla.dataset.dataset import Dataset
 from athena_vla.errors import TrainingError, UnknownName
 from athena_vla.finetune import checkpoint as checkpoints
 from athena_vla.finetune.base import Start, start
+from athena_vla.finetune.evaluation import EvaluationAt
 from athena_vla.finetune.finetune_config import FinetuneConfig
 from athena_vla.finetune.log import CONFIG
 from athena_vla.gate import Gate, failed
@@ -63,7 +63,7 @@ class Outcome:
 
     steps: int
     chosen_step: int
-    evaluations: Sequence[Mapping[str, Any]]  # step, loss, mae_rad, per_joint_rad, samples
+    evaluations: Sequence[EvaluationAt]
 
 
 def bundle_of_checkpoint(config: CheckpointConfig) -> CheckpointResult:

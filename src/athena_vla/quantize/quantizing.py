@@ -119,7 +119,7 @@ def _measure(written: Bundle, source: Bundle, held_out: list[Observation], devic
     """Replay, sensitivity gates and the action error; of a large model on fewer frames, on its codes as stored."""
     large = is_large(source.store())
     final = Policy.of(written, "auto" if large else "torch", device=device)
-    deviation = replay(final, source.golden)
+    deviation = dict(replay(final, source.golden))
     gates = sensitivity(final, source.golden.observations[: 1 if large else None])
     shown = held_out[: FEW if large else None]
     answers = choose.batch_chunks(final, shown)

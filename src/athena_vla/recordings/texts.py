@@ -5,7 +5,7 @@ each holds for its own frames only. A sampler draws among alternatives and never
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -87,7 +87,7 @@ def texts_json(spans: Texts) -> list[dict[str, Any]]:
     return [{**asdict(s), "alternatives": list(s.alternatives)} for s in spans]
 
 
-def texts_from_json(raw: Iterable[dict[str, Any]]) -> Texts:
+def texts_from_json(raw: Iterable[Mapping[str, Any]]) -> Texts:
     """Inverse of `texts_json`. Raises `KeyError`, `TypeError` or `ValueError` for something else."""
     return tuple(TextSpan(int(s["start"]), int(s["stop"]), tuple(map(str, s["alternatives"]))) for s in raw)
 
