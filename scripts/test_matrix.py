@@ -74,6 +74,9 @@ def run(name: str, python: str, tests: list[str], work: Path) -> str:
     constraints = environment / "constraints.txt"
     constraints.write_text(oldest() if name == OLDEST else pins(name))
     pip = [str(own), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--prefer-binary"]
+    # The pip of an old Python's venv searches without end; av from source needs ffmpeg's headers.
+    subprocess.run([*pip, "--upgrade", "pip"], check=False)
+    pip += ["--only-binary", "av"]
     started = time.monotonic()
     tools = TOOLS if name == OLDEST else (*TOOLS, *ORACLES)
     if subprocess.run([*pip, "-c", str(constraints), "-e", f"{ROOT}[{EXTRAS}]", *tools], check=False).returncode:

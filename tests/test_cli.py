@@ -129,13 +129,15 @@ def test_doctor_reports_json_and_can_run_here(capsys: pytest.CaptureFixture[str]
 
 
 def test_a_package_that_imports_slowly_is_not_called_broken() -> None:
-    from athena_vla.doctor import DoctorReport, package, renderer, works
+    from athena_vla.doctor import SHARED, DoctorReport, attempted, package, renderer, together, works
 
-    found = package("numpy", "import time; time.sleep(9)", timeout=0.3)
+    found = package("numpy", attempted("import time; time.sleep(9)", timeout=0.3))
     assert found.status == "slow"
     assert "did not finish" in found.found
     assert "--timeout" in found.fix
-    assert package("numpy", "raise SystemExit(1)", timeout=30.0).status == "broken"
+    assert package("numpy", attempted("raise SystemExit(1)", timeout=30.0)).status == "broken"
+    assert all(looked.slow for looked in together(timeout=1e-3).values())
+    assert set(together(timeout=1e-3)) == set(SHARED)
     assert DoctorReport((found,)).exit_status == 0
     assert renderer(timeout=1e-3).status == "slow"
     assert not works("import time; time.sleep(9)", timeout=0.3)

@@ -18,8 +18,9 @@ import torch
 
 from athena_vla import machine
 from athena_vla.bundle import Bundle
+from athena_vla.engines.deployment_config import write_deployment_config
 from athena_vla.errors import BundleError, ExportError, UnknownName
-from athena_vla.export import ExportConfig, export, write_deployment_config
+from athena_vla.export import ExportConfig, export
 from athena_vla.export.graph_trace import Affine, trace
 from athena_vla.export.linear import LinearForm, linear
 from athena_vla.export.translate import translate

@@ -56,4 +56,4 @@ def test_doctor_names_the_same_line(monkeypatch) -> None:
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(doctor.metadata, "version", absent)
-    assert doctor.package("bitsandbytes", "", 1.0).fix == extras.install("gpu")
+    assert doctor.package("bitsandbytes", doctor.Looked()).fix == extras.install("gpu")

@@ -10,12 +10,12 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "athena_vla"
 
 # From the ground up; a module may import from its own room and from the rooms that its line names.
-SPINE = {"errors", "extras", "stopping", "progress", "machine", "jobs", "files", "version", "gate"}
+SPINE = {"errors", "lazy", "extras", "stopping", "progress", "machine", "jobs", "files", "version", "gate"}
 SPINE |= {"robot_parts", "channels", "robot_columns", "embodiment"}
 SETS = {"recordings", "annotate", "check", "dataset"}
 MODELS = SETS | {"models", "bundle", "bound_base", "engines", "policy", "offload", "constrained"}
 ROBOT_SIDE = {"control", "wire", "ros2"}
-STAGES = MODELS | {"finetune", "plan", "merge", "quantize", "export"}
+STAGES = MODELS | {"finetune", "plan", "merge", "merge_config", "quantize", "export"}
 EVIDENCE = STAGES | {"control", "sim", "evaluate"}
 ALLOWED: dict[str, set[str]] = {
     "errors": {"extras"},
@@ -50,13 +50,15 @@ ALLOWED: dict[str, set[str]] = {
     "sim": {"recordings", "control"},
     "finetune": MODELS,
     "plan": MODELS | {"finetune"},
-    "merge": MODELS,
+    "merge": MODELS | {"merge_config"},
     "quantize": MODELS,
     "export": MODELS | {"plan", "quantize"},
     "serve": MODELS | {"wire"},
     "evaluate": STAGES | {"control", "sim"},
     "bench": EVIDENCE,
     "sweep": EVIDENCE,
+    "merge_config": set(),
+    "lazy": set(),
     "report": EVIDENCE,
     "doctor": set(),
     "drive": MODELS | {"control", "wire", "sim", "serve"},
@@ -70,6 +72,7 @@ ALLOWED: dict[str, set[str]] = {
 OWN_RULE = {
     "errors",
     "gate",
+    "lazy",
     "manifest",
     "stopping",
     "version",

@@ -3,6 +3,7 @@
 Looks only; imports of heavy packages happen in subprocesses with a time limit, so that a broken one cannot hang it.
 """
 
+import json
 import os
 import platform
 import shutil
@@ -35,6 +36,27 @@ PROBES = {
     "tensorrt": "import tensorrt",
     "rclpy": "import rclpy",
 }
+# What needs torch, in the order of one interpreter; the last two are no packages.
+SHARED = {
+    "torch": PROBES["torch"],
+    "precision": (
+        "from athena_vla.models.precision import fastest, sentence, training_device; "
+        "place = training_device(); said = f'trains in {fastest(place)}: {sentence(place)}'"
+    ),
+    "row kernel": "from athena_vla.models.weights.row_kernel import kernel; said = str(kernel() is not None)",
+    "bitsandbytes": PROBES["bitsandbytes"],
+    "peft": PROBES["peft"],
+}
+_SHARED_CODE = """
+import json
+for name, code in {probes!r}:
+    seen, problem = {{}}, ""
+    try:
+        exec(code, seen)
+    except BaseException as error:
+        problem = f"{{type(error).__name__}}: {{error}}"[:200]
+    print(json.dumps([name, str(seen.get("said", "")), problem]), flush=True)
+"""
 PURPOSE = {
     "torch": "models and training",
     "peft": "LoRA and DoRA",
@@ -104,12 +126,55 @@ def doctor(config: DoctorConfig) -> DoctorReport:
     """Look at the machine, its renderers and its packages."""
     checks = [*machine(config.out), gpu()]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # the work is in subprocesses
-        compiled = pool.submit(row_kernel, config.timeout)
-        numbers = pool.submit(precision, config.timeout)
-        checks += pool.map(lambda name: package(name, PROBES[name], config.timeout), PROBES)
-    checks.append(renderer(config.timeout))
-    checks += [numbers.result(), compiled.result(), browser()]
+        shared = pool.submit(together, config.timeout)
+        alone = pool.map(
+            lambda n: package(n, attempted(PROBES[n], config.timeout)), [n for n in PROBES if n not in SHARED]
+        )
+        drawn = pool.submit(renderer, config.timeout)
+        looked = shared.result()
+        found = {n: package(n, looked[n]) for n in PROBES if n in SHARED} | {c.name: c for c in alone}
+        checks += [found[n] for n in PROBES]
+        checks.append(drawn.result())
+    checks += [precision(looked["precision"]), row_kernel(looked["row kernel"]), browser()]
     return DoctorReport(tuple(checks))
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What came of a probe: what it said, what went wrong, or why nothing is known."""
+
+    said: str = ""
+    problem: str = ""
+    slow: str = ""
+
+
+def together(timeout: float) -> dict[str, Looked]:
+    """The probes that all need torch, in one interpreter, since each import of it takes over a second.
+
+    Where that interpreter ends early, each of the rest is asked in one of its own.
+    """
+    found: dict[str, Looked] = {}
+    try:
+        done = interpreted(_SHARED_CODE.format(probes=list(SHARED.items())), timeout)
+        for line in done.stdout.splitlines():
+            if line.startswith("["):
+                name, said, problem = json.loads(line)
+                found[name] = Looked(said, problem)
+    except TimeoutError:
+        pass
+    return {name: found.get(name) or attempted(code, timeout) for name, code in SHARED.items()}
+
+
+def attempted(code: str, timeout: float) -> Looked:
+    """One probe in a fresh interpreter."""
+    try:
+        done = interpreted(f"{code}\nprint(globals().get('said', ''))", timeout)
+    except TimeoutError as error:
+        return Looked(slow=str(error))
+    if done.returncode == 0:
+        return Looked(done.stdout.strip())
+    lines = done.stderr.strip().splitlines()
+    return Looked(problem=lines[-1][:200] if lines else f"the interpreter ended with status {done.returncode}")
 
 
 def machine(out: Path) -> list[Check]:
@@ -161,55 +226,45 @@ def gpu() -> Check:
     return Check("gpu", "ok", "; ".join(answer.strip().splitlines()))
 
 
-def package(name: str, probe: str, timeout: float) -> Check:
+def package(name: str, looked: Looked) -> Check:
     """Installed, and does it import? In a subprocess: some packages abort the process where they fail."""
     try:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
         fix = NOT_FROM_AN_EXTRA.get(name) or install(extra_of().get(name, "train"))
         return Check(name, "missing", f"not installed ({PURPOSE[name]})", fix)
-    try:
-        problem = attempt(probe, timeout)
-    except TimeoutError as error:
+    if looked.slow:
         # A first import from a cold or busy disk takes minutes; that is no reason to call a package broken.
-        return Check(name, "slow", f"{version}, whose import {error}", "ask again, or with a longer --timeout")
-    if problem:
-        return Check(name, "broken", f"{version} does not import: {problem}", reinstall(name))
+        return Check(name, "slow", f"{version}, whose import {looked.slow}", "ask again, or with a longer --timeout")
+    if looked.problem:
+        return Check(name, "broken", f"{version} does not import: {looked.problem}", reinstall(name))
     return Check(name, "ok", f"{version} ({PURPOSE[name]})")
 
 
 def renderer(timeout: float) -> Check:
     """The ray caster works wherever MuJoCo imports; OpenGL is a bonus that a probe must show."""
-    try:
-        problem = attempt("import os; os.environ['MUJOCO_GL'] = 'disable'; import mujoco", timeout)
-    except TimeoutError as error:
-        return Check("renderer", "slow", f"MuJoCo's import {error}", "ask again, or with a longer --timeout")
-    if problem:
-        return Check("renderer", "missing", f"none: {problem}", install("sim"))
+    looked = attempted("import os; os.environ['MUJOCO_GL'] = 'disable'; import mujoco", timeout)
+    if looked.slow:
+        return Check("renderer", "slow", f"MuJoCo's import {looked.slow}", "ask again, or with a longer --timeout")
+    if looked.problem:
+        return Check("renderer", "missing", f"none: {looked.problem}", install("sim"))
     probe = "import os; os.environ['MUJOCO_GL'] = '{}'; import mujoco; mujoco.GLContext(64, 64).make_current()"
     opengl = [name for name in ("egl", "osmesa") if works(probe.format(name), timeout)]
     also = f"; OpenGL through {', '.join(opengl)} works too" if opengl else "; no OpenGL, none needed"
     return Check("renderer", "ok", f"ray caster{also}")
 
 
-def precision(timeout: float) -> Check:
+def precision(looked: Looked) -> Check:
     """Whether bfloat16 is native here: where it is emulated, training in it takes hours instead of minutes."""
-    probe = (
-        "from athena_vla.models.precision import fastest, sentence, training_device; "
-        "place = training_device(); print(f'trains in {fastest(place)}: {sentence(place)}')"
-    )
-    try:
-        done = interpreted(probe, timeout)
-    except TimeoutError as error:
-        return Check("precision", "slow", f"torch's import {error}", "ask again, or with a longer --timeout")
-    return Check("precision", "info", done.stdout.strip() if done.returncode == 0 else "unknown without torch")
+    if looked.slow:
+        return Check("precision", "slow", f"torch's import {looked.slow}", "ask again, or with a longer --timeout")
+    return Check("precision", "info", "unknown without torch" if looked.problem else looked.said)
 
 
-def row_kernel(timeout: float) -> Check:
+def row_kernel(looked: Looked) -> Check:
     """Of large packed models on a CPU; a C compiler builds it at its first use."""
     without = "none: a 4-bit model decodes slowly on a CPU unless it is exported (apt-get install gcc)"
-    probe = "from athena_vla.models.weights.row_kernel import kernel; raise SystemExit(kernel() is None)"
-    return Check("row kernel", "info", "compiles and loads" if works(probe, timeout) else without)
+    return Check("row kernel", "info", "compiles and loads" if looked.said == "True" else without)
 
 
 def browser() -> Check:
@@ -220,19 +275,8 @@ def browser() -> Check:
 
 def works(code: str, timeout: float) -> bool:
     """Does the code run within that time?"""
-    try:
-        return not attempt(code, timeout)
-    except TimeoutError:
-        return False
-
-
-def attempt(code: str, timeout: float) -> str:
-    """Run code in a fresh interpreter; the last line of what went wrong, '' when it worked. Raises `TimeoutError`."""
-    done = interpreted(code, timeout)
-    if done.returncode == 0:
-        return ""
-    lines = done.stderr.strip().splitlines()
-    return lines[-1][:200] if lines else f"the interpreter ended with status {done.returncode}"
+    looked = attempted(code, timeout)
+    return not (looked.problem or looked.slow)
 
 
 def interpreted(code: str, timeout: float) -> subprocess.CompletedProcess[str]:

@@ -25,7 +25,9 @@ class UnknownName(AthenaError):
 
     def __init__(self, kind: str, name: object, known: Iterable[object]) -> None:
         names = [str(k) for k in known]
-        close = difflib.get_close_matches(str(name), names, n=1)
+        # Somebody who stopped typing is nearer than somebody who mistyped another name.
+        begun = [k for k in names if len(str(name)) > 2 and k.startswith(str(name))]
+        close = begun[:1] or difflib.get_close_matches(str(name), names, n=1)
         guess = f" Did you mean '{close[0]}'?" if close else ""
         super().__init__(f"There is no {kind} '{name}'.{guess} Known: {', '.join(names) or 'none'}.")
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from athena_vla.bundle import ADAPTER_FILE, Bundle, Golden
 from athena_vla.engines.torch_engine import torch_device
 from athena_vla.errors import BundleError, ModelError
 from athena_vla.gate import Gate
+from athena_vla.merge_config import MergeConfig
 from athena_vla.models import lora
 from athena_vla.models.architecture import Architecture, Tensors, run_torch
 from athena_vla.models.lora import LoraSettings
@@ -33,7 +34,6 @@ from athena_vla.policy import Deviation, Policy, encode, replay, sensitivity
 from athena_vla.progress import Progress, quiet
 
 MERGING, COMPARING = "merging weights", "comparing with the adapter"  # what progress calls them
-Base = Literal["auto", "original", "nf4"]
 _FACTOR = re.compile(r"^(.*)\.(lora_A|lora_B|lora_magnitude_vector)\.[^.]+\.weight$")
 _EMBEDDING = re.compile(r"^(.*)\.(lora_embedding_A|lora_embedding_B)\.[^.]+$")
 _LINEAR, _TABLE, _MAGNITUDE = {"lora_A", "lora_B"}, {"lora_embedding_A", "lora_embedding_B"}, "lora_magnitude_vector"
@@ -44,29 +44,6 @@ _TOLERANCE = {"original": 1e-3, "nf4": 0.02, "large": 0.05}  # [rad]
 # hundred times what another order of sums makes, a tenth of what an adapter forgotten on one layer makes.
 _GRAPHS = 1e-4
 _CALLS = 4  # of each graph that are compared: the prompt's, and some of single tokens
-
-
-@dataclass(frozen=True)
-class MergeConfig:
-    """Settings of `athena merge`."""
-
-    input: Path
-    """Fine-tuned bundle."""
-    out: Path
-    """Where the merged bundle goes."""
-    base: Base = "auto"
-    """After QLoRA: add to the original weights, or to the 4-bit weights (de-quantised) the adapter was trained on.
-    auto takes what the adapter was trained on."""
-    device: str = "auto"
-    """Where adapter and merged model are compared: auto, cpu, cuda or cuda:N."""
-    verify: bool = True
-    """Compare adapter and merged model on the golden observations: graph by graph before anything is rounded, bit by
-    bit as written, and in radians. Of a model that does not fit into memory, one chunk in radians."""
-    tolerance: float = 0.0
-    """Largest allowed deviation of a merged chunk from the adapter's [rad]; 0 is 0.001, after QLoRA 0.02, and 0.05 for
-    models that do not fit into memory."""
-    overwrite: bool = False
-    """Replace what has the name of OUT already; it stays until the new one is whole."""
 
 
 @dataclass(frozen=True)

@@ -94,10 +94,11 @@ class CheckReport:
             where = f"{f.episode or 'all'}" + (f" [{f.frames[0]}:{f.frames[1]}]" if f.frames else "")
             lines.append(f"{f.severity:<8}{f.code:<22}{where}: {f.message}\n{'':<8}{f.why} {f.fix}")
         counts = {s: sum(f.severity == s for f in self.findings) for s in ("error", "warning", "info")}
-        lines.append(
-            f"{self.episodes} episodes, {self.frames} frames: {counts['error']} errors, {counts['warning']} warnings, "
-            f"{counts['info']} notes" + (f"; page: {self.page}" if self.page else "")
+        told = ", ".join(
+            _count(counts[s], what) for s, what in (("error", "error"), ("warning", "warning"), ("info", "note"))
         )
+        episodes = f"{_count(self.episodes, 'episode')}, {_count(self.frames, 'frame')}"
+        lines.append(f"{episodes}: {told}" + (f"; page: {self.page}" if self.page else ""))
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -277,3 +278,7 @@ def _commands(found: list[Finding], episodes: int) -> list[Finding]:
     moot = {"action.delta", "action.unrelated", "action.lag", "replay.mismatch", "joint.jump"}
     kept = [f for f in found if f.code not in moot]
     return [*kept, Finding(chosen.code, chosen.severity, message, None, None, chosen.why, chosen.fix)]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")

@@ -65,8 +65,8 @@ def run(words: list[str]) -> int:
     rest = [w for w in rest if w not in ("--json", "--debug")]
     command = COMMANDS[name]
     require_inputs(name, command, rest)
+    config = parse(name, command, load(command, command.config_module), rest, as_json=as_json)
     module = load(command)
-    config = parse(name, command, module, rest, as_json=as_json)
     result = call(getattr(module, command.function), config)
     print(json.dumps(plain(result), indent=1, sort_keys=True) if as_json else str(result))
     return int(getattr(result, "exit_status", 0))

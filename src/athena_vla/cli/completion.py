@@ -50,10 +50,10 @@ def completion(config: CompletionConfig) -> Completion:
 def options(command: Command) -> dict[str, tuple[str, ...]]:
     """Option -> its values, () where any are allowed; read from the sources, so that nothing heavy is imported."""
     found: dict[str, tuple[str, ...]] = {}
-    for field, values in _fields(*_definition(command.module, command.config)):
+    for field, values in _fields(*_definition(command.config_module or command.module, command.config)):
         found[f"--{field.replace('_', '-')}"] = values
     if command.presets:
-        _, table = _definition(command.module, command.presets)
+        _, table = _definition(command.config_module or command.module, command.presets)
         assert isinstance(table, ast.Dict)
         found["--preset"] = tuple(str(ast.literal_eval(k)) for k in table.keys if k is not None)
     if "--robot" in found:

@@ -21,6 +21,7 @@ class Command:
     help: str
     positional: tuple[str, ...] = ()  # config fields that may be given without their flag, in this order
     presets: str = ""  # name in the module of a table of configs for --preset
+    config_module: str = ""  # where config and presets live, where that is another module: one that is read at once
     kept: str = ""  # what an interrupted run leaves for the next one, where the command itself does not say it
 
     @property
@@ -61,12 +62,23 @@ COMMANDS: dict[str, Command] = {
         "FinetuneConfig",
         "fine-tune with LoRA, QLoRA or DoRA",
         presets="PRESETS",
+        config_module="finetune.finetune_config",
     ),
     "checkpoint": Command(
-        "finetune", "bundle_of_checkpoint", "CheckpointConfig", "a bundle of one checkpoint of a run", ("run",)
+        "finetune",
+        "bundle_of_checkpoint",
+        "CheckpointConfig",
+        "a bundle of one checkpoint of a run",
+        ("run",),
+        config_module="finetune.checkpoint_config",
     ),
     "sweep": Command(
-        "sweep", "sweep", "SweepConfig", "several presets or ranks on the same data and seeds", kept="finished runs"
+        "sweep",
+        "sweep",
+        "SweepConfig",
+        "several presets or ranks on the same data and seeds",
+        config_module="finetune.sweep_config",
+        kept="finished runs",
     ),
     "evaluate": Command(
         "evaluate.commands",
@@ -74,6 +86,7 @@ COMMANDS: dict[str, Command] = {
         "EvaluateConfig",
         "open and closed loop, with intervals",
         ("bundle",),
+        config_module="evaluate.evaluate_config",
         kept="finished episodes of the closed loop",
     ),
     "compare": Command(
@@ -82,21 +95,42 @@ COMMANDS: dict[str, Command] = {
         "CompareConfig",
         "two policies and the baselines, paired",
         ("a", "b"),
+        config_module="evaluate.evaluate_config",
         kept="finished episodes of the closed loop",
     ),
-    "merge": Command("merge", "merge", "MergeConfig", "fold the adapter into its base", ("input", "out")),
+    "merge": Command(
+        "merge",
+        "merge",
+        "MergeConfig",
+        "fold the adapter into its base",
+        ("input", "out"),
+        config_module="merge_config",
+    ),
     "quantize": Command(
         "quantize",
         "quantize",
         "QuantizeConfig",
         "8 or 4 bit, by action error",
         ("input", "out"),
+        config_module="quantize.quantize_config",
         kept="finished layers",
     ),
-    "export": Command("export", "export", "ExportConfig", "ONNX graphs and TensorRT scripts", ("input", "out")),
+    "export": Command(
+        "export",
+        "export",
+        "ExportConfig",
+        "ONNX graphs and TensorRT scripts",
+        ("input", "out"),
+        config_module="export.export_config",
+    ),
     "report": Command("report", "report", "ReportConfig", "the page of a finished demo, written again", ("run",)),
     "gates": Command(
-        "export", "check", "GateConfig", "may this bundle be served: thresholds and outcomes", ("bundle",)
+        "export",
+        "check",
+        "GateConfig",
+        "may this bundle be served: thresholds and outcomes",
+        ("bundle",),
+        config_module="export.gate_config",
     ),
     "plan": Command("plan", "plan", "PlanConfig", "will it fit and how fast: predicted, and labelled so"),
     "bench": Command("bench", "bench", "BenchConfig", "stage by stage, measured here", ("bundle",)),
@@ -140,10 +174,10 @@ def split(words: list[str]) -> tuple[str, list[str]]:
     raise UnknownName("command", " ".join(words[: 2 if family else 1]), family or COMMANDS)
 
 
-def load(command: Command) -> Any:
-    """The command's module. Raises `MissingDependency` when an optional package is not installed."""
+def load(command: Command, module: str = "") -> Any:
+    """The command's module, or another one. Raises `MissingDependency` when an optional package is not installed."""
     try:
-        return importlib.import_module(f"athena_vla.{command.module}")
+        return importlib.import_module(f"athena_vla.{module or command.module}")
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", "athena_vla"):

@@ -81,6 +81,9 @@ class Dataset:
         if not (path / "meta" / SIDECAR).is_file():
             if robot:
                 return cls.open(linked_set(path, robot, horizon))
+            if not path.exists():
+                build = f"athena data build RECORDING {path} --robot ROBOT"
+                raise DatasetError(f"There is no dataset at '{path}'. Name one with --data, or build one: {build}.")
             raise DatasetError(
                 f"'{path}' is not a built dataset: it has no meta/{SIDECAR}. Build one with: athena data build {path} "
                 "OUT --robot ROBOT; or train on the recording in place by naming the robot: --robot ROBOT."

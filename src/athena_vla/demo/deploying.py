@@ -11,10 +11,11 @@ from athena_vla.dataset.dataset import Dataset
 from athena_vla.demo.expected import DEPLOYING
 from athena_vla.demo.journal import plain
 from athena_vla.demo.run import Run, quiet_threads
+from athena_vla.engines.deployment_config import deployment_config
 from athena_vla.evaluate.actors import ActorSpec
 from athena_vla.evaluate.openloop import open_loop, spread
 from athena_vla.evaluate.summary import compare_pair
-from athena_vla.export import ExportConfig, GateConfig, check, deployment_config, export
+from athena_vla.export import ExportConfig, GateConfig, check, export
 from athena_vla.gate import failed
 from athena_vla.merge import MergeConfig, merge
 from athena_vla.plan import PlanConfig, plan

@@ -30,8 +30,9 @@ def open_robot(name: str, options: Mapping[str, str]) -> Robot:
     make = _factory(name)
     try:
         robot = make(**options)
-    except TypeError as error:
-        raise SafetyError(f"The adapter '{name}' does not take {dict(options)}: {error}.") from error
+    except (TypeError, ValueError) as error:
+        given = " ".join(f"--option {k}={v}" for k, v in options.items()) or "no option"
+        raise SafetyError(f"The adapter '{name}' does not take {given}: {error}.") from error
     missing = [m for m in ("embodiment", "time", "observe", "command") if not _has(robot, m)]
     if missing:
         raise SafetyError(f"What the adapter '{name}' returns is no robot: it lacks {', '.join(missing)}.")

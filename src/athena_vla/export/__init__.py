@@ -1,18 +1,15 @@
 """A bundle's graphs as ONNX, for the CPU here or for TensorRT on a device; and the gates a bundle must pass."""
 
-from athena_vla.engines.deployment_config import deployment_config, verdict, write_deployment_config
-from athena_vla.export.exporting import ExportConfig, ExportResult, export
-from athena_vla.export.serving_gates import GateConfig, GateLimits, GateReport, check
+from athena_vla import lazy
 
-__all__ = [
-    "ExportConfig",
-    "ExportResult",
-    "GateConfig",
-    "GateLimits",
-    "GateReport",
-    "check",
-    "deployment_config",
-    "export",
-    "verdict",
-    "write_deployment_config",
-]
+_HOMES = {
+    "ExportConfig": "export_config",
+    "ExportResult": "exporting",
+    "GateConfig": "gate_config",
+    "GateLimits": "gate_config",
+    "GateReport": "serving_gates",
+    "check": "serving_gates",
+    "export": "exporting",
+}
+__all__ = [*_HOMES]
+__getattr__ = lazy.names(__name__, _HOMES)

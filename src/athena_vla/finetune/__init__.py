@@ -1,16 +1,15 @@
 """Fine-tuning with LoRA, QLoRA, DoRA, in full, or the heads only. Bundle in, new bundle out."""
 
-from athena_vla.finetune.finetune_config import PRESETS, FinetuneConfig
-from athena_vla.finetune.finetuning import finetune
-from athena_vla.finetune.result import FinetuneResult
-from athena_vla.finetune.written import CheckpointConfig, CheckpointResult, bundle_of_checkpoint
+from athena_vla import lazy
 
-__all__ = [
-    "PRESETS",
-    "CheckpointConfig",
-    "CheckpointResult",
-    "FinetuneConfig",
-    "FinetuneResult",
-    "bundle_of_checkpoint",
-    "finetune",
-]
+_HOMES = {
+    "PRESETS": "finetune_config",
+    "CheckpointConfig": "checkpoint_config",
+    "CheckpointResult": "written",
+    "FinetuneConfig": "finetune_config",
+    "FinetuneResult": "result",
+    "bundle_of_checkpoint": "written",
+    "finetune": "finetuning",
+}
+__all__ = [*_HOMES]
+__getattr__ = lazy.names(__name__, _HOMES)

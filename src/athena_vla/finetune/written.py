@@ -17,6 +17,7 @@ from athena_vla.dataset.dataset import Dataset
 from athena_vla.errors import TrainingError, UnknownName
 from athena_vla.finetune import checkpoint as checkpoints
 from athena_vla.finetune.base import Start, start
+from athena_vla.finetune.checkpoint_config import CheckpointConfig
 from athena_vla.finetune.evaluation import EvaluationAt
 from athena_vla.finetune.finetune_config import FinetuneConfig
 from athena_vla.finetune.log import CONFIG
@@ -29,18 +30,6 @@ from athena_vla.policy import Policy, asked, record_golden, sensitivity
 
 GOLDEN_EXAMPLES = 4
 _LARGE = 1_000_000_000  # parameters; larger models answer where and as they were trained
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """Settings of `athena checkpoint`."""
-
-    run: Path
-    """The run's folder: OUT.run of the fine-tuning, or OUT itself."""
-    out: Path
-    """Where the bundle goes."""
-    step: int = 0
-    """Which checkpoint; 0 = the one with the least validation loss, or the newest where none was measured."""
 
 
 @dataclass(frozen=True)

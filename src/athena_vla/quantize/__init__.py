@@ -1,6 +1,11 @@
 """Weights in 8 or 4 bits, chosen by the error they cause in the robot's joints."""
 
-from athena_vla.quantize.quantize_config import QuantizeConfig, QuantizeResult
-from athena_vla.quantize.quantizing import quantize
+from athena_vla import lazy
 
-__all__ = ["QuantizeConfig", "QuantizeResult", "quantize"]
+_HOMES = {
+    "QuantizeConfig": "quantize_config",
+    "QuantizeResult": "quantize_config",
+    "quantize": "quantizing",
+}
+__all__ = [*_HOMES]
+__getattr__ = lazy.names(__name__, _HOMES)

@@ -49,7 +49,7 @@ class World:
         self.embodiment = load("athena") if embodiment is None else embodiment
         if not self.embodiment.mjcf:
             raise SimulationError(
-                f"Robot '{self.embodiment.name}' has no MJCF model and cannot be simulated. Only athena ships with one."
+                f"Robot '{self.embodiment.name}' has no MJCF model and cannot be simulated; athena and athena_rail do."
             )
         self.model = _compile(self.embodiment)
         self.data = mujoco.MjData(self.model)
