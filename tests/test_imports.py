@@ -15,7 +15,7 @@ SPINE |= {"robot_parts", "channels", "robot_columns", "embodiment"}
 SETS = {"recordings", "annotate", "check", "dataset"}
 MODELS = SETS | {"models", "bundle", "bound_base", "engines", "policy", "offload", "constrained"}
 ROBOT_SIDE = {"control", "wire", "ros2"}
-STAGES = MODELS | {"finetune", "plan", "merge", "merge_config", "quantize", "export"}
+STAGES = MODELS | {"finetune", "plan", "merge", "quantize", "export"}
 EVIDENCE = STAGES | {"control", "sim", "evaluate"}
 ALLOWED: dict[str, set[str]] = {
     "errors": {"extras"},
@@ -50,14 +50,13 @@ ALLOWED: dict[str, set[str]] = {
     "sim": {"recordings", "control"},
     "finetune": MODELS,
     "plan": MODELS | {"finetune"},
-    "merge": MODELS | {"merge_config"},
+    "merge": MODELS | {"finetune"},
     "quantize": MODELS,
     "export": MODELS | {"plan", "quantize"},
     "serve": MODELS | {"wire"},
     "evaluate": STAGES | {"control", "sim"},
     "bench": EVIDENCE,
     "sweep": EVIDENCE,
-    "merge_config": set(),
     "lazy": set(),
     "report": EVIDENCE,
     "doctor": set(),

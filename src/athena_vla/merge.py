@@ -21,8 +21,8 @@ import athena_vla.bundle as bundles
 from athena_vla.bundle import ADAPTER_FILE, Bundle, Golden
 from athena_vla.engines.torch_engine import torch_device
 from athena_vla.errors import BundleError, ModelError
+from athena_vla.finetune.merge_config import MergeConfig
 from athena_vla.gate import Gate
-from athena_vla.merge_config import MergeConfig
 from athena_vla.models import lora
 from athena_vla.models.architecture import Architecture, Tensors, run_torch
 from athena_vla.models.lora import LoraSettings

@@ -104,7 +104,7 @@ COMMANDS: dict[str, Command] = {
         "MergeConfig",
         "fold the adapter into its base",
         ("input", "out"),
-        config_module="merge_config",
+        config_module="finetune.merge_config",
     ),
     "quantize": Command(
         "quantize",
