@@ -12,7 +12,7 @@ from athena_vla.check import CheckConfig, Finding, check
 from athena_vla.dataset.build import BuildConfig, build
 from athena_vla.demo.expected import PREPARING
 from athena_vla.demo.journal import plain
-from athena_vla.demo.report_images import contact_sheets, frame_strip
+from athena_vla.demo.report_images import Sheet, contact_sheets, frame_strip
 from athena_vla.demo.run import Run
 from athena_vla.errors import RecordingError
 from athena_vla.recordings.annotations import read_annotations
@@ -45,7 +45,7 @@ def record(run: Run) -> dict[str, Any]:
     return run.journal.step("record", title, settings, work, ("recordings",))
 
 
-def sheets(run: Run) -> list[dict[str, Any]]:
+def sheets(run: Run) -> list[Sheet]:
     """Strips of frames, one recording of each kind of task."""
     recording = open_recording(run.recordings)
     return contact_sheets(recording, run.media, SHEETS, lambda e: str(e.truth.task["family"]) if e.truth else e.id)

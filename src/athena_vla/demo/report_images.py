@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,29 @@ GREEN, GREY, GOAL = (34, 160, 96), (150, 156, 164), (255, 214, 64)
 SMOOTH = 3  # marks are drawn so many times larger, then made small
 
 
-def contact_sheets(recording: Recording, folder: Path, count: int, kind_of: Any = None) -> list[dict[str, Any]]:
+class Picture(TypedDict):
+    """A file of the report, and how large it is shown: width, height [px]."""
+
+    file: str
+    size: list[int]
+
+
+class Animation(Picture):
+    """A moving picture, and its last frame as a file of its own."""
+
+    still: str
+
+
+class Sheet(Picture):
+    """Frames of one recorded episode, from start to end."""
+
+    episode: str
+    instruction: str
+    seconds: float
+    success: bool | None
+
+
+def contact_sheets(recording: Recording, folder: Path, count: int, kind_of: Any = None) -> list[Sheet]:
     """Strips of frames from start to end of `count` episodes of as many kinds as there are, and one that failed."""
     chosen: dict[str, Episode] = {}
     spare: list[Episode] = []
@@ -33,7 +55,7 @@ def contact_sheets(recording: Recording, folder: Path, count: int, kind_of: Any 
     failed = next((e for e in spare if e.success is False), None)
     if failed is not None and failed not in episodes:
         episodes.append(failed)  # failures are part of every recording, so one is shown
-    sheets = []
+    sheets = list[Sheet]()
     for episode in episodes:
         frames = next(iter(episode.cameras.values()))
         picks = [frames[round(i * (len(frames) - 1) / (FRAMES_PER_SHEET - 1))] for i in range(FRAMES_PER_SHEET)]
@@ -52,7 +74,7 @@ def contact_sheets(recording: Recording, folder: Path, count: int, kind_of: Any 
     return sheets
 
 
-def frame_strip(episode: Episode, folder: Path, count: int = 12) -> dict[str, Any]:
+def frame_strip(episode: Episode, folder: Path, count: int = 12) -> Picture:
     """Evenly spaced frames of one episode, to lie under its timeline."""
     frames = next(iter(episode.cameras.values()))
     picks = [frames[round(i * (len(frames) - 1) / (count - 1))] for i in range(count)]
@@ -118,7 +140,7 @@ def _drawn(image: NDArray[np.uint8], draw: Callable[[ImageDraw.ImageDraw], None]
     return np.asarray(Image.alpha_composite(Image.fromarray(image).convert("RGBA"), small).convert("RGB"))
 
 
-def save_animation(frames: list[NDArray[np.uint8]], fps: float, folder: Path, name: str) -> dict[str, Any]:
+def save_animation(frames: list[NDArray[np.uint8]], fps: float, folder: Path, name: str) -> Animation:
     """The moving picture and its last frame, for readers who prefer no motion."""
     moving = files.write_bytes(folder / f"{name}.webp", media.animation(frames, fps))
     still = files.write_bytes(folder / f"{name}-still.webp", media.still(frames[-1]))
