@@ -296,3 +296,17 @@ def test_who_commands_what() -> None:
     assert YAW_RATE.is_commanded
     assert not FORCE.is_commanded
     assert (HEIGHT.stop, YAW_RATE.stop, GRIP.stop) == (None, 0.0, 1.0)
+
+
+def test_info_says_which_columns_are_the_robots(tmp_path) -> None:
+    from athena_vla.recordings.info import InfoConfig, info
+
+    write(tmp_path / "rec", *(recorded(i) for i in range(2)))
+    fits = info(InfoConfig(input=tmp_path / "rec", robot=str(toml(robot(), tmp_path / "walker.toml")))).fits
+    actions, states = fits
+    assert actions.found == robot().command_names
+    assert (actions.missing, actions.left_over) == ((), ("left_over",))
+    assert states.missing == ()
+    said = str(info(InfoConfig(input=tmp_path / "rec", robot="athena")))
+    assert "actions    0 of the 23 of 'athena' are recorded under their names; missing: left_hip_pitch" in said
+    assert info(InfoConfig(input=tmp_path / "rec")).fits == ()

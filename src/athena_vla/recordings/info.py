@@ -1,9 +1,11 @@
 """`athena data info`: what a recording is, from its content."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from athena_vla.embodiment import load
 from athena_vla.recordings.episode import RecordingInfo
 from athena_vla.recordings.formats import info_json, open_recording
 from athena_vla.recordings.formats.common import read_list, read_names
@@ -25,6 +27,36 @@ class InfoConfig:
     """Which recorded robot is meant where a file holds several, or its parts in order: left_arm,right_arm."""
     fps: float | None = None
     """Rate of the recording where it does not say it [Hz]."""
+    robot: str = ""
+    """Robot name or TOML file: say which of its joints and channels the recorded columns are, by name."""
+
+
+@dataclass(frozen=True)
+class ColumnFit:
+    """Recorded columns beside those of a robot, by name."""
+
+    what: str  # actions or states
+    robot: str
+    found: tuple[str, ...]
+    missing: tuple[str, ...]  # of the robot, not recorded
+    left_over: tuple[str, ...]  # recorded, and none of the robot's
+
+    @classmethod
+    def of(cls, what: str, robot: str, wanted: Sequence[str], recorded: Sequence[str]) -> "ColumnFit":
+        """Both lists keep the robot's, or the recording's, order."""
+        return cls(
+            what,
+            robot,
+            tuple(n for n in wanted if n in recorded),
+            tuple(n for n in wanted if n not in recorded),
+            tuple(n for n in recorded if n not in wanted),
+        )
+
+    def __str__(self) -> str:
+        every = len(self.found) + len(self.missing)
+        words = f"{len(self.found)} of the {every} of '{self.robot}' are recorded under their names"
+        words += f"; missing: {', '.join(self.missing)}" if self.missing else ""
+        return words + (f"; none of its own: {', '.join(self.left_over)}" if self.left_over else "")
 
 
 @dataclass(frozen=True)
@@ -33,9 +65,11 @@ class InfoResult:
 
     path: Path
     info: RecordingInfo
+    fits: tuple[ColumnFit, ...] = ()  # of actions and of states, where a robot was named
 
     def to_dict(self) -> dict[str, Any]:
-        return {"path": str(self.path), **info_json(self.info)}
+        fits = {"robot_fit": {f.what: asdict(f) for f in self.fits}} if self.fits else {}
+        return {"path": str(self.path), **info_json(self.info), **fits}
 
     def __str__(self) -> str:
         info = self.info
@@ -50,6 +84,7 @@ class InfoResult:
             f"  states     {len(info.state_names)}",
             f"  cameras    {cameras}",
             f"  success    {'not recorded' if info.successes is None else f'{info.successes} of {info.episodes}'}",
+            *(f"  {fit.what:<10} {fit}" for fit in self.fits),
             *(f"  task       {task}" for task in info.tasks[:10]),
             *(f"  note       {note}" for note in info.notes),
         ]
@@ -57,7 +92,8 @@ class InfoResult:
 
 
 def info(config: InfoConfig) -> InfoResult:
-    """Describe a recording. Raises `RecordingError`."""
+    """Describe a recording. Raises `RecordingError`, and what `embodiment.load` raises for the robot."""
+    robot = load(config.robot) if config.robot else None
     recording = open_recording(
         config.input,
         format=config.format,
@@ -66,4 +102,9 @@ def info(config: InfoConfig) -> InfoResult:
         state_joints=read_names(config.state_joints),
         articulations=read_list(config.articulation),
     )
-    return InfoResult(config.input, recording.info())
+    found = recording.info()
+    if robot is None:
+        return InfoResult(config.input, found)
+    actions = ColumnFit.of("actions", robot.name, robot.command_names, found.joint_names)
+    states = ColumnFit.of("states", robot.name, robot.state_names, found.state_names)
+    return InfoResult(config.input, found, (actions, states))
