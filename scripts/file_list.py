@@ -11,7 +11,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "src" / "athena_vla"
 BEGIN, END = "<!-- tree: scripts/file_list.py -->", "<!-- /tree -->"
-PAGES = {"README.md": 1}  # page -> how many levels of folders it lists
+PAGES = {"README.md": 1, "docs/architecture.md": 9}  # page -> how many levels of folders it lists
 # The data's path, top to bottom; rooms and files not named here follow in the alphabet.
 ORDER = [
     "errors.py", "files", "embodiment.py", "robots", "recordings", "annotate", "check", "dataset", "models",
