@@ -67,7 +67,7 @@ def build(family: str, config: GpuBenchConfig, device: torch.device) -> VisionLa
 
 
 def batch_of(model: VisionLanguageModel, count: int, device: torch.device) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Random inputs of the right shapes; pictures, not cached features."""
+    """Random inputs of the right shapes; images, not cached features."""
     spec, side = model.spec, model.body_spec.towers[0].image_size
     inputs = {
         "pixel_values": torch.randn(count, model.body_spec.images.channels, side, side, device=device),

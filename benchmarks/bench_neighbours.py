@@ -3,7 +3,7 @@
     python benchmarks/bench_neighbours.py                  # writes the entry "hostile" of benchmarks/serve.json
     python benchmarks/bench_neighbours.py --seconds 5      # a quick look
 
-The robot asks twice a second, as a chunk policy does, with a picture of 640 x 480 and a deadline of one second. The
+The robot asks twice a second, as a chunk policy does, with an image of 640 x 480 and a deadline of one second. The
 policy takes 50 ms of the server's core. Measured alone and beside the hostile clients, in turn, so that a busy machine
 burdens both; hostile clients come from one address (the robot's own) and from one address each.
 """

@@ -2,7 +2,7 @@
 
     python benchmarks/bench_precision.py --out benchmarks/precision.json
 
-The demo's preset on the small base that ships, on pictures of noise with cached features, one thread. Limited as
+The demo's preset on the small base that ships, on images of noise with cached features, one thread. Limited as
 scripts/capped.sh limits: oneDNN and torch's own kernels; the processor stays the one at hand, so a real machine without
 AVX-512 emulates bfloat16 more slowly still. Rows alternate; CPU seconds, so that other work matters less.
 """

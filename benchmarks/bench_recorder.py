@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def renderer() -> dict[str, Any]:
-    """Pictures per second of the ray caster alone, one core: wall clock and processor time."""
+    """Images per second of the ray caster alone, one core: wall clock and processor time."""
     scene = sample_scene(0, "train")
     robot = SimRobot(scene)
     found = {}
@@ -67,7 +67,7 @@ def renderer() -> dict[str, Any]:
 
 
 def recorder(episodes: int, workers: int) -> dict[str, Any]:
-    """The whole recorder: physics, pictures, PNG, files; worker start included."""
+    """The whole recorder: physics, images, PNG, files; worker start included."""
     with tempfile.TemporaryDirectory() as folder:
         done = record(RecordConfig(out=Path(folder) / "r", episodes=episodes, workers=workers, quiet=True))
         size = sum(f.stat().st_size for f in done.path.rglob("*") if f.is_file())

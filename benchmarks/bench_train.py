@@ -59,7 +59,7 @@ class TrainBenchConfig:
 
 
 class Noise:
-    """Frames of noise: speed does not depend on what is in a picture."""
+    """Frames of noise: speed does not depend on what is in an image."""
 
     def __init__(self, count: int, seed: int) -> None:
         self.images = np.random.default_rng(seed).integers(0, 255, (count, 96, 96, 3), dtype=np.uint8)
@@ -144,7 +144,7 @@ class Recipe(nn.Module):
         patches = self.body.vision(pixels)
         words = self.llama.get_input_embeddings()(ids)
         x = torch.cat([words[:, :1], patches.to(words.dtype), words[:, 1:]], dim=1)
-        # Labels are the inputs, on every token; pictures have none.
+        # Labels are the inputs, on every token; images have none.
         blank = torch.full(patches.shape[:2], -100)
         return self.llama(inputs_embeds=x, labels=torch.cat([ids[:, :1], blank, ids[:, 1:]], dim=1)).loss
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from athena_vla.models.weights.row_kernel import march
+from athena_vla.models.weights.gemv_kernel import march
 
 BYTES = 1 << 31
 REPEATS = 8

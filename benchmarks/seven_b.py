@@ -50,7 +50,7 @@ def frame(seed: int = 0) -> Observation:
     return Observation({camera.name: image}, one.default.copy(), INSTRUCTION)
 
 
-def skeleton(kind: str, small: bool) -> VisionLanguageModel:
+def meta_model(kind: str, small: bool) -> VisionLanguageModel:
     """One of the two families without weights."""
     one, family = robot(), FAMILIES[kind]
     wanted: dict[str, Any] = {"action_dim": one.action_dim, "state_dim": one.state_dim, "cameras": 1}
@@ -88,7 +88,7 @@ def write_bundle(
     out: Path, kind: str, small: bool, read: Any, stage: bundles.Stage, info: dict[str, Any], frames: int = 1
 ) -> Path:
     """A bundle whose weights `read(name)` gives, and made up where it gives None (heads; everything if small)."""
-    model, one = skeleton(kind, small), robot()
+    model, one = meta_model(kind, small), robot()
     horizon = model.spec.horizon
     states = np.random.default_rng(0).uniform(one.lower, one.upper, (64, one.state_dim))
     fit = NormalizerFit(one)

@@ -1,4 +1,4 @@
-"""Grounding: pictures, "find the red cube" -> where it is, read out by the tokens that later read out actions.
+"""Grounding: images, "find the red cube" -> where it is, read out by the tokens that later read out actions.
 
 Used by train_base.py only. Losses beside the place itself make words find pixels in minutes on one core: every patch
 must resemble the words for what it shows, and attention is shown where to look (docs/experiments.md has the losers).
@@ -47,7 +47,7 @@ class Questions(nn.Module):
         super().__init__()
         width = model.body_spec.text.width
         self.model = model
-        self.place = nn.Linear(width, 5)  # u, v in the picture; x, y, z from the pelvis
+        self.place = nn.Linear(width, 5)  # u, v in the image; x, y, z from the pelvis
         self.background = nn.Parameter(torch.randn(1, width) * 0.5)
         self.prefix = model.prompter.encode("In: What action should the robot take to")
         self.colour_ids = torch.tensor([model.prompter.encode(c)[-1] for c in COLOURS])
@@ -74,7 +74,7 @@ class Questions(nn.Module):
         return ids, ids.index(int(self.colour_ids[colour])) + 1
 
     def forward(self, batch: dict[str, Tensor], rng: np.random.Generator) -> Tensor:
-        """Loss of a batch of pictures; three questions per picture in one sequence, blind to each other."""
+        """Loss of a batch of images; three questions per image in one sequence, blind to each other."""
         model, width = self.model, self.place.in_features
         table = model.body.language_model.embed
         patches = model.body.vision(batch["pixels"])
@@ -131,7 +131,7 @@ class Questions(nn.Module):
             return loss + 0.3 * self.guidance(last, rows_query, positions, shared, batch)
 
     def where(self, queries: Tensor, nouns: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        """Error of the place: everything from the queries, the place in the picture from the noun as well."""
+        """Error of the place: everything from the queries, the place in the image from the noun as well."""
         target, visible = batch["place"], batch["visible"]
         by_query = F.smooth_l1_loss(
             self.place(queries), target[:, :, None].expand(-1, -1, 2, -1), beta=0.1, reduction="none"
@@ -172,7 +172,7 @@ class Questions(nn.Module):
 
 
 class Pictures:
-    """The grounding pictures as batches."""
+    """The grounding images as batches."""
 
     def __init__(self, file: Path, patch: int, normalizer: Normalizer) -> None:
         with np.load(file, allow_pickle=False) as stored:
@@ -209,7 +209,7 @@ class Pictures:
 
 
 def normalised(images: NDArray[np.uint8], *, augmented: bool) -> Tensor:
-    """Pixels of both towers; brightness and colour drawn per picture."""
+    """Pixels of both towers; brightness and colour drawn per image."""
     x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
     if augmented:
         gain, shift = 0.8 + 0.4 * torch.rand(len(x), 1, 1, 1), 0.1 * (torch.rand(len(x), 3, 1, 1) - 0.5)

@@ -2,7 +2,7 @@
 
     python scripts/train_base.py --work runs/base
 
-Two phases. Grounding: pictures of three coloured shapes, "find the red cube" -> where it is in the picture and from the
+Two phases. Grounding: images of three coloured shapes, "find the red cube" -> where it is in the image and from the
 pelvis. Motions: recordings of generic tasks (the simulator's split `base`, which shares no verb with the demo's tasks),
 mixed with grounding. What helped and what did not is in docs/experiments.md; the result is described in
 src/athena_vla/assets/base/README.md.
@@ -49,13 +49,13 @@ class BaseConfig:
     out: Path = Path("src/athena_vla/assets/base")
     """The bundle."""
     scenes: int = 16_000
-    """Grounding pictures, three questions each."""
+    """Grounding images, three questions each."""
     grounding_steps: int = 2_500
-    """Steps of phase one, 24 pictures each."""
+    """Steps of phase one, 24 images each."""
     episodes: int = 1_200
     """Recordings of generic motions."""
     motion_steps: int = 1_800
-    """Steps of phase two, each with `motion_batch` samples and 8 pictures."""
+    """Steps of phase two, each with `motion_batch` samples and 8 images."""
     motion_batch: int = 64
     """Samples per step of phase two."""
     learning_rate: float = 1.5e-3
@@ -121,7 +121,7 @@ def main(config: BaseConfig) -> None:
 
 
 def render(config: BaseConfig, name: str, count: int, seed: int) -> Path:
-    """Grounding pictures in one file."""
+    """Grounding images in one file."""
     file = config.work / f"{name}-{count}-{seed}.npz"
     if not file.is_file():
         batches = list(render_grounding(count, seed=seed, workers=config.workers))
@@ -146,7 +146,7 @@ def motions(config: BaseConfig) -> Dataset:
 
 
 def fit_normalizer(dataset: Dataset, pictures: Path) -> Normalizer:
-    """Statistics of the motions, with the states widened to the poses of the pictures."""
+    """Statistics of the motions, with the states widened to the poses of the images."""
     samples = [dataset[int(i)] for i in dataset.train[:: max(1, len(dataset.train) // 20_000)]]
     states = np.stack([s.observation.state for s in samples])
     fitted = Normalizer.fit(dataset.robot, np.stack([s.chunk for s in samples]), states)
@@ -228,7 +228,7 @@ def act(questions: Questions, pictures: Pictures, dataset: Dataset, normalizer: 
 
 @torch.inference_mode()
 def grounding_scores(questions: Questions, test: Pictures) -> dict[str, float]:
-    """On unseen pictures, one question each, asked as the deployed model is: median error and share below 3 cm."""
+    """On unseen images, one question each, asked as the deployed model is: median error and share below 3 cm."""
     model, errors = questions.model, []
     for first in range(0, test.count, 64):
         index = np.arange(first, min(first + 64, test.count))

@@ -45,9 +45,9 @@ def _one_torch_thread() -> None:
         return
     torch.set_num_threads(1)
     if not os.environ.get(NATIVE):
-        from athena_vla.models.weights import row_kernel
+        from athena_vla.models.weights import gemv_kernel
 
-        row_kernel.kernel = functools.cache(lambda: None)  # pyright: ignore[reportAttributeAccessIssue]
+        gemv_kernel.kernel = functools.cache(lambda: None)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.fixture(scope="session")

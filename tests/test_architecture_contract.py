@@ -128,8 +128,8 @@ def test_onnx_chunk_equals_torch_chunk(model: VisionLanguageModel, tmp_path: Pat
         writer.add(name, tensor)
     writer.close()
     with torch.device("meta"):
-        skeleton = type(model).from_spec(model.spec, model.tokenizer_files())
-    source = cast(Any, SimpleNamespace(skeleton=lambda: skeleton))
+        meta_model = type(model).from_spec(model.spec, model.tokenizer_files())
+    source = cast(Any, SimpleNamespace(meta_model=lambda: meta_model))
     folder = tmp_path / "graphs"
     folder.mkdir()
     ports = write_graphs(source, TensorStore(tmp_path), folder, LinearForm("contrib", 1, torch.float32))

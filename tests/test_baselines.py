@@ -8,7 +8,7 @@ import pytest
 
 from athena_vla.embodiment import ActionChunk, Embodiment, Observation
 from athena_vla.errors import EvaluationError, UnknownName
-from athena_vla.evaluate.actors import ActorSpec, Cast
+from athena_vla.evaluate.actors import ActorFactory, ActorSpec
 from athena_vla.evaluate.baselines import (
     BlackImage,
     HoldStill,
@@ -170,7 +170,7 @@ def test_the_cast_builds_every_baseline_from_its_specification(
     toy: Embodiment, library: Library, tmp_path: Path
 ) -> None:
     library.save(tmp_path / "library.npz")
-    cast = Cast(toy)
+    factory = ActorFactory(toy)
     source = str(tmp_path / "library.npz")
     for kind, expected in (
         ("mean_action", Trajectory),
@@ -179,11 +179,11 @@ def test_the_cast_builds_every_baseline_from_its_specification(
         ("hold", HoldStill),
     ):
         spec = ActorSpec(kind, kind, "" if kind == "hold" else source)  # type: ignore[arg-type]
-        actor = cast.actor(spec)
+        actor = factory.actor(spec)
         assert type(actor) is expected
         assert actor.act(see(toy)).joint_names == toy.action_joints
-    assert len(cast.libraries) == 1
-    other = cast.actor(
+    assert len(factory.libraries) == 1
+    other = factory.actor(
         ActorSpec("deaf", "replay", source, ablation="other_instruction"), {"raise the arm": "touch the red cube"}
     )
     np.testing.assert_allclose(other.act(see(toy)).positions, actions(1, 9)[:HORIZON], atol=1e-6)

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from athena_vla.control.fallback import Ladder
+from athena_vla.control.fallback import FallbackPolicy
 from athena_vla.control.run.runtime_config import RuntimeConfig, resolve_owners
 from athena_vla.control.runtime import Runtime, run_episode
 from athena_vla.control.safety import SafetyFilter
@@ -249,7 +249,7 @@ def test_the_loop_drives_channels_by_name_and_brings_them_to_rest_at_the_end() -
 
 def test_a_chunk_that_ends_stops_the_robot_and_a_new_run_starts_where_channels_were_left() -> None:
     body = dataclasses.replace(robot(), channels=(dataclasses.replace(HEIGHT, observed=False), YAW_RATE, GRIP))
-    columns = SafetyFilter(body, ladder=Ladder(safe_after_s=0.3, safe_pose=(0.1, 0.1, 0.1))).columns
+    columns = SafetyFilter(body, fallback=FallbackPolicy(safe_after_s=0.3, safe_pose=(0.1, 0.1, 0.1))).columns
     assert columns.names == NAMES
 
     class Silent(Walker):
@@ -261,7 +261,7 @@ def test_a_chunk_that_ends_stops_the_robot_and_a_new_run_starts_where_channels_w
         def observe(self) -> Observation:
             return Observation({"front": self.image}, self.commands[-1][:3], "go", self.time)
 
-    guard = SafetyFilter(body, ladder=Ladder(safe_after_s=0.3, safe_pose=(0.1, 0.1, 0.1)))
+    guard = SafetyFilter(body, fallback=FallbackPolicy(safe_after_s=0.3, safe_pose=(0.1, 0.1, 0.1)))
     sim = Blind(body)
     run_episode(sim, Silent(4), guard, duration=3.0, config=RuntimeConfig(replan_every=100, latch=False))
     rows = np.array(sim.commands)

@@ -97,7 +97,7 @@ def test_what_black_pictures_and_other_words_take_away_stands_in_columns(compare
     closed, open_ = (part.splitlines() for part in str(result).split("\n\n") if "black image " in part.splitlines()[0])
     for table in (closed, open_):
         assert "black image" in table[0]
-        assert "other words" in table[0]
+        assert "other instruction" in table[0]
         assert not [line for line in table if "black_image" in line], "columns, not rows"
     found = result.ablations
     assert set(found) == {"tuned", "untuned"}

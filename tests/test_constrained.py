@@ -8,7 +8,7 @@ from athena_vla.constrained import WithinReach
 from athena_vla.control.reachable import reach
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import ModelError
-from athena_vla.evaluate.actors import ActorSpec, Cast
+from athena_vla.evaluate.actors import ActorFactory, ActorSpec
 from athena_vla.models import openvla
 from athena_vla.policy import Policy
 from athena_vla.wire.server import PolicyServer
@@ -63,8 +63,8 @@ def test_a_policy_without_bins_is_refused(toy: Embodiment) -> None:
 def test_evaluation_builds_it_and_keeps_its_results_apart(toy: Embodiment, tmp_path) -> None:
     source = str(write_base(tmp_path / "tokens", toy, tokens=True).path)
     free, held = (ActorSpec(n, source=source, within_reach=n == "held") for n in ("free", "held"))
-    assert isinstance(Cast(toy).actor(held), WithinReach)
-    assert isinstance(Cast(toy).actor(free), Policy)
+    assert isinstance(ActorFactory(toy).actor(held), WithinReach)
+    assert isinstance(ActorFactory(toy).actor(free), Policy)
     assert free.fingerprint() != held.fingerprint()
 
 

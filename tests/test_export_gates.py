@@ -152,7 +152,7 @@ def test_what_failed_before_the_export_is_not_served_after_it(folder, tmp_path) 
 
 @pytest.fixture(scope="module")
 def going_on(tmp_path_factory, toy):
-    """A policy that goes on from committed rows, in a bundle whose golden observations carry some."""
+    """A policy that goes on from rows of the action prefix, in a bundle whose golden observations carry some."""
     where = tmp_path_factory.mktemp("prefix")
     torch.manual_seed(0)
     sizes = {"action_dim": toy.action_dim, "state_dim": toy.state_dim, "cameras": len(toy.cameras), "horizon": 4}
@@ -169,18 +169,18 @@ def going_on(tmp_path_factory, toy):
     return write_model(where / "base", toy, model, asked(samples, 2))
 
 
-def test_golden_observations_keep_their_committed_rows(going_on, tmp_path) -> None:
+def test_golden_observations_keep_their_action_prefix_rows(going_on, tmp_path) -> None:
     """Replay, parity and gates exercise the option with rows, not with zeros."""
     golden = Bundle.open(going_on.path).golden
-    assert [0 if o.committed is None else len(o.committed) for o in golden.observations] == [2, 1, 0]
-    without = [dataclasses.replace(o, committed=None) for o in golden.observations]
+    assert [0 if o.action_prefix is None else len(o.action_prefix) for o in golden.observations] == [2, 1, 0]
+    without = [dataclasses.replace(o, action_prefix=None) for o in golden.observations]
     policy = Policy.of(going_on, "torch")
     moved = np.abs(policy.chunks(without) - golden.chunks)[:, 2:]
     assert moved[:2].max() > 1e-3, "given rows change the rows after them"
     assert moved[2].max() == 0
     quantize(QuantizeConfig(going_on.path, tmp_path / "q", bits=8))
     export(ExportConfig(tmp_path / "q", tmp_path / "x"))
-    assert Bundle.open(tmp_path / "x").golden.observations[0].committed is not None
+    assert Bundle.open(tmp_path / "x").golden.observations[0].action_prefix is not None
     open_policy(tmp_path / "x")
     # A graph that forgets the rows it was given no longer replays.
     deaf = Policy.load(tmp_path / "x")
@@ -193,7 +193,7 @@ def test_golden_observations_keep_their_committed_rows(going_on, tmp_path) -> No
         require_replay(dataclasses.replace(deaf, engine=Tapped(deaf.engine, forgetful)), Bundle.open(tmp_path / "x"))
 
 
-def test_committed_rows_are_nobodys_merit(going_on, tmp_path) -> None:
+def test_action_prefix_rows_are_nobodys_merit(going_on, tmp_path) -> None:
     quantize(QuantizeConfig(going_on.path, tmp_path / "q", bits=8))
     report = check(GateConfig(tmp_path / "q"))
     a, b = (Policy.load(p, "torch").chunks(going_on.golden.observations) for p in (tmp_path / "q", going_on.path))

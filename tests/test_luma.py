@@ -12,7 +12,7 @@ import pytest
 from athena_vla.check.cameras import scan_camera
 from athena_vla.errors import RecordingError
 from athena_vla.recordings.episode import Episode
-from athena_vla.recordings.media.luma import luma_grids, stretches_to_decode
+from athena_vla.recordings.media.luma import intervals_to_decode, luma_grids
 from athena_vla.recordings.media.video import VideoFrames, encode_video
 from recordings import clean
 
@@ -74,7 +74,7 @@ def test_what_is_passed_over_hides_no_defect(tmp_path, code):
 def test_a_clean_video_is_silent_and_mostly_not_decoded(tmp_path):
     episode, stream = video(tmp_path)
     assert scan_camera(episode, "front", stream, None, sampled=True).findings == ()
-    chosen = stretches_to_decode(stream)
+    chosen = intervals_to_decode(stream)
     assert chosen[:16].all()
     assert chosen[-1]
     assert chosen.mean() < 0.6
@@ -92,14 +92,14 @@ def test_real_video_gives_the_same_findings_either_way(shared):
     stream = episode.cameras["cam_high"]
     whole, part = (scan_camera(episode, "cam_high", stream, None, sampled) for sampled in (False, True))
     assert [f.code for f in whole.findings] == [f.code for f in part.findings] == []
-    assert stretches_to_decode(stream).mean() < 0.6
+    assert intervals_to_decode(stream).mean() < 0.6
 
 
 def test_far_key_frames_are_decoded_whole(shared):
     from athena_vla.recordings.formats import open_recording
 
     stream = open_recording(shared / "data/gr1_pnp_v20").read("0").cameras["ego_view"]
-    assert stretches_to_decode(stream).all()
+    assert intervals_to_decode(stream).all()
 
 
 def test_a_damaged_packet_costs_its_own_frames(tmp_path):

@@ -32,7 +32,7 @@ import athena_vla.models.openvla_chunk, athena_vla.models.weights.opening
 def anonymous():
     return next(int(x.split()[1]) * 1024 for x in Path("/proc/self/status").read_text().splitlines() if "RssAnon" in x)
 bundle = Bundle.open(sys.argv[1])
-bundle.skeleton()  # what torch and the family load for themselves
+bundle.meta_model()  # what torch and the family load for themselves
 before, peak, done = anonymous(), 0, False
 def watch():
     global peak

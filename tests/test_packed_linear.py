@@ -132,6 +132,6 @@ def test_refusals(quantized) -> None:
         Policy.load(quantized["chunk-base"], "packed")
     chunk, tokens = Bundle.open(quantized["chunk"]), Bundle.open(quantized["tokens"])
     with pytest.raises(ModelError, match=r"do not fit: missing .*head"):
-        packed_model(chunk.skeleton(), tokens.store())
+        packed_model(chunk.meta_model(), tokens.store())
     with pytest.raises(ModelError, match="Groups of 2 inputs"):
         layer(random_weight(4, 8, 2, 4))

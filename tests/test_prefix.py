@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from athena_vla.bundle import Bundle
-from athena_vla.control.action_prefix import committed_times, prefix_of
+from athena_vla.control.action_prefix import prefix_of, prefix_times
 from athena_vla.control.runtime import RuntimeConfig, run_episode
 from athena_vla.control.safety import SafetyFilter
 from athena_vla.dataset.dataset import BuildConfig, Dataset, build
@@ -131,10 +131,10 @@ def test_what_does_not_fit_is_refused(toy: Embodiment, tmp_path: Path) -> None:
     policy = Policy.of(write_base(tmp_path / "base", toy))
     seen = observations(toy, 1)[0]
     with pytest.raises(InvalidObservation, match="it was given 1"):
-        policy.act(replace(seen, committed=np.zeros((1, 3))))
+        policy.act(replace(seen, action_prefix=np.zeros((1, 3))))
     for rows in (np.zeros((1, 2)), np.zeros(3), np.full((1, 3), np.nan)):
-        with pytest.raises(InvalidObservation, match="Committed rows"):
-            replace(seen, committed=rows).require(toy)
+        with pytest.raises(InvalidObservation, match="action prefix"):
+            replace(seen, action_prefix=rows).require(toy)
 
 
 # -- training
@@ -234,7 +234,7 @@ def test_batches_are_a_function_of_seed_and_step_alone(world) -> None:
 
 
 def seams(policy: Policy, world: Path, rows: int, *, give: bool) -> tuple[float, float]:
-    """[rad] from the last committed row to the first free one, and of that one from the truth; means."""
+    """[rad] from the last row of the action prefix to the first free one, and of that one from the truth; means."""
     dataset = Dataset.open(world / "set")
     jumps, misses = [], []
     for index in dataset.validation.tolist():
@@ -242,7 +242,7 @@ def seams(policy: Policy, world: Path, rows: int, *, give: bool) -> tuple[float,
         if not sample.valid.all():
             continue
         chunk = sample.chunk.astype(np.float64)
-        seen = replace(sample.observation, committed=chunk[:rows]) if give else sample.observation
+        seen = replace(sample.observation, action_prefix=chunk[:rows]) if give else sample.observation
         positions = policy.act(seen).positions
         jumps.append(np.abs(positions[rows] - chunk[rows - 1]).mean())
         misses.append(np.abs(positions[rows] - chunk[rows]).mean())
@@ -266,7 +266,7 @@ def test_the_answer_begins_with_the_rows_as_they_were_decided(world, trained) ->
     policy = Policy.load(trained[PREFIX])
     seen = Dataset.open(world / "set")[0].observation
     rows = np.array([[0.1, 0.2, 0.3], [0.123456789, -0.2, 0.25]])
-    np.testing.assert_array_equal(policy.act(replace(seen, committed=rows)).positions[:2], rows)
+    np.testing.assert_array_equal(policy.act(replace(seen, action_prefix=rows)).positions[:2], rows)
 
 
 def test_a_family_without_the_option_is_refused(world, toy, tmp_path) -> None:
@@ -290,7 +290,7 @@ def test_merged_and_exported_policies_go_on_alike(world, trained, tmp_path) -> N
     dataset = Dataset.open(world / "set")
     for rows in range(PREFIX + 1):
         sample = dataset[7 + rows]
-        seen = replace(sample.observation, committed=sample.chunk[:rows].astype(np.float64) if rows else None)
+        seen = replace(sample.observation, action_prefix=sample.chunk[:rows].astype(np.float64) if rows else None)
         wanted = adapter.act(seen).positions
         np.testing.assert_allclose(merged.act(seen).positions, wanted, atol=1e-4)
         np.testing.assert_allclose(exported.act(seen).positions, wanted, atol=1e-4)
@@ -331,15 +331,15 @@ def test_the_loop_gives_the_rows_that_it_then_plays(toy: Embodiment, latency: fl
     config = RuntimeConfig(replan_every=6, latency=latency)
     trace = run_episode(Puppet(toy), actor, SafetyFilter(toy), duration=3.0, config=config)
     check(trace, toy, toy.default)
-    assert actor.asked[0].committed is None  # nothing is being played yet
+    assert actor.asked[0].action_prefix is None  # nothing is being played yet
     assert len(actor.asked) == 5
     for asked in actor.asked[1:]:
         if not rows:
-            assert asked.committed is None
+            assert asked.action_prefix is None
             continue
-        assert asked.committed is not None
-        assert asked.committed.shape == (rows, toy.action_dim)
-        for i, row in enumerate(asked.committed):
+        assert asked.action_prefix is not None
+        assert asked.action_prefix.shape == (rows, toy.action_dim)
+        for i, row in enumerate(asked.action_prefix):
             if (i + 1) / toy.control_hz <= latency:
                 tick = round((asked.time + (i + 1) / toy.control_hz) * toy.command_hz) - 1
                 np.testing.assert_allclose(trace.targets[tick, toy.action_index], row, rtol=0, atol=1e-12)
@@ -350,18 +350,18 @@ def test_a_policy_without_the_option_never_receives_rows(toy: Embodiment) -> Non
         config = RuntimeConfig(replan_every=4, latency=0.25)
         run_episode(Puppet(toy), actor, SafetyFilter(toy), duration=3.0, config=config)
         assert len(actor.asked) > 5
-        assert all(o.committed is None for o in actor.asked)
+        assert all(o.action_prefix is None for o in actor.asked)
 
 
 def test_an_answer_is_expected_to_take_as_long_as_the_slowest_of_the_last_ones() -> None:
     def count(delays: list[float]) -> int:
-        return len(committed_times(5.0, 0.1, 6, delays, 0.05))
+        return len(prefix_times(5.0, 0.1, 6, delays, 0.05))
 
     assert count([]) == 0
     assert count([0.1, 0.36, 0.1]) == 4
     assert count([0.36, *[0.1] * 8]) == 1
     assert count([9.0]) == 6
-    np.testing.assert_allclose(committed_times(5.0, 0.1, 6, [0.2], 0.05), [5.1, 5.2])
+    np.testing.assert_allclose(prefix_times(5.0, 0.1, 6, [0.2], 0.05), [5.1, 5.2])
 
 
 def test_rows_past_the_end_of_the_present_chunk_are_not_given(toy: Embodiment) -> None:
@@ -371,8 +371,8 @@ def test_rows_past_the_end_of_the_present_chunk_are_not_given(toy: Embodiment) -
     run_episode(Puppet(toy), actor, SafetyFilter(toy), duration=3.0, config=config)
     # The robot stood still for the first 0.5 s. The second chunk was asked for 0.1 s into the first one, so its last
     # row is at 0.9 s of the plan; the third is asked for at 0.7 s of it.
-    assert actor.asked[2].committed is not None
-    assert len(actor.asked[2].committed) == 2
+    assert actor.asked[2].action_prefix is not None
+    assert len(actor.asked[2].action_prefix) == 2
 
 
 def test_in_real_time_the_measured_delay_decides(toy: Embodiment) -> None:
@@ -391,10 +391,10 @@ def test_in_real_time_the_measured_delay_decides(toy: Embodiment) -> None:
     trace = runtime.run(1.5, real_time=True)
     assert len(actor.asked) >= 3
     for number, asked in enumerate(actor.asked[1 : len(trace.delays)], 1):
-        expected = len(committed_times(0.0, 0.1, 6, list(trace.delays[:number]), 0.05))
+        expected = len(prefix_times(0.0, 0.1, 6, list(trace.delays[:number]), 0.05))
         assert expected >= 1
-        assert asked.committed is not None
-        assert len(asked.committed) == expected
+        assert asked.action_prefix is not None
+        assert len(asked.action_prefix) == expected
 
 
 def test_wrappers_pass_the_option_on(toy: Embodiment) -> None:
@@ -416,7 +416,7 @@ def test_rows_travel_to_a_server_that_takes_them(toy: Embodiment) -> None:
         config = RuntimeConfig(replan_every=4, latency=0.25)
         run_episode(Puppet(toy), remote, SafetyFilter(toy), duration=2.0, config=config)
         assert prefix_of(remote) == 2
-    given = [o.committed for o in behind.asked]
+    given = [o.action_prefix for o in behind.asked]
     assert given[0] is None
     assert len(given) == 5
     for rows in given[1:]:
@@ -425,7 +425,7 @@ def test_rows_travel_to_a_server_that_takes_them(toy: Embodiment) -> None:
     twin = Eager(toy, prefix=2)
     run_episode(Puppet(toy), twin, SafetyFilter(toy), duration=2.0, config=config)
     for there, here in zip(given[1:], twin.asked[1:], strict=True):
-        np.testing.assert_array_equal(there, here.committed)
+        np.testing.assert_array_equal(there, here.action_prefix)
 
 
 def test_a_server_refuses_rows_of_the_wrong_kind(toy: Embodiment) -> None:
@@ -436,6 +436,6 @@ def test_a_server_refuses_rows_of_the_wrong_kind(toy: Embodiment) -> None:
         RemotePolicy(server.address, toy) as remote,
     ):
         for rows in bad:
-            with pytest.raises(InvalidObservation, match="Committed rows"):
-                remote.act(dataclasses.replace(seen, committed=rows))
+            with pytest.raises(InvalidObservation, match="action prefix"):
+                remote.act(dataclasses.replace(seen, action_prefix=rows))
         assert remote.act(seen).positions.shape == (16, 3)

@@ -168,12 +168,12 @@ def test_same_seed_same_bytes(base, tmp_path) -> None:
 def test_weights_streamed_through_a_meta_model_give_the_same_chunks(base) -> None:
     frames = observations(base.robot, 2, seed=9)
     expected = Policy.of(base, "torch").chunks(frames)
-    skeleton = base.skeleton().eval()
-    with streamed(skeleton, TensorStore(base.path / "weights"), resident=10_000):
-        assert skeleton.get_parameter("body.language_model.model.layers.0.self_attn.q_proj.weight").is_meta
-        policy = Policy.of_model(skeleton, base.robot, base.normalizer)
+    meta_model = base.meta_model().eval()
+    with streamed(meta_model, TensorStore(base.path / "weights"), resident=10_000):
+        assert meta_model.get_parameter("body.language_model.model.layers.0.self_attn.q_proj.weight").is_meta
+        policy = Policy.of_model(meta_model, base.robot, base.normalizer)
         np.testing.assert_allclose(policy.chunks(frames), expected, atol=1e-6)
-        assert skeleton.get_parameter("body.language_model.model.layers.0.self_attn.q_proj.weight").is_meta
+        assert meta_model.get_parameter("body.language_model.model.layers.0.self_attn.q_proj.weight").is_meta
 
 
 def test_large_models_take_the_streamed_way_to_the_same_codes(base, tmp_path, monkeypatch) -> None:

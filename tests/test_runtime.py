@@ -1,4 +1,4 @@
-"""The control loop in simulated and real time: time-true playback, ownership, faults and the ladder, recovery."""
+"""The control loop in simulated and real time: time-true playback, ownership, faults, fallback, recovery."""
 
 import threading
 import time
@@ -172,7 +172,7 @@ def test_the_balance_source_drives_its_joints_even_when_the_policy_is_gone(athen
     assert trace.deadline_misses > 5
 
 
-def test_a_failing_balance_source_ends_in_the_ladder(athena: Embodiment) -> None:
+def test_a_failing_balance_source_ends_in_the_fallback_policy(athena: Embodiment) -> None:
     def balance(times: Array, state: Array) -> Array:
         raise ZeroDivisionError
 
@@ -192,7 +192,7 @@ def test_a_failing_balance_source_ends_in_the_ladder(athena: Embodiment) -> None
         (lambda c: replace(c, positions=c.positions[:0]), "0 rows"),
     ],
 )
-def test_a_lying_actor_leads_to_the_ladder(toy: Embodiment, fault, words: str) -> None:
+def test_a_lying_actor_leads_to_the_fallback_policy(toy: Embodiment, fault, words: str) -> None:
     class Liar(Wave):
         def act(self, observation: Observation) -> ActionChunk:
             chunk = super().act(observation)
@@ -273,7 +273,7 @@ def test_a_first_observation_without_its_camera_moves_nothing(toy: Embodiment) -
 
 
 @pytest.mark.parametrize("jump", [-1.0, 40.0])
-def test_a_robot_clock_that_jumps_leads_to_the_ladder_and_back(toy: Embodiment, jump: float) -> None:
+def test_a_robot_clock_that_jumps_leads_to_the_fallback_policy_and_back(toy: Embodiment, jump: float) -> None:
     class Jumping(Puppet):
         @property
         def time(self) -> float:
@@ -458,7 +458,7 @@ def survive(body: Embodiment, count: int) -> None:
         if len(bad):
             stopped += 1
             recovered += bool((levels[bad[-1] :] == 0).any())
-            # Each stretch of faults comes to rest within the ladder's time: hold, then braking at half the limit.
+            # Each run of faults comes to rest within the fallback policy's time: hold, then braking at half the limit.
             run = np.split(bad, np.flatnonzero(np.diff(bad) > 1) + 1)[0]
             rest = int((0.1 + (body.max_velocity / (0.5 * body.max_acceleration)).max()) * body.command_hz) + 2
             if len(run) > rest + 1:

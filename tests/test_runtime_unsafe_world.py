@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from athena_vla.control.fallback import Ladder
+from athena_vla.control.fallback import FallbackPolicy
 from athena_vla.control.plausible import implausible, require_plausible, tolerance
 from athena_vla.control.runtime import LEVELS, Runtime, RuntimeConfig, run_episode
 from athena_vla.control.safety import SafetyFilter
@@ -484,7 +484,7 @@ def test_a_trace_can_be_kept_short(toy: Embodiment) -> None:
 
 def test_a_fall_to_rest_takes_less_than_half_a_second(athena: Embodiment) -> None:
     """From the greatest speed of every joint, by the fallback levels alone."""
-    guard = SafetyFilter(athena, ladder=Ladder())
+    guard = SafetyFilter(athena, fallback=FallbackPolicy())
     guard.reset(athena.lower + 0.3 * (athena.upper - athena.lower), velocity=athena.max_velocity)
     steps = 0
     while not guard.at_rest:

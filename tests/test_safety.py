@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import ArrayLike
 
 from athena_vla import embodiment
-from athena_vla.control.fallback import Ladder
+from athena_vla.control.fallback import FallbackPolicy
 from athena_vla.control.interventions import JsonLines
 from athena_vla.control.jerk import JerkLimitedSet
 from athena_vla.control.limits import StoppableSet
@@ -134,7 +134,7 @@ def test_theorem_for_any_floats(start: np.ndarray, targets: np.ndarray, clock: l
 def test_stopping_at_any_moment_stays_inside(toy: Embodiment, jerk: bool) -> None:
     """Not the formula's word for it: the filter itself is stopped from random states and comes to rest inside."""
     rng = np.random.default_rng(8)
-    guard = SafetyFilter(toy, jerk=jerk, ladder=Ladder(hold_s=0.0, braking=1.0))
+    guard = SafetyFilter(toy, jerk=jerk, fallback=FallbackPolicy(hold_s=0.0, braking=1.0))
     for _ in range(10):
         guard.reset(rng.uniform(toy.lower, toy.upper))
         start = guard.position
@@ -331,9 +331,9 @@ def test_a_chunk_equals_its_steps(seed: int, gentle: bool, nan: bool) -> None:
     assert together.steps == one_by_one.steps
 
 
-def test_the_ladder_rung_by_rung(toy: Embodiment) -> None:
+def test_the_fallback_policy_level_by_level(toy: Embodiment) -> None:
     safe = (0.3, 0.3, 0.3)
-    guard = SafetyFilter(toy, ladder=Ladder(hold_s=0.05, safe_after_s=1.0, safe_pose=safe))
+    guard = SafetyFilter(toy, fallback=FallbackPolicy(hold_s=0.05, safe_after_s=1.0, safe_pose=safe))
     for k in range(60):
         guard.step(np.array([0.012 * k, 0.0, 0.0]), k / 100)
     levels, poses = [], [guard.position]
@@ -467,8 +467,8 @@ def test_a_wrong_shape_raises_and_changes_nothing(toy: Embodiment, target: objec
         {"margin": 0.6},
         {"margin": float("nan")},
         {"stale_after": 0.0},
-        {"ladder": Ladder(safe_pose=(0.0,))},
-        {"ladder": Ladder(safe_pose=(9.0, 0.0, 0.0))},
+        {"fallback": FallbackPolicy(safe_pose=(0.0,))},
+        {"fallback": FallbackPolicy(safe_pose=(9.0, 0.0, 0.0))},
         {"max_tracking_error": -1.0},
     ],
 )
@@ -480,9 +480,9 @@ def test_construction_refuses(toy: Embodiment, wrong: dict) -> None:
 @pytest.mark.parametrize(
     "wrong", [{"braking": 0.0}, {"braking": 1.5}, {"safe_speed": 0.0}, {"hold_s": -1.0}, {"safe_after_s": 0.0}]
 )
-def test_the_ladder_refuses(wrong: dict) -> None:
-    with pytest.raises(SafetyError, match="ladder"):
-        Ladder(**wrong)
+def test_the_fallback_policy_refuses(wrong: dict) -> None:
+    with pytest.raises(SafetyError, match="fallback policy"):
+        FallbackPolicy(**wrong)
 
 
 def test_reset_refuses_what_is_no_pose(toy: Embodiment) -> None:

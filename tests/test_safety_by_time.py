@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from athena_vla import embodiment
-from athena_vla.control.fallback import Ladder
+from athena_vla.control.fallback import FallbackPolicy
 from athena_vla.control.limits_by_time import SHORTEST, TimedSet
 from athena_vla.control.run.pacing import LEAD, ON_TIME, Pacer
 from athena_vla.control.safety import SafetyFilter
@@ -204,7 +204,7 @@ def test_a_guard_approves_where_a_step_of_any_length_ends(toy: Embodiment) -> No
         return "collision" if pose[0] > 0.5 else ""
 
     rng = np.random.default_rng(2)
-    guard = SafetyFilter(toy, guards=[no_further], ladder=Ladder(hold_s=0.0))
+    guard = SafetyFilter(toy, guards=[no_further], fallback=FallbackPolicy(hold_s=0.0))
     guard.reset(toy.default, by_time=True)
     farthest = 0.0
     for k, h in enumerate(intervals(rng, 400, 0.01)):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from athena_vla import embodiment
 from athena_vla.control.clearance import SelfCollision, Support, _convex_outline
-from athena_vla.control.fallback import Ladder
+from athena_vla.control.fallback import FallbackPolicy
 from athena_vla.control.reachable import reach, reachable_bins
 from athena_vla.control.safety import SafetyFilter
 from athena_vla.embodiment import Embodiment
@@ -126,8 +126,8 @@ def test_faults_and_guards_together_keep_both_promises(athena: Embodiment, apart
     """Hold, stop and safe pose pass the guards too: random jumps with missing targets, and a safe pose in the chest."""
     rng = np.random.default_rng(4)
     inside_the_chest = tuple(posed(athena, POSES["hand in the chest"]))
-    ladder = Ladder(hold_s=0.1, safe_after_s=0.2, safe_pose=inside_the_chest)
-    safe = SafetyFilter(athena, guards=[apart], jerk=jerk, ladder=ladder)
+    fallback = FallbackPolicy(hold_s=0.1, safe_after_s=0.2, safe_pose=inside_the_chest)
+    safe = SafetyFilter(athena, guards=[apart], jerk=jerk, fallback=fallback)
     target, resting = athena.default, []
     for k in range(250 if jerk else 500):
         if k % 40 == 0:

@@ -41,6 +41,9 @@ MODEL_FILE = "weights/model.safetensors"
 ADAPTER_FILE = "weights/adapter.safetensors"
 
 
+PREFIX_KEYS = ("action_prefix", "committed")  # in golden.npz; the second in bundles written before 0.2.0
+
+
 @dataclass(frozen=True)
 class Golden:
     """A few observations and the chunks the float model answered: every later stage replays them."""
@@ -53,8 +56,8 @@ class Golden:
         arrays["state"] = np.stack([o.state for o in self.observations])
         arrays["instruction"] = np.array([o.instruction for o in self.observations])
         arrays["chunk"] = self.chunks
-        given = {i: o.committed for i, o in enumerate(self.observations) if o.committed is not None}
-        arrays |= {f"committed.{i}": rows for i, rows in given.items()}
+        given = {i: o.action_prefix for i, o in enumerate(self.observations) if o.action_prefix is not None}
+        arrays |= {f"{PREFIX_KEYS[0]}.{i}": rows for i, rows in given.items()}
         np.savez_compressed(path, allow_pickle=False, **arrays)
 
     @classmethod
@@ -69,7 +72,7 @@ class Golden:
                     {c: images[c][i] for c in cameras},
                     state,
                     str(text),
-                    committed=z[f"committed.{i}"] if f"committed.{i}" in z.files else None,
+                    action_prefix=next((z[f"{key}.{i}"] for key in PREFIX_KEYS if f"{key}.{i}" in z.files), None),
                 )
                 for i, (state, text) in enumerate(zip(z["state"], z["instruction"], strict=True))
             )
@@ -169,7 +172,7 @@ class Bundle:
     # What follows needs torch, and imports it then. The types of the answers are inferred: to name them here would
     # import torch wherever a bundle is opened.
 
-    def skeleton(self):
+    def meta_model(self):
         """The torch model of the family with shapes alone, without weights."""
         from athena_vla.models import architecture
         from athena_vla.models.sizes import without_weights
@@ -198,7 +201,7 @@ class Bundle:
                 f"'{self.path}' is {self.manifest.stage}; only a quantised bundle runs on its codes. Quantise it, "
                 "or take another backend."
             )
-        return packed_model(self.skeleton(), self.store())
+        return packed_model(self.meta_model(), self.store())
 
     def _body(self, settings: Any, device: str) -> Any:
         """What the adapter was trained on, with this bundle's heads."""

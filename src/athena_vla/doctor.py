@@ -43,7 +43,7 @@ SHARED = {
         "from athena_vla.models.precision import fastest, sentence, training_device; "
         "place = training_device(); said = f'trains in {fastest(place)}: {sentence(place)}'"
     ),
-    "row kernel": "from athena_vla.models.weights.row_kernel import kernel; said = str(kernel() is not None)",
+    "GEMV kernel": "from athena_vla.models.weights.gemv_kernel import kernel; said = str(kernel() is not None)",
     "bitsandbytes": PROBES["bitsandbytes"],
     "peft": PROBES["peft"],
 }
@@ -135,7 +135,7 @@ def doctor(config: DoctorConfig) -> DoctorReport:
         found = {n: package(n, looked[n]) for n in PROBES if n in SHARED} | {c.name: c for c in alone}
         checks += [found[n] for n in PROBES]
         checks.append(drawn.result())
-    checks += [precision(looked["precision"]), row_kernel(looked["row kernel"]), browser()]
+    checks += [precision(looked["precision"]), gemv_kernel(looked["GEMV kernel"]), browser()]
     return DoctorReport(tuple(checks))
 
 
@@ -261,10 +261,10 @@ def precision(looked: Looked) -> Check:
     return Check("precision", "info", "unknown without torch" if looked.problem else looked.said)
 
 
-def row_kernel(looked: Looked) -> Check:
+def gemv_kernel(looked: Looked) -> Check:
     """Of large packed models on a CPU; a C compiler builds it at its first use."""
     without = "none: a 4-bit model decodes slowly on a CPU unless it is exported (apt-get install gcc)"
-    return Check("row kernel", "info", "compiles and loads" if looked.said == "True" else without)
+    return Check("GEMV kernel", "info", "compiles and loads" if looked.said == "True" else without)
 
 
 def browser() -> Check:

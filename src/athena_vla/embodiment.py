@@ -305,7 +305,7 @@ class Observation:
     state: NDArray[np.floating[Any]]  # [S] every joint in the robot's order [rad], then every observed channel
     instruction: str
     time: float = 0.0  # [s], the robot's clock when the images were taken
-    committed: Array | None = None  # [p, D] first rows of the answer, already decided; see `control.action_prefix`
+    action_prefix: Array | None = None  # [p, D] first rows of the answer, already decided; see `control.action_prefix`
 
     def require(self, robot: Embodiment) -> "Observation":
         """The same observation, checked against the robot. Raises `InvalidObservation`."""
@@ -334,11 +334,11 @@ class Observation:
         if not np.isfinite(self.state).all():
             bad = [n for n, x in zip(robot.state_names, self.state, strict=True) if not np.isfinite(x)]
             raise InvalidObservation(f"The observed state is not a number for joints {bad}.")
-        rows = self.committed
+        rows = self.action_prefix
         if rows is not None and (rows.ndim != 2 or rows.shape[1] != robot.action_dim or not np.isfinite(rows).all()):
             raise InvalidObservation(
-                f"Committed rows must be finite numbers [p, {robot.action_dim}] in the order of {robot.name}'s action "
-                f"columns ({', '.join(robot.action_names)}); they have shape {list(rows.shape)}."
+                f"An action prefix must be finite numbers [p, {robot.action_dim}] in the order of {robot.name}'s "
+                f"action columns ({', '.join(robot.action_names)}); they have shape {list(rows.shape)}."
             )
         return self
 

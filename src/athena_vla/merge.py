@@ -124,8 +124,8 @@ def _merge(config: MergeConfig, source: Bundle, progress: Progress) -> MergeResu
     large = is_large(store)
     kind = "large" if large else "nf4" if settings.quantization == "nf4" else "original"
     tolerance = config.tolerance or _TOLERANCE[kind]
-    nf4 = {f"{p}.weight" for p in lora.four_bit_paths(source.skeleton())} if base == "nf4" else set[str]()
-    wanted = dict(source.skeleton().state_dict())
+    nf4 = {f"{p}.weight" for p in lora.four_bit_paths(source.meta_model())} if base == "nf4" else set[str]()
+    wanted = dict(source.meta_model().state_dict())
     _require_fit(source, adapter, store, wanted)
     exact, outputs = None, dict[str, float]()
     if config.verify and not large:
@@ -191,7 +191,7 @@ def judged(source: Bundle, base: str, device: str = "cpu") -> tuple[Tensors, dic
     model = source.model(device).float()
     originals = source.base_store() if base == "original" else None
     if originals is not None:
-        paths = lora.four_bit_paths(source.skeleton())
+        paths = lora.four_bit_paths(source.meta_model())
         plain_(model, {path: as_float(originals.read(f"{path}.weight")).to(device) for path in paths})
     plain_(model)
     calls = _calls(model, source)

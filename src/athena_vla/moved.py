@@ -115,7 +115,7 @@ MOVED: dict[str, str] = {
     "models.prismatic": "models.body.prismatic",
     "models.prompt": "models.body.prompt",
     "models.release": "models.released.release",
-    "models.row_kernel": "models.weights.row_kernel",
+    "models.row_kernel": "models.weights.gemv_kernel",
     "models.statistics": "models.released.dataset_statistics",
     "models.store": "models.weights.store",
     "models.tiny_tokenizer": "models.body.tiny_tokenizer",

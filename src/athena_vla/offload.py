@@ -32,7 +32,7 @@ def opened(bundle: Bundle, device: str = "auto") -> Iterator[Policy]:
         if not is_large(store):
             yield Policy.of(bundle, "torch", device=device)
             return
-        model, choice = bundle.skeleton().eval(), torch_device(device)
+        model, choice = bundle.meta_model().eval(), torch_device(device)
         taken = Taken("torch", choice.device, choice.name, choice.why, precision="float32")
         with streamed(model, store, device=choice.device):
             # The engine is made inside: it asks the weights where inputs belong.

@@ -26,7 +26,7 @@ from athena_vla.recordings.episode import Sample
 def encode(observation: Observation, robot: Embodiment, normalizer: Normalizer) -> ModelInput:
     """One observation as the model sees it; the same function in training, evaluation and serving."""
     observation.require(robot)
-    rows = observation.committed
+    rows = observation.action_prefix
     return ModelInput(
         images=tuple(observation.images[c] for c in robot.camera_names),
         state=normalizer.encode_state(observation.state),
@@ -81,7 +81,7 @@ class Policy:
 
     @property
     def prefix(self) -> int:
-        """Most committed rows an observation may carry; 0: none."""
+        """Most rows of the action prefix an observation may carry; 0: none."""
         return self.loop.prefix
 
     def act(self, observation: Observation) -> ActionChunk:
@@ -110,11 +110,11 @@ class Policy:
 
 def _committed(positions: NDArray[np.float64], observation: Observation) -> NDArray[np.float64]:
     """The chunk with the rows that were decided before it was asked for, as they were decided."""
-    rows = observation.committed
+    rows = observation.action_prefix
     return positions if rows is None else np.concatenate([rows, positions[len(rows) :]])
 
 
-def continued(sample: Sample, rows: int) -> Sample:
+def with_prefix(sample: Sample, rows: int) -> Sample:
     """The sample as the control loop asks for it while `rows` are still to be played: given, and not counted.
 
     At least one row that is real is left to be answered.
@@ -122,14 +122,14 @@ def continued(sample: Sample, rows: int) -> Sample:
     rows = min(rows, int(sample.valid.sum()) - 1)
     if rows < 1:
         return sample
-    observation = replace(sample.observation, committed=sample.chunk[:rows].astype(np.float64))
+    observation = replace(sample.observation, action_prefix=sample.chunk[:rows].astype(np.float64))
     return replace(sample, observation=observation, valid=sample.valid & (np.arange(len(sample.valid)) >= rows))
 
 
 def asked(samples: Sequence[Sample], prefix: int) -> list[Observation]:
     """The observations of samples as a robot would send them: with no row committed, some, up to `prefix`, in turn."""
     counts = np.linspace(prefix, 0, len(samples)).round().astype(int).tolist()
-    return [continued(s, rows).observation for s, rows in zip(samples, counts, strict=True)]
+    return [with_prefix(s, rows).observation for s, rows in zip(samples, counts, strict=True)]
 
 
 def record_golden(policy: Policy, observations: Sequence[Observation]) -> Golden:

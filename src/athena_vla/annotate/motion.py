@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from athena_vla.embodiment import Embodiment
 from athena_vla.recordings.episode import Episode, Segment
-from athena_vla.recordings.intervals import stretches
+from athena_vla.recordings.intervals import intervals_of
 from athena_vla.recordings.limbs import Limbs, limbs
 
 RANGE = np.pi  # [rad] range of a joint whose limits are not known
@@ -161,7 +161,7 @@ def _grasps(
     travel = float(np.ptp(opening))
     limit = max(HAND_BURST, 0.15 * float(speed.max()))
     bursts = []
-    for start, stop in stretches(hysteresis(speed, limit, 0.5 * limit)):
+    for start, stop in intervals_of(hysteresis(speed, limit, 0.5 * limit)):
         # Judged half a second after: a hand that flexes and springs back has grasped nothing.
         net = float(opening[min(stop - 1 + round(0.5 * fps), len(opening) - 1)] - opening[start])
         in_flight = float(arm[start:stop].mean()) > PRESHAPE * float(arm.max())
@@ -208,14 +208,14 @@ def _arrived(s: _Signals) -> NDArray[np.bool_]:
     moving = hysteresis(s.arm, MOVES_ON, MOVES_OFF)
     # A hold of up to two seconds between motions belongs to the handling; a longer one is idle.
     gap = round(2.0 * s.fps)
-    for start, stop in stretches(~moving):
+    for start, stop in intervals_of(~moving):
         if stop - start <= gap and start > 0 and stop < s.length:
             moving[start:stop] = True
     # A load was picked up standing and is held still in front of the body; arms that swing along, or that the recording
     # only ever saw on the way, are only walking.
     steps = _stepping(s)
     handled = np.cumsum(far & moving & ~steps) >= LEAST_SECONDS * s.fps
-    for start, stop in stretches(steps):
+    for start, stop in intervals_of(steps):
         still = s.arm[start:stop].mean() < CARRIES * s.legs[start:stop].mean()
         moving[start:stop] = still and handled[start]
     return far & moving
@@ -225,14 +225,14 @@ def hysteresis(values: NDArray[np.float64], on: float, off: float) -> NDArray[np
     """True from where the values pass `on` until they fall below `off`, and back to where they rose above `off`."""
     above = values > off
     result = np.zeros(len(values), bool)
-    for start, stop in stretches(above):
+    for start, stop in intervals_of(above):
         if values[start:stop].max() > on:
             result[start:stop] = True
     return result
 
 
 def _spans(kinds: NDArray[np.str_], least: int) -> list[tuple[int, int, str]]:
-    """Stretches of one kind; those shorter than `least` join the longer neighbour, shortest first."""
+    """Intervals of one kind; those shorter than `least` join the longer neighbour, shortest first."""
     edges = [0, *(np.flatnonzero(kinds[1:] != kinds[:-1]) + 1).tolist(), len(kinds)]
     spans = [[a, b, str(kinds[a])] for a, b in itertools.pairwise(edges)]
     while len(spans) > 1:

@@ -74,7 +74,7 @@ def paraphrase(config: ParaphraseConfig, kind: str, text: str, task: str, images
     except urllib.error.HTTPError as error:
         if moved := error.headers.get("Location"):
             raise DatasetError(
-                f"'{address}' points to '{moved[:200]}' ({error.code}). Key and pictures are not sent there; give that "
+                f"'{address}' points to '{moved[:200]}' ({error.code}). Key and images are not sent there; give that "
                 "address where it is the one you mean."
             ) from error
         raise DatasetError(f"'{address}' answered {error.code} {error.reason} for model '{config.model}'.") from error

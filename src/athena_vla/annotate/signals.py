@@ -1,7 +1,7 @@
 """Segments from what a simulator recorded beside the robot: object poses, hand contacts, the moment of success.
 
 While an object moves or a hand touches one, something is being handled; that is known, not inferred from joints. What
-lies between keeps the kind that motion rules give it. Nothing here looks at pictures or knows a simulator.
+lies between keeps the kind that motion rules give it. Nothing here looks at images or knows a simulator.
 """
 
 import re
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from athena_vla.annotate.motion import motion_segments
 from athena_vla.embodiment import Embodiment
 from athena_vla.recordings.episode import Episode, Segment
-from athena_vla.recordings.intervals import stretches
+from athena_vla.recordings.intervals import intervals_of
 
 WINDOW_SECONDS = 0.25  # displacement over this window: a jittering contact cancels
 MOVES_ON, MOVES_OFF = 0.04, 0.02  # [m/s] an object that starts to be moved, and one that is let go
@@ -170,15 +170,15 @@ def _speed(places: NDArray[np.float64], fps: float) -> NDArray[np.float64]:
 
 def _hysteresis(speed: NDArray[np.float64]) -> NDArray[np.bool_]:
     moving = np.zeros(len(speed), bool)
-    for start, stop in stretches(speed > MOVES_OFF):
+    for start, stop in intervals_of(speed > MOVES_OFF):
         moving[start:stop] = bool((speed[start:stop] > MOVES_ON).any())
     return moving
 
 
 def _bridged(signal: NDArray[np.bool_], pause: int) -> list[tuple[int, int]]:
-    """Stretches of a signal, joined over gaps of at most `pause` frames."""
+    """Intervals of a signal, joined over gaps of at most `pause` frames."""
     joined: list[tuple[int, int]] = []
-    for start, stop in stretches(signal):
+    for start, stop in intervals_of(signal):
         if joined and start - joined[-1][1] <= pause:
             joined[-1] = (joined[-1][0], stop)
         else:

@@ -1,7 +1,7 @@
-"""Checks of pictures: present, decodable, not black, not frozen while the robot moves, not left over from before.
+"""Checks of images: present, decodable, not black, not frozen while the robot moves, not left over from before.
 
 Every frame is looked at at most once, as a coarse grid of its brightness: equality and change survive, cost does not.
-Of a video, stretches whose packets look like their neighbours' may be passed over (`luma.stretches_to_decode`).
+Of a video, intervals whose packets look like their neighbours' may be passed over (`luma.intervals_to_decode`).
 """
 
 import itertools
@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from athena_vla.check.findings import Finding, finding, some
 from athena_vla.errors import LfsPointer, RecordingError
 from athena_vla.recordings.episode import Episode, Frames
-from athena_vla.recordings.intervals import stretches
+from athena_vla.recordings.intervals import intervals_of
 from athena_vla.recordings.media.luma import luma_grids
 
-BLACK = 14.0  # brightness out of 255 that even the brightest part of a black picture stays below
+BLACK = 14.0  # brightness out of 255 that even the brightest part of a black image stays below
 UNIFORM = 2  # grey levels between the darkest and the brightest part of an image of one colour
 UNIFORM_SHARE = 0.5  # of the images
 FROZEN_SECONDS = 0.5
 MOVING = 0.04  # [rad] travel of the fastest joint over a span that a camera must show
 VISIBLE = 1.0  # grey levels of mean change that no codec throws away
-REPEATED_LEVEL = 0.1  # share of the neighbouring change below which two coded pictures are the same
+REPEATED_LEVEL = 0.1  # share of the neighbouring change below which two coded images are the same
 REPEATED_KEY_LEVEL = 0.25  # the same where a key frame is coded anew, with quantisation noise of its own
 REPEATED_SHARE = 0.10  # of the steps at which the robot moves
 STALE_RATIO = 6.0  # first change against the typical change
@@ -45,17 +45,17 @@ def check_missing(episode: Episode) -> Iterator[Finding]:
     for note in missing:
         yield finding("camera.missing" if note.code == "column.missing" else note.code, note.text, episode.id)
     if not episode.cameras and not missing:
-        yield finding("camera.none", "The episode has no pictures.", episode.id)
+        yield finding("camera.none", "The episode has no images.", episode.id)
 
 
 def scan_camera(
     episode: Episode, name: str, stream: Frames, previous: NDArray[np.uint8] | None, sampled: bool = False
 ) -> CameraScan:
-    """Findings about one camera; `previous` is the last picture of the episode before, `sampled` as in `luma_grids`."""
+    """Findings about one camera; `previous` is the last image of the episode before, `sampled` as in `luma_grids`."""
     found: list[Finding] = []
     length = len(episode)
     if len(stream) != length:
-        message = f"Camera '{name}' has {len(stream)} pictures for {length} frames."
+        message = f"Camera '{name}' has {len(stream)} images for {length} frames."
         found.append(finding("camera.count", message, episode.id, (min(len(stream), length), max(len(stream), length))))
     grids: list[NDArray[np.uint8]] = []
     sums: list[int] = []
@@ -75,10 +75,10 @@ def scan_camera(
             places.append(index)
     if bad:
         kind = "file.lfs_pointer" if isinstance(bad[0][1], LfsPointer) else "camera.unreadable"
-        message = f"Camera '{name}': {len(bad)} of {len(stream)} pictures cannot be read: {bad[0][1]}"
+        message = f"Camera '{name}': {len(bad)} of {len(stream)} images cannot be read: {bad[0][1]}"
         found.append(finding(kind, message, episode.id, (bad[0][0], bad[-1][0] + 1)))
     if len(sizes) > 1:
-        found.append(finding("camera.unreadable", f"Camera '{name}' changes its picture size.", episode.id))
+        found.append(finding("camera.unreadable", f"Camera '{name}' changes its image size.", episode.id))
     if not grids:
         return CameraScan(tuple(found), None, None)
     pixels = np.stack(grids).astype(np.int16)  # [n, h, w]
@@ -93,8 +93,8 @@ def scan_camera(
 def _black(episode: Episode, name: str, pixels: NDArray[np.int16], where: NDArray[np.intp]) -> Iterator[Finding]:
     dark = pixels.reshape(len(pixels), -1).max(axis=1) < BLACK
     if dark.any():
-        spans = stretches(dark)
-        message = f"Camera '{name}' is black in {int(dark.sum())} of {len(dark)} pictures."
+        spans = intervals_of(dark)
+        message = f"Camera '{name}' is black in {int(dark.sum())} of {len(dark)} images."
         yield finding("camera.black", message, episode.id, (int(where[spans[0][0]]), int(where[spans[-1][1] - 1]) + 1))
 
 
@@ -103,8 +103,8 @@ def _uniform(episode: Episode, name: str, pixels: NDArray[np.int16], where: NDAr
     flat = pixels.reshape(len(pixels), -1)
     same = (np.ptp(flat, axis=1) <= UNIFORM) & (flat.max(axis=1) >= BLACK)
     if same.sum() > UNIFORM_SHARE * len(same):
-        spans = stretches(same)
-        message = f"Camera '{name}' shows one colour in {int(same.sum())} of {len(same)} pictures."
+        spans = intervals_of(same)
+        message = f"Camera '{name}' shows one colour in {int(same.sum())} of {len(same)} images."
         yield finding(
             "camera.uniform", message, episode.id, (int(where[spans[0][0]]), int(where[spans[-1][1] - 1]) + 1)
         )
@@ -116,7 +116,7 @@ def check_samples(episode: str, name: str, samples: Sequence[NDArray[np.uint8]])
     uniform = sum(int(np.ptp(image.mean(axis=2))) <= UNIFORM and int(image.max()) >= BLACK for image in samples)
     for count, code, what in ((black, "camera.black", "black"), (uniform, "camera.uniform", "of one colour")):
         if samples and count > UNIFORM_SHARE * len(samples):
-            yield finding(code, f"Camera '{name}': {count} of {len(samples)} pictures looked at are {what}.", episode)
+            yield finding(code, f"Camera '{name}': {count} of {len(samples)} images looked at are {what}.", episode)
 
 
 def _still(
@@ -127,7 +127,7 @@ def _still(
     keys: NDArray[np.bool_],
     where: NDArray[np.intp],
 ) -> Iterator[Finding]:
-    """Pictures equal in every pixel, counted only where the robot moves and the scene visibly changes around them.
+    """Images equal in every pixel, counted only where the robot moves and the scene visibly changes around them.
 
     Lossy video codes a small change as no change, but only in frames that depend on the one before: repeats that never
     fall on key frames are the codec's. A repeated camera frame falls on key frames too, nearly but not quite equal.
@@ -140,16 +140,16 @@ def _still(
     same &= ~dark[1:]
     least = max(4, round(FROZEN_SECONDS * episode.fps)) if episode.clock.has_rate else 6
     frozen = np.zeros(len(same), bool)
-    for start, stop in stretches(same):
+    for start, stop in intervals_of(same):
         first, last = int(where[start]), int(where[stop])
         if last - first >= least and _moved(travel, first, last) > MOVING:
             frozen[start:stop] = True
-            message = f"Camera '{name}' shows one picture for {last - first + 1} frames while the robot moves."
+            message = f"Camera '{name}' shows one image for {last - first + 1} frames while the robot moves."
             yield finding("camera.frozen", message, episode.id, (first, last + 1))
-    # Over frames that were passed over a picture changes by more than its share: such pairs are not compared.
+    # Over frames that were passed over an image changes by more than its share: such pairs are not compared.
     is_next = np.diff(where) == 1
     change = np.abs(np.diff(pixels, axis=0)).reshape(len(pixels) - 1, -1).mean(axis=1) * is_next
-    # What the picture should have changed by: the larger of the real changes just before and just after.
+    # What the image should have changed by: the larger of the real changes just before and just after.
     ahead = np.concatenate([change[1:], [0.0]])
     behind = np.concatenate([[0.0], change[:-1]])
     step = np.array([_moved(travel, int(a), int(b)) for a, b in itertools.pairwise(where)])
@@ -165,7 +165,7 @@ def _still(
     if not is_codec and repeated.sum() >= 3 and repeated.sum() > share * visible.sum():
         places = np.flatnonzero(repeated)
         message = (
-            f"Camera '{name}' repeats its picture at {int(repeated.sum())} of {int(visible.sum())} frames at which "
+            f"Camera '{name}' repeats its image at {int(repeated.sum())} of {int(visible.sum())} frames at which "
             f"the robot visibly moves (frames {some((where[places] + 1).tolist())})."
         )
         yield finding("camera.repeated", message, episode.id, (int(where[places[0]]), int(where[places[-1]]) + 2))
@@ -188,11 +188,11 @@ def _stale(
     if start < STALE_LEVEL or start < STALE_RATIO * max(typical, 0.2):
         return
     ratio = start / max(typical, 0.2)
-    message = f"The first picture of camera '{name}' differs from the second {ratio:.0f} times more than usual."
+    message = f"The first image of camera '{name}' differs from the second {ratio:.0f} times more than usual."
     if previous is not None and previous.shape == pixels[0].shape:
         to_previous = float(np.abs(pixels[0] - previous.astype(np.int16)).mean())
         if to_previous < start / 2:
-            message += " It is the last picture of the episode before."
+            message += " It is the last image of the episode before."
     yield finding("camera.stale_start", message, episode.id, (0, 1))
 
 

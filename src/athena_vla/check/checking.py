@@ -59,7 +59,7 @@ class CheckConfig:
     fps: float | None = None
     """Rate of the recording where it does not say it [Hz]."""
     pictures: bool = True
-    """Look at the pictures; without it only their presence is checked."""
+    """Look at the images; without it only their presence is checked."""
     every_picture: bool = False
     """Decode every frame of a video, also those coded to the size of their neighbours: two to three times slower."""
     page: Path | None = None
@@ -157,7 +157,7 @@ def unreadable(error: AthenaError, episode: str | None) -> Finding:
 
 
 class _State:
-    """What accumulates over the episodes: extremes, digests, the last pictures."""
+    """What accumulates over the episodes: extremes, digests, the last images."""
 
     def __init__(self, config: CheckConfig, robot: Embodiment | None) -> None:
         self.config = config

@@ -58,7 +58,7 @@ def episode_findings(
 
 def _against_robot(episode: Episode, robot: Embodiment, joint_map: Mapping[str, str]) -> Iterator[Finding]:
     fps = episode.clock.rate(robot.control_hz)
-    # Joints only, at the recorded rate: pictures have their own checks.
+    # Joints only, at the recorded rate: images have their own checks.
     as_recorded = replace(robot, cameras=(), control_hz=fps, command_hz=fps)
     try:
         aligned = align(episode, as_recorded, Alignment(fps=fps, joint_map=joint_map))

@@ -93,7 +93,7 @@ RULES: dict[str, Rule] = {
         "Split the episode there.",
     ),
     "camera.none": Rule(
-        "warning", "A vision-language-action policy cannot be trained without pictures.", "Record a camera."
+        "warning", "A vision-language-action policy cannot be trained without images.", "Record a camera."
     ),
     "camera.missing": Rule(
         "error",
@@ -102,24 +102,24 @@ RULES: dict[str, Rule] = {
     ),
     "camera.count": Rule(
         "error",
-        "Pictures and joint rows pair up wrongly from the first missing one on.",
-        "Record again, or cut the episode to the frames that have pictures.",
+        "Images and joint rows pair up wrongly from the first missing one on.",
+        "Record again, or cut the episode to the frames that have images.",
     ),
-    "camera.unreadable": Rule("error", "A picture that cannot be decoded stops training.", "Copy the file again."),
+    "camera.unreadable": Rule("error", "An image that cannot be decoded stops training.", "Copy the file again."),
     "camera.black": Rule("error", "The policy learns to act blind.", "Check the camera; drop those frames."),
     "camera.frozen": Rule(
         "error",
-        "The robot moves while the picture stands still: the policy learns to ignore the image.",
+        "The robot moves while the image stands still: the policy learns to ignore the image.",
         "Drop the episode or those frames.",
     ),
     "camera.repeated": Rule(
         "warning",
-        "Repeated pictures during motion mean a camera slower than the clock or dropped frames.",
+        "Repeated images during motion mean a camera slower than the clock or dropped frames.",
         "Record with the true camera rate, or align at a lower rate.",
     ),
     "camera.stale_start": Rule(
         "warning",
-        "The first picture belongs to the moment before the reset, often to the previous episode.",
+        "The first image belongs to the moment before the reset, often to the previous episode.",
         "Leave it out: --drop-head 1.",
     ),
     "number.not_finite": Rule(
@@ -215,7 +215,7 @@ RULES: dict[str, Rule] = {
         "The target sits at its extreme for long: it was clipped, and the range of the normaliser ends there.",
         "Check the teleoperation range of these joints.",
     ),
-    "action.none": Rule("warning", "Pictures without actions cannot train a policy.", "Record actions."),
+    "action.none": Rule("warning", "Images without actions cannot train a policy.", "Record actions."),
     "action.constant": Rule("error", "No action ever changes: the recording holds no behaviour.", "Record again."),
     "action.next_state": Rule(
         "info",
@@ -259,7 +259,7 @@ RULES: dict[str, Rule] = {
     ),
     "motion.idle": Rule(
         "info",
-        "Long stretches without motion teach standing still; some of it is needed.",
+        "Long intervals without motion teach standing still; some of it is needed.",
         "Trim only if it hurts: --fix trim-idle.",
     ),
     "language.missing": Rule(

@@ -10,7 +10,7 @@ from athena_vla.embodiment import Channel, Embodiment
 from athena_vla.recordings.column_names import plain_name, unused
 from athena_vla.recordings.episode import Episode
 from athena_vla.recordings.formats.common import are_placeholders, ask_for_names
-from athena_vla.recordings.intervals import stretches
+from athena_vla.recordings.intervals import intervals_of
 
 ANGLE = 2 * np.pi  # [rad] no joint of a robot turns further than this without being continuous
 TICKS = 400.0  # values beyond any angle in degrees
@@ -189,11 +189,11 @@ def check_motion(episode: Episode, robot: Embodiment | None = None) -> Iterator[
         if span < 0.05 or _is_binary(column) or plain_name(name) in others:
             continue
         for extreme in (column.min(), column.max()):
-            held = max((b - a for a, b in stretches(np.abs(column - extreme) < 1e-6)), default=0)
+            held = max((b - a for a, b in intervals_of(np.abs(column - extreme) < 1e-6)), default=0)
             # Resting at an extreme at the start or end is a pose; clipping holds it in the middle of a motion.
             inner = [
                 (a, b)
-                for a, b in stretches(np.abs(column - extreme) < 1e-6)
+                for a, b in intervals_of(np.abs(column - extreme) < 1e-6)
                 if a > 0 and b < len(column) and b - a >= least
             ]
             if held >= least and inner:

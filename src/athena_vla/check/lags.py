@@ -18,7 +18,7 @@ from athena_vla.recordings.media.luma import luma_grids
 from athena_vla.recordings.notes import Note
 
 MOST_SHIFT = 8  # [frames] camera offsets that are searched
-SEEN = 0.5  # correlation of picture change and joint speed from which an offset may be believed
+SEEN = 0.5  # correlation of image change and joint speed from which an offset may be believed
 CLEARER = 0.1  # by how much the best offset must beat no offset
 
 
@@ -50,7 +50,7 @@ class AlignReport:
     real_fps: float | None
     action_lag: int | None  # [frames] states follow actions by
     action_lag_per_joint: dict[str, int]
-    camera_lag: dict[str, int | None]  # [frames] pictures follow joints by
+    camera_lag: dict[str, int | None]  # [frames] images follow joints by
     settings: dict[str, Any]
     notes: tuple[Note, ...] = ()
 
@@ -60,7 +60,7 @@ class AlignReport:
         if self.action_lag is not None:
             lines.append(f"states follow actions by {self.action_lag} frames")
         for name, lag in self.camera_lag.items():
-            seen = "the pictures do not say" if lag is None else f"{lag} frames"
+            seen = "the images do not say" if lag is None else f"{lag} frames"
             lines.append(f"camera {name} against the joints: {seen}")
         lines += [f"note: {n.text}" for n in self.notes]
         lines.append("would set: " + ", ".join(f"{k} {v}" for k, v in self.settings.items()))
@@ -117,7 +117,7 @@ def align(config: AlignConfig) -> AlignReport:
     known = [lag for lag in camera_lag.values() if lag is not None]
     if known and len(set(known)) == 1 and known[0] != 0:
         settings["camera_offset"] = known[0]
-        late = f"pictures follow the joints by {known[0]} frames: --camera-offset {known[0]}"
+        late = f"images follow the joints by {known[0]} frames: --camera-offset {known[0]}"
         notes.append(Note("camera.lag", late))
     action_lag = round(float(np.median(joint_lags))) if joint_lags else None
     if action_lag is not None and action_lag > 1:
@@ -162,7 +162,7 @@ def joint_delays(episode: Episode) -> dict[str, int]:
 
 
 def camera_shift(episode: Episode, stream: Frames) -> tuple[int, float, float] | None:
-    """(frames the pictures follow the joints by, correlation there, correlation without) from change against speed."""
+    """(frames the images follow the joints by, correlation there, correlation without) from change against speed."""
     travel = joint_travel(episode)
     if travel is None or len(episode) < 4 * MOST_SHIFT:
         return None
@@ -187,7 +187,7 @@ def camera_shift(episode: Episode, stream: Frames) -> tuple[int, float, float] |
 
 
 def _agreed(shifts: list[tuple[int, float, float]]) -> int | None:
-    """The offset most episodes agree on; 0 where no offset is as good; None where the pictures do not say."""
+    """The offset most episodes agree on; 0 where no offset is as good; None where the images do not say."""
     sure = [s for s in shifts if s[1] > SEEN]
     if not sure:
         return None

@@ -1,6 +1,6 @@
 """The check as one self-contained HTML page: findings linked to frames, contact sheets, joint plots with limits.
 
-Everything is inside the file: no script, no font, no picture is fetched from anywhere. What a recording says is put
+Everything is inside the file: no script, no font, no image is fetched from anywhere. What a recording says is put
 into the page by a template that escapes it, whatever it is: names, kinds, texts and messages alike.
 """
 
@@ -26,7 +26,7 @@ from athena_vla.errors import AthenaError
 from athena_vla.recordings.column_names import plain_name
 from athena_vla.recordings.episode import Episode, Frames, Recording, Segment
 
-EPISODES = 12  # shown with pictures and plots; those with findings first
+EPISODES = 12  # shown with images and plots; those with findings first
 PICTURES = 12  # per contact sheet
 THUMB = 128  # [px] width
 PLOT = (520, 90)  # [px]

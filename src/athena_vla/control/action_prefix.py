@@ -15,8 +15,8 @@ RECENT = 8  # answers; the next one is expected to take as long as the slowest o
 
 
 @runtime_checkable
-class Continues(Protocol):
-    """An actor that reads `Observation.committed`."""
+class ReadsActionPrefix(Protocol):
+    """An actor that reads `Observation.action_prefix`."""
 
     @property
     def prefix(self) -> int:
@@ -26,10 +26,10 @@ class Continues(Protocol):
 
 def prefix_of(actor: object) -> int:
     """Most rows an actor can be given; 0 for one that says nothing about it."""
-    return actor.prefix if isinstance(actor, Continues) else 0
+    return actor.prefix if isinstance(actor, ReadsActionPrefix) else 0
 
 
-def committed_times(now: float, step: float, most: int, delays: Sequence[float], blend: float) -> Array:
+def prefix_times(now: float, step: float, most: int, delays: Sequence[float], blend: float) -> Array:
     """Times [p] [s] of the rows that will be passed over when a chunk asked for at `now` arrives; at most `most`.
 
     `delays` [s] are those of earlier answers. An answer that is later than all of them costs no more than some help:

@@ -206,7 +206,7 @@ def _joined(head: dict[str, object], parts: list[bytes]) -> bytes:
 
 
 def image_of(data: bytes, height: int, width: int, channels: int) -> NDArray[np.uint8]:
-    """The picture of a record. Raises `ValueError`, `zlib.error` for bytes that are none."""
+    """The image of a record. Raises `ValueError`, `zlib.error` for bytes that are none."""
     size = height * width * channels
     unpacked = zlib.decompressobj().decompress(data, size + 1)
     return np.frombuffer(unpacked, dtype=np.uint8, count=size).reshape(height, width, channels)

@@ -142,7 +142,7 @@ class WallClock(Clockwork):
         chunk, error = None, ""
         try:
             chunk = self._act(observation)
-        except Exception as problem:  # reported in the trace; the loop goes to the ladder
+        except Exception as problem:  # reported in the trace; the loop goes to the fallback policy
             error = _words(problem)
         with self._lock:
             self._running -= 1

@@ -1,6 +1,7 @@
 """What the robot does while there is nothing trustworthy to follow: hold, come to a stop, go to a safe pose.
 
-Knows times, poses and velocities; the limits are the filter's business, which treats the ladder like any other caller.
+Knows times, poses and velocities; the limits are the filter's business, which treats this policy like any
+other caller.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ STOP_AT_ONCE = ("tracking", "stopped", "heartbeat", "end")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ladder:
+class FallbackPolicy:
     """The levels, with times counted from the first faulty step; a good target leads back to following at once."""
 
     hold_s: float = 0.1
@@ -37,11 +38,11 @@ class Ladder:
     def __post_init__(self) -> None:
         if not (0 < self.braking <= 1 and 0 < self.safe_speed <= 1):
             raise SafetyError(
-                f"The ladder's braking {self.braking} and safe_speed {self.safe_speed} are fractions in (0, 1]."
+                f"The fallback policy's braking {self.braking} and safe_speed {self.safe_speed} must lie in (0, 1]."
             )
         if not (self.hold_s >= 0 and self.safe_after_s >= self.hold_s and self.stop_within > 0):
             raise SafetyError(
-                f"The ladder's times must satisfy 0 <= {self.hold_s} <= {self.safe_after_s} s and "
+                f"The fallback policy's times must satisfy 0 <= {self.hold_s} <= {self.safe_after_s} s and "
                 f"0 < {self.stop_within} s."
             )
 
@@ -52,11 +53,11 @@ class Ladder:
         pose, joints = np.array(self.safe_pose, dtype=np.float64), columns.joints
         lower, upper = columns.lower[:joints], columns.upper[:joints]
         if pose.shape != lower.shape or not ((pose >= lower) & (pose <= upper)).all():
-            raise SafetyError(f"The ladder's safe pose must be {joints} joint positions inside the limits.")
+            raise SafetyError(f"The fallback policy's safe pose must be {joints} joint positions inside the limits.")
         return pose
 
-    def rung(self, fault: str, elapsed: float) -> Level:
-        """Where on the ladder a fault that has lasted `elapsed` [s] puts the robot."""
+    def level(self, fault: str, elapsed: float) -> Level:
+        """The level to which a fault leads that has lasted `elapsed` [s]."""
         if fault in STOP_AT_ONCE:
             return "stop"
         late = elapsed - 1e-9  # the sum of many steps

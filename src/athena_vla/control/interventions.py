@@ -19,7 +19,7 @@ Event = dict[str, Any]  # {"t": [s], "kind": str, "level": str, "joints": {name:
 Log = Callable[[Event], None]
 
 
-# Which limit (index into the ledger's kinds) bound first: (wish, chosen, v [n, J], braking bounds [n, 2, J], the most
+# Which limit (index into the kinds) bound first: (wish, chosen, v [n, J], braking bounds [n, 2, J], the most
 # that the velocity may change [n, J], all in [rad/s]) -> [n, J]
 Reason = Callable[[Array, Array, Array, Array, Array], NDArray[np.intp]]
 PENDING = 256  # steps that wait to be counted together: counting one costs as much as filtering one
@@ -27,7 +27,7 @@ UNCHANGED = 1e-12  # [rad] an output this close to its target counts as untouche
 
 
 class Interventions:
-    """The ledger of one filter; `kinds` are those that are counted joint by joint."""
+    """Counts what one filter changed, and why; `kinds` are those that are counted joint by joint."""
 
     def __init__(self, joint_names: tuple[str, ...], kinds: tuple[str, ...], reason: Reason, log: Log | None) -> None:
         self._names, self._kinds, self._reason, self._log = joint_names, kinds, reason, log

@@ -1,6 +1,6 @@
 """The safety filter: the last thing before the motor, and the only thing allowed to write to it.
 
-Knows limits, a clock and a ladder of fallbacks; nothing of policies, chunks, cameras or networks.
+Knows limits, a clock and a fallback policy; nothing of policies, chunks, cameras or networks.
 
 Columns are the joints and, after them, the commanded channels: heights, velocities, openings, each with its own range,
 greatest rate ("velocity" below) and a limit on the change of that rate ("acceleration"). The proofs speak of columns
@@ -22,7 +22,7 @@ the second divided difference of any three consecutive pairs respect the limits,
 of the nominal period on. A command that leaves later than planned is made anew by `retime`; `left` tells when it left.
 
 The proofs are in `limits`, `limits_by_time` and `jerk`; they need nothing from the input, because every output, also of
-the fallback ladder, is chosen from the interval that the proof shows not to be empty.
+the fallback policy, is chosen from the interval that the proof shows not to be empty.
 
 It is not a certified safety function: an emergency stop and the drive's own limits stay where they are.
 """
@@ -38,7 +38,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from athena_vla.control.bounds import REASONS, Bounds
 from athena_vla.control.columns import Columns, seconds
-from athena_vla.control.fallback import STOP_AT_ONCE, Ladder, Level
+from athena_vla.control.fallback import STOP_AT_ONCE, FallbackPolicy, Level
 from athena_vla.control.interventions import UNCHANGED, Interventions, Log
 from athena_vla.control.jerk import JerkLimitedSet
 from athena_vla.control.limits import StoppableSet
@@ -71,14 +71,14 @@ class SafetyFilter:
         jerk: bool = False,
         margin: float = 0.0,
         speed: float = 1.0,
-        ladder: Ladder | None = None,
+        fallback: FallbackPolicy | None = None,
         stale_after: float = 0.25,
         max_tracking_error: float | None = 1.0,
         guards: Sequence[Guard] = (),
         log: Log | None = None,
     ) -> None:
         self.embodiment = embodiment
-        self.ladder = ladder or Ladder()
+        self.fallback = fallback or FallbackPolicy()
         rate = embodiment.command_hz if rate_hz is None else float(rate_hz)
         _refuse_unless(np.isfinite(rate) and rate > 0, f"needs a positive rate, not {rate_hz} Hz")
         _refuse_unless(np.isfinite(margin) and margin >= 0, f"needs a margin of at least 0 rad, not {margin}")
@@ -95,8 +95,8 @@ class SafetyFilter:
         self._watchdog = Watchdog(rate, stale_after, max_tracking_error)
         self._guards = tuple(guards)
         self._plain = self._jerk is None and not self._guards  # steps depend on position and velocity alone
-        self._safe_pose = self.ladder.pose_within(columns)
-        self._ledger = Interventions(columns.names, KINDS, self._reason, log)
+        self._safe_pose = self.fallback.pose_within(columns)
+        self._interventions = Interventions(columns.names, KINDS, self._reason, log)
         self._another = partial(
             SafetyFilter,
             embodiment,
@@ -104,7 +104,7 @@ class SafetyFilter:
             jerk=True,
             margin=margin,
             speed=speed,
-            ladder=ladder,
+            fallback=fallback,
             stale_after=stale_after,
             max_tracking_error=max_tracking_error,
             guards=guards,
@@ -138,7 +138,7 @@ class SafetyFilter:
         self._stage = self._jerk
         if self._jerk is not None and by_time:  # the jerk stage counts in periods: it shapes what is then kept by time
             self._shaper, self._stage = self._another(), None
-            self._shaper._ledger = self._ledger
+            self._shaper._interventions = self._interventions
             self._shaper.reset(start, t)
         self._met = (self._stage.tolerance if self._stage else self._set.tolerance) * self._dt  # [rad]
         self._good = start.copy()  # the last trustworthy target
@@ -149,7 +149,7 @@ class SafetyFilter:
         self.level: Level = "follow"
         outside = np.abs(start - pose) > UNCHANGED
         if outside.any():
-            self._ledger.limit("reset", outside, np.abs(start - pose), seconds(t), self.level)
+            self._interventions.limit("reset", outside, np.abs(start - pose), seconds(t), self.level)
 
     @property
     def columns(self) -> Columns:
@@ -176,7 +176,7 @@ class SafetyFilter:
     @property
     def touched_steps(self) -> int:
         """Steps since construction with at least one intervention."""
-        return self._ledger.touched_steps
+        return self._interventions.touched_steps
 
     @property
     def at_rest(self) -> bool:
@@ -192,12 +192,12 @@ class SafetyFilter:
     @property
     def interventions(self) -> Counter[str]:
         """Counts by kind since construction: joints x steps for limits, steps for faults; empty if nothing happened."""
-        return self._ledger.by_kind()
+        return self._interventions.by_kind()
 
     @property
     def interventions_by_joint(self) -> dict[str, dict[str, int]]:
         """Kind -> joint -> count; faults of the whole vector stand under the joint `*`."""
-        return self._ledger.by_joint()
+        return self._interventions.by_joint()
 
     def step(
         self,
@@ -337,7 +337,7 @@ class SafetyFilter:
 
     def summary(self) -> dict[str, Any]:
         """What happened since construction, for a report."""
-        touched = self._ledger.touched_steps
+        touched = self._interventions.touched_steps
         return {
             "steps": self.steps,
             "touched_steps": touched,
@@ -351,19 +351,19 @@ class SafetyFilter:
         return plain and self.level == "follow" and not self._lagging and self._watchdog.clock_is_fine(t)
 
     def _fall(self, fault: str, t: float) -> Array:
-        """One step of the fallback ladder."""
+        """One step of the fallback policy."""
         self._faulty += self._dt
         self._lagging = True
-        self.level = self.ladder.rung(fault, self._faulty)
+        self.level = self.fallback.level(fault, self._faulty)
         if fault != "end":  # nobody's fault
-            self._ledger.fault(fault, t, self.level)
+            self._interventions.fault(fault, t, self.level)
         if self.level == "hold":
             self._before = self._columns.clipped(self._good)  # a target that stands still
             return self._move(self._toward(self._before)[0], t)
         if self.level == "safe_pose" and self._safe_pose is not None:
-            wish = self.ladder.approaching(self._q, self._safe_pose, self._columns, 1.0 / self._dt)
+            wish = self.fallback.approaching(self._q, self._safe_pose, self._columns, 1.0 / self._dt)
         else:
-            wish = self.ladder.stopping(self._v, self._set.velocity_step, self._dt, self._faulty)
+            wish = self.fallback.stopping(self._v, self._set.velocity_step, self._dt, self._faulty)
         return self._move(self._choose(self._to_stop(wish)), t)
 
     def _to_stop(self, wish: Array) -> Array:
@@ -396,7 +396,7 @@ class SafetyFilter:
         self._lagging, self._before = _differ(command, reachable), reachable
         if self._lagging or _differ(reachable, target):
             rows = (target, reachable, command, wish, velocity, self._v, self._set.velocity_step)
-            self._ledger.limits(t, self.level, rows, self._set.reach)
+            self._interventions.limits(t, self.level, rows, self._set.reach)
         return self._move_to(command)
 
     def _toward(self, target: Array) -> tuple[Array, Array]:
@@ -435,7 +435,7 @@ class SafetyFilter:
         kind = next(filter(None, (guard(rest[: self._columns.joints]) for guard in self._guards)), "")
         if kind:
             self.level, self._lagging = "stop", True
-            self._ledger.fault(kind, t, self.level)
+            self._interventions.fault(kind, t, self.level)
         return bool(kind)
 
     def _brake(self) -> Array:

@@ -1,6 +1,6 @@
-"""Train-time picture augmentation: a crop of 0.9 of the area, and colour; numpy and PIL only.
+"""Train-time image augmentation: a crop of 0.9 of the area, and colour; numpy and PIL only.
 
-A policy that acts sees the middle of the same area: see `models.body.images`. Pictures keep the size they came with.
+A policy that acts sees the middle of the same area: see `models.body.images`. Images keep the size they came with.
 """
 
 from dataclasses import dataclass
@@ -16,17 +16,17 @@ class AugmentConfig:
     """Ranges of the random changes; the defaults are those OpenVLA is trained with, hue left out."""
 
     crop_area: float = 0.9
-    """Share of the picture's area that a crop keeps; 1 switches cropping off."""
+    """Share of the image's area that a crop keeps; 1 switches cropping off."""
     brightness: float = 0.2
     """Largest change of brightness, as a share of full scale."""
     contrast: float = 0.2
-    """Largest relative change of contrast around the picture's mean."""
+    """Largest relative change of contrast around the image's mean."""
     saturation: float = 0.2
     """Largest relative change of saturation."""
 
 
 def augment(image: Image, rng: np.random.Generator, config: AugmentConfig) -> Image:
-    """A randomly cropped and coloured copy of one picture; the same state of `rng` gives the same picture."""
+    """A randomly cropped and coloured copy of one image; the same state of `rng` gives the same image."""
     height, width = image.shape[:2]
     side = float(np.sqrt(config.crop_area))
     # Two independent offsets: drawing both from one number moves the box only along the diagonal (dlimp does).

@@ -30,7 +30,7 @@ from athena_vla.dataset.sidecar import SIDECAR, SIDECAR_VERSION, episode_texts, 
 from athena_vla.dataset.windows import chunks, samples_of, starts
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import DatasetError
-from athena_vla.files.resume import Parts
+from athena_vla.files.resume import PartialResults
 from athena_vla.jobs import ordered, run_jobs
 from athena_vla.progress import Progress, quiet
 from athena_vla.recordings.formats import open_recording
@@ -71,7 +71,7 @@ def _build(config: BuildConfig, robot: Embodiment, progress: Progress) -> BuildR
     ids = recording.ids()
     if not ids:
         raise DatasetError(f"'{config.input}' holds no episodes.")
-    parts = Parts(config.out, _resume_key(config, robot), DatasetError)
+    parts = PartialResults(config.out, _resume_key(config, robot), DatasetError)
     work = parts.folder
     reused = sum(1 for _ in work.glob("*.json"))
     job = Job(
@@ -205,7 +205,7 @@ def _require_one_shape(good: Sequence[Prepared]) -> None:
     for f in good:
         if f["sizes"] != sizes:
             raise DatasetError(
-                f"Episodes {good[0]['id']} and {f['id']} have pictures of different size ({sizes} and {f['sizes']}). "
+                f"Episodes {good[0]['id']} and {f['id']} have images of different size ({sizes} and {f['sizes']}). "
                 "Bring them to one with --image-size HEIGHT WIDTH."
             )
 

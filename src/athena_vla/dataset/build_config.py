@@ -52,13 +52,13 @@ class BuildConfig:
     fps: float | None = None
     """Rate of the recording where it does not say it [Hz]."""
     camera_offset: int = 0
-    """Picture t is recorded picture t + offset [frames]."""
+    """Image t is recorded image t + offset [frames]."""
     drop_head: int = 0
     """Frames left out at the start of each episode."""
     drop_tail: int = 0
     """Frames left out at the end of each episode."""
     image_size: tuple[int, int] | None = None
-    """Height and width pictures are resized to once; recorded size where not given [px]."""
+    """Height and width images are resized to once; recorded size where not given [px]."""
     instruction: str = ""
     """Instruction for episodes that have none; without it they count as broken."""
     normalization: NormalizationMode = "minmax"
@@ -70,7 +70,7 @@ class BuildConfig:
     dry_run: bool = False
     """Say what would be built, and write nothing."""
     link: bool = False
-    """Leave the pictures in the recording: the set holds numbers and says where each picture is found."""
+    """Leave the images in the recording: the set holds numbers and says where each image is found."""
     annotate: bool = True
     """Segment episodes that carry no segments by motion rules; the instruction itself never changes."""
     annotations: Path | None = None

@@ -1,6 +1,6 @@
 """The dataset card: what a set holds, in the words and the front matter the Hugging Face hub reads.
 
-What a recording says stands in the card as the text that it is: no line, heading, link or picture of its own.
+What a recording says stands in the card as the text that it is: no line, heading, link or image of its own.
 """
 
 import re

@@ -1,7 +1,7 @@
 """A set, opened for training: random access to samples, splits by episode, decoded frames in a memory map.
 
-Knows nothing of models. Numbers and pictures come from the files of a LeRobot v3.0 set; what that format cannot say
-(robot, statistics, splits, hash) comes from its sidecar meta/athena.json. Pictures may lie in the set or still in the
+Knows nothing of models. Numbers and images come from the files of a LeRobot v3.0 set; what that format cannot say
+(robot, statistics, splits, hash) comes from its sidecar meta/athena.json. Images may lie in the set or still in the
 recording it was built from.
 """
 
@@ -38,7 +38,7 @@ from athena_vla.recordings.texts import alternatives_at, first_of_frames
 __all__ = ["BuildConfig", "BuildResult", "Dataset", "build"]
 
 CACHE = ".cache"
-DISK_SHARE = 0.5  # of the free disk that decoded pictures may take; beyond it they are decoded when asked for
+DISK_SHARE = 0.5  # of the free disk that decoded images may take; beyond it they are decoded when asked for
 
 
 class Dataset:
@@ -142,7 +142,7 @@ class Dataset:
         return self._sample_frame
 
     def cache_frames(self, size: tuple[int, int] | None = None) -> None:
-        """Decode every picture once into a memory map beside the set, resized to `size` (height, width) if given.
+        """Decode every image once into a memory map beside the set, resized to `size` (height, width) if given.
 
         Built whole or not at all; a second call, and any other process, finds the file and only opens it.
         """
@@ -156,14 +156,14 @@ class Dataset:
             self._frames[camera] = frames
 
     def frames(self, camera: str) -> Iterator[Image]:
-        """All pictures of one camera in order, decoded one by one."""
+        """All images of one camera in order, decoded one by one."""
         lengths = [int(e["length"]) for e in self.episodes]
         for image in self.store.in_order(camera, lengths):
             yield self._sized(image, camera)
 
     @property
     def store(self) -> PictureStore:
-        """The pictures where they are stored; opened when first needed. Raises `RecordingError` where they are gone."""
+        """The images where they are stored; opened when first needed. Raises `RecordingError` where they are gone."""
         if self._store is None:
             count = len(self.episodes)
             if self._linked is None:
@@ -196,7 +196,7 @@ class Dataset:
                 frames[count] = image if size is None or image.shape[:2] == size else resize(image, size)
                 count += 1
             if count != shape[0]:
-                raise DatasetError(f"'{self.path}' holds {count} pictures of '{camera}' for {shape[0]} frames.")
+                raise DatasetError(f"'{self.path}' holds {count} images of '{camera}' for {shape[0]} frames.")
             frames.flush()
             del frames
 
@@ -211,7 +211,7 @@ class Dataset:
 
     @functools.cached_property
     def _cache_fits(self) -> bool:
-        """True where decoded pictures of all cameras are there already, or leave most of the disk free."""
+        """True where decoded images of all cameras are there already, or leave most of the disk free."""
         files = [self._cache_file(camera, None) for camera in self.cameras]
         needed = sum(int(np.prod(shape)) for path, shape in files if not path.is_file())
         return needed <= DISK_SHARE * shutil.disk_usage(self._cache_folder()).free
@@ -222,7 +222,7 @@ class Dataset:
         return path, (int(self._first[-1]), height, width, 3)
 
     def _sized(self, image: Image, camera: str) -> Image:
-        """Linked pictures come as they were recorded."""
+        """Linked images come as they were recorded."""
         return image if image.shape[:2] == self._sizes[camera] else resize(image, self._sizes[camera])
 
     def _cache_folder(self) -> Path:

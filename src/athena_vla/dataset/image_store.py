@@ -1,6 +1,6 @@
-"""The pictures of a set, where they are stored: one by one for random access, or all in order.
+"""The images of a set, where they are stored: one by one for random access, or all in order.
 
-A set is a recording itself, or points to one whose pictures stay where they are; either way the format's own reader
+A set is a recording itself, or points to one whose images stay where they are; either way the format's own reader
 decodes them. Knows nothing of samples.
 """
 
@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from athena_vla.errors import DatasetError
 from athena_vla.recordings.episode import Frames, Image, Recording
 
-OPEN_EPISODES = 16  # episodes kept open; each may hold the encoded pictures of one
-DECODED = 64  # pictures kept: samples of one step that share a frame decode it once
+OPEN_EPISODES = 16  # episodes kept open; each may hold the encoded images of one
+DECODED = 64  # images kept: samples of one step that share a frame decode it once
 
 
 class PictureStore:
-    """Pictures by episode and step; `cameras[k]` maps the robot's camera to the recorded one in episode k."""
+    """Images by episode and step; `cameras[k]` maps the robot's camera to the recorded one in episode k."""
 
     def __init__(
         self,
@@ -31,10 +31,10 @@ class PictureStore:
         self.recording, self.ids, self.cameras, self.steps = recording, ids, cameras, steps
         self._open: OrderedDict[int, Mapping[str, Frames]] = OrderedDict()
         self._decoded: OrderedDict[tuple[str, int, int], Image] = OrderedDict()
-        self.decodes = 0  # pictures decoded so far, for tests and curiosity
+        self.decodes = 0  # images decoded so far, for tests and curiosity
 
     def image(self, camera: str, episode: int, step: int) -> Image:
-        """Raises `RecordingError` where the picture is damaged or gone."""
+        """Raises `RecordingError` where the image is damaged or gone."""
         steps = self.steps[episode]
         place = step if steps is None else int(steps[step])
         key = (camera, episode, place)
@@ -49,7 +49,7 @@ class PictureStore:
         return image
 
     def in_order(self, camera: str, lengths: Sequence[int]) -> Iterator[Image]:
-        """All pictures of one camera, episode after episode; a video is decoded forward, once."""
+        """All images of one camera, episode after episode; a video is decoded forward, once."""
         for episode, length in enumerate(lengths):
             for step in range(length):
                 yield self.image(camera, episode, step)

@@ -1,4 +1,4 @@
-"""One recorded episode -> one finished shard: aligned, checked for finiteness, pictures stored, statistics, digest.
+"""One recorded episode -> one finished shard: aligned, checked for finiteness, images stored, statistics, digest.
 
 A pure function of its job, run by any worker in any order; the shard's bytes depend on nothing else.
 """
@@ -202,9 +202,9 @@ def _left_out(placeholders: tuple[str, ...]) -> list[Note]:
 def _pictures(
     aligned: AlignedEpisode, camera: str, size: tuple[int, int] | None
 ) -> tuple[list[bytes], list[NDArray[np.uint8]], tuple[int, int]]:
-    """(encoded pictures, sampled pixels for statistics, (height, width)); every picture is decoded once, as a check.
+    """(encoded images, sampled pixels for statistics, (height, width)); every image is decoded once, as a check.
 
-    Pictures that are stored singly and keep their size are copied byte for byte, all others become PNG.
+    Images that are stored singly and keep their size are copied byte for byte, all others become PNG.
     """
     stream = aligned.cameras[camera]
     wanted = set(sampled_indices(len(aligned.picture)))
@@ -233,7 +233,7 @@ def _pictures(
 
 
 def _looked_at(aligned: AlignedEpisode, camera: str, size: tuple[int, int] | None, digest: Any) -> tuple[int, int]:
-    """(height, width) of pictures that stay where they are; what is stored of them goes into the digest, undecoded."""
+    """(height, width) of images that stay where they are; what is stored of them goes into the digest, undecoded."""
     stream = aligned.cameras[camera]
     whole = stream.stream if isinstance(stream, Cut | StillCut) else stream
     if isinstance(whole, VideoFrames):
@@ -245,7 +245,7 @@ def _looked_at(aligned: AlignedEpisode, camera: str, size: tuple[int, int] | Non
 
 
 def resize(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """The picture at (height, width), Lanczos with antialiasing, as OpenVLA's data pipeline resizes."""
+    """The image at (height, width), Lanczos with antialiasing, as OpenVLA's data pipeline resizes."""
     picture = PillowImage.fromarray(pixels).resize((size[1], size[0]), PillowImage.Resampling.LANCZOS)
     return np.asarray(picture, dtype=np.uint8)
 

@@ -109,7 +109,7 @@ def task_of_frames(facts: Prepared) -> list[str] | None:
 
 
 def write_set(folder: Path, robot: Embodiment, good: Sequence[Prepared], work: Path, content: Any) -> None:
-    """The set itself: numbers and pictures of the prepared episodes, sidecar and card."""
+    """The set itself: numbers and images of the prepared episodes, sidecar and card."""
     features: dict[str, Feature] = {
         STATE: numbers_feature(robot.state_names),
         ACTION: numbers_feature(robot.action_names),

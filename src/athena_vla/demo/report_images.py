@@ -1,4 +1,4 @@
-"""The demo's pictures: sheets of recordings, and episodes side by side. Files for the report, captions as data."""
+"""The demo's images: sheets of recordings, and episodes side by side. Files for the report, captions as data."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +26,7 @@ class Picture(TypedDict):
 
 
 class Animation(Picture):
-    """A moving picture, and its last frame as a file of its own."""
+    """A moving image, and its last frame as a file of its own."""
 
     still: str
 
@@ -141,7 +141,7 @@ def _drawn(image: NDArray[np.uint8], draw: Callable[[ImageDraw.ImageDraw], None]
 
 
 def save_animation(frames: list[NDArray[np.uint8]], fps: float, folder: Path, name: str) -> Animation:
-    """The moving picture and its last frame, for readers who prefer no motion."""
+    """The moving image and its last frame, for readers who prefer no motion."""
     moving = files.write_bytes(folder / f"{name}.webp", media.animation(frames, fps))
     still = files.write_bytes(folder / f"{name}-still.webp", media.still(frames[-1]))
     return {"file": moving.name, "still": still.name, "size": [frames[0].shape[1], frames[0].shape[0]]}

@@ -77,7 +77,7 @@ class ActorSpec:
 
 
 @dataclass
-class Cast:
+class ActorFactory:
     """Builds actors and keeps what is expensive: the last `keep` policies, and every library."""
 
     robot: Embodiment

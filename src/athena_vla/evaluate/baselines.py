@@ -19,7 +19,7 @@ from athena_vla.errors import EvaluationError
 from athena_vla.recordings.episode import Sample
 
 THUMBNAIL = (12, 16)  # rows, columns: what the nearest neighbour compares, about 40 px per pixel of a 640x480 image
-IMAGE_WEIGHT, STATE_WEIGHT, WORDS_WEIGHT = 1.0, 1.0, 4.0  # an instruction that differs counts more than any picture
+IMAGE_WEIGHT, STATE_WEIGHT, WORDS_WEIGHT = 1.0, 1.0, 4.0  # an instruction that differs counts more than any image
 
 
 class Actor(Protocol):
@@ -30,7 +30,7 @@ class Actor(Protocol):
 
 @dataclass(frozen=True)
 class Library:
-    """The training split as the baselines need it: small pictures, states, words, chunks. No torch, no model."""
+    """The training split as the baselines need it: small images, states, words, chunks. No torch, no model."""
 
     robot_hash: str
     frames: NDArray[np.int64]  # [N] control step within the episode
@@ -127,7 +127,7 @@ class Library:
 
 
 def thumbnails(observation: Observation, robot: Embodiment) -> NDArray[np.float32]:
-    """All cameras as small pictures in one vector, by averaging blocks of pixels."""
+    """All cameras as small images in one vector, by averaging blocks of pixels."""
     parts = []
     for camera in robot.camera_names:
         image = observation.images[camera].astype(np.float32) / 255
@@ -210,7 +210,7 @@ class Hostile:
 
 @dataclass
 class NearestNeighbour:
-    """Answers with the chunk of the most similar training sample in picture, state and words."""
+    """Answers with the chunk of the most similar training sample in image, state and words."""
 
     robot: Embodiment
     library: Library

@@ -13,7 +13,7 @@ from athena_vla.bundle import Bundle
 from athena_vla.dataset.dataset import Dataset
 from athena_vla.errors import EvaluationError, MissingDependency, UnknownName
 from athena_vla.evaluate import tables
-from athena_vla.evaluate.actors import ABLATIONS, BASELINES, Ablation, ActorSpec, Cast
+from athena_vla.evaluate.actors import ABLATIONS, BASELINES, Ablation, ActorFactory, ActorSpec
 from athena_vla.evaluate.baselines import Actor, Library
 from athena_vla.evaluate.openloop import FRAMES, OpenLoopResult, open_loop, other_instructions, spread
 from athena_vla.evaluate.results import SCENES, EpisodeResult, Setup
@@ -26,12 +26,12 @@ EPISODE_SECONDS, FRAME_SECONDS = 0.15, 0.008  # [s] of one actor, for progress
 LIBRARY_SAMPLES = 6000  # of the training split, evenly spread: enough for neighbours, and a few tens of MB
 LEGEND = (
     "success: Wilson interval. +/-: scenes that only the reference, or only the row, solved; p: exact McNemar test.\n"
-    "touched: share of motor commands the safety filter changed. violations: counted from the commands behind it."
+    "modified: share of motor commands the safety filter changed. violations: counted from the commands behind it."
 )
 ABLATED = (
-    "black image, other words: the same actor without its eyes, or told something else. Closed loop: its success on\n"
-    "scenes with an object to find, in brackets the change there. Open loop: the error this adds, how far the answer\n"
-    "moves. Whoever loses nothing does not look, or does not listen. -: not tried; --ablations tries the policies."
+    "black image, other instruction: the same actor without its eyes, or told something else. Closed loop: its\n"
+    "success on scenes with an object to find, in brackets the change there. Open loop: the error this adds, how far\n"
+    "the answer moves. Whoever loses nothing does not look, or does not listen. -: not tried; --ablations tries them."
 )
 
 
@@ -130,7 +130,7 @@ def compare_open(
     progress: Progress = quiet,
 ) -> OpenLoopResult:
     """All rows on the validation split of a dataset; ablated rows are compared with the row they ablate."""
-    cast = Cast(dataset.robot)
+    factory = ActorFactory(dataset.robot)
     chosen = [int(dataset.validation[i]) for i in spread(len(dataset.validation), samples)]
     if not chosen:
         raise EvaluationError(
@@ -140,7 +140,7 @@ def compare_open(
     instead = other_instructions(kind_of)
     deaf = [s.name for s in specs if s.ablation == "other_instruction"]
     usable = [s for s in specs if s.name not in deaf or instead]
-    actors: dict[str, Actor] = {s.name: cast.actor(s, instead, remember=False) for s in usable}
+    actors: dict[str, Actor] = {s.name: factory.actor(s, instead, remember=False) for s in usable}
     ablations = {s.name: s.ablates for s in usable if s.ablation != "none"}
     return open_loop(
         actors,

@@ -16,7 +16,7 @@ import athena_vla.embodiment as embodiment
 from athena_vla.control.runtime import RuntimeConfig, run_episode
 from athena_vla.control.safety import SafetyFilter
 from athena_vla.embodiment import Embodiment, Observation
-from athena_vla.evaluate.actors import Cast
+from athena_vla.evaluate.actors import ActorFactory
 from athena_vla.evaluate.baselines import Actor
 from athena_vla.evaluate.results import Setup
 from athena_vla.evaluate.rollout import Job
@@ -26,13 +26,13 @@ from athena_vla.sim.robot import SimRobot
 from athena_vla.sim.scene import Scene
 from athena_vla.sim.world import THIRD_PERSON
 
-LOOK_AT, FIELD_OF_VIEW = (0.14, 0.0, 0.62), 34.0  # [m], [degrees]: robot and table fill the picture
+LOOK_AT, FIELD_OF_VIEW = (0.14, 0.0, 0.62), 34.0  # [m], [degrees]: robot and table fill the image
 RING = 1.9  # radius of the ring around the goal, in radii of the object
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A circle in a picture, all in shares of its height: centre across and down, radius."""
+    """A circle in an image, all in shares of its height: centre across and down, radius."""
 
     across: float
     down: float
@@ -92,7 +92,7 @@ class FilmedRobot:
         self.goals.append((self.goal_in(THIRD_PERSON, 1.25), self.goal_in("head", 1.0)))
 
     def goal_in(self, camera: str, aspect: float) -> Mark | None:
-        """Where the instruction's object stands in a picture of this aspect; None where there is none in view."""
+        """Where the instruction's object stands in an image of this aspect; None where there is none in view."""
         world, target = self.sim.world, self.sim.scene.goal.target
         if target is None:
             return None
@@ -109,7 +109,7 @@ class FilmedRobot:
 
 
 def film(actor: Actor, scene: Scene, setup: Setup, *, height: int = 224, fps: float = 8.0) -> Film:
-    """Play one episode and keep the pictures; a little of what follows success is shown too."""
+    """Play one episode and keep the images; a little of what follows success is shown too."""
     robot = embodiment.load(setup.robot)
     sim = SimRobot(scene, robot, setup.renderer, setup.image_size)
     filmed: Any = FilmedRobot(sim, height, max(1, round(robot.command_hz / fps)))
@@ -134,9 +134,9 @@ def _aim(model: mujoco.MjModel, camera: str) -> None:
 def make_camera_man(setup: Setup) -> Callable[[Job], Film]:
     """The handler of a worker that films instead of measuring."""
     robot = embodiment.load(setup.robot)
-    cast = Cast(robot, keep=1)
+    factory = ActorFactory(robot, keep=1)
 
     def run(job: Job) -> Film:
-        return film(cast.actor(job.actor), scene_of(robot, job.scene, setup.split), setup)
+        return film(factory.actor(job.actor), scene_of(robot, job.scene, setup.split), setup)
 
     return run

@@ -16,7 +16,7 @@ from athena_vla.control.action_prefix import prefix_of
 from athena_vla.control.runtime import RuntimeConfig, run_episode
 from athena_vla.control.safety import SafetyFilter
 from athena_vla.embodiment import ActionChunk, Embodiment, Observation
-from athena_vla.evaluate.actors import ActorSpec, Cast
+from athena_vla.evaluate.actors import ActorFactory, ActorSpec
 from athena_vla.evaluate.baselines import Actor
 from athena_vla.evaluate.results import EpisodeResult, Setup
 from athena_vla.evaluate.violations import count_violations
@@ -35,7 +35,7 @@ class Job:
 
 
 def object_task(scene: Scene) -> bool:
-    """Whether the instruction names an object that has to be found in the picture."""
+    """Whether the instruction names an object that has to be found in the image."""
     return scene.target is not None
 
 
@@ -61,7 +61,7 @@ class Timed:
 def make_runner(setup: Setup) -> Callable[[Job], EpisodeResult]:
     """The handler of a worker: keeps one body description and the last policy loaded."""
     robot = embodiment.load(setup.robot)
-    cast = Cast(robot, keep=1)
+    factory = ActorFactory(robot, keep=1)
     stage = Stage(setup, robot)
 
     def run(job: Job) -> EpisodeResult:
@@ -69,7 +69,7 @@ def make_runner(setup: Setup) -> Callable[[Job], EpisodeResult]:
         told: dict[str, str] = {}
         if job.actor.ablation == "other_instruction":
             told = {scene.instruction: other_instruction(scene).instruction}
-        return stage.play(scene, job.actor, cast.actor(job.actor, told))
+        return stage.play(scene, job.actor, factory.actor(job.actor, told))
 
     return run
 

@@ -9,7 +9,7 @@ from athena_vla.evaluate.summary import ActorSummary, Lost
 from athena_vla.evaluate.table_text import aligned, p_value, proportion
 
 Losses = Mapping[str, Mapping[Ablation, Lost]]
-_SHORT = {"black_image": "black image", "other_instruction": "other words"}
+_SHORT = {"black_image": "black image", "other_instruction": "other instruction"}
 
 
 def _lost(losses: Losses, name: str, cell: Callable[[Lost], str]) -> list[str]:
@@ -50,7 +50,7 @@ def closed_table(
                 f"{1000 * s.act_seconds:.1f}",
             ]
         )
-    head = ["closed loop", "success [95%]", "n", "time s", "touched", "violations", f"{reference} +/-", "p"]
+    head = ["closed loop", "success [95%]", "n", "time s", "modified", "violations", f"{reference} +/-", "p"]
     return aligned([*head, *(_SHORT[a] for a in ABLATIONS), "act ms"], rows)
 
 

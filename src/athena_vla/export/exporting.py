@@ -165,7 +165,7 @@ def write_graphs(
     progress: Progress = quiet,
 ) -> dict[str, Any]:
     """All graphs into `folder`, weights streamed into one shared file; returns the inputs and outputs of each."""
-    model = source.skeleton().eval()
+    model = source.meta_model().eval()
     if how.dtype == torch.float16:
         model = model.half()
     names = parameter_names(model)
@@ -219,7 +219,7 @@ def _predicted(source: Bundle, info: dict[str, Any], target: str) -> dict[str, A
     """What the planner says of this bundle on its target, with the weights that most of its layers have."""
     kinds = info["weights"]["quantized_layers"]
     precision = max(kinds, key=lambda k: kinds[k]) if kinds else "fp16"
-    return as_dict(predict(cost.count(source.skeleton()), DEVICES[target], precision))
+    return as_dict(predict(cost.count(source.meta_model()), DEVICES[target], precision))
 
 
 def _weights_summary(source: Bundle, store: TensorStore) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class Journal:
             raise self.error(f"'{self.path}' could not be written: {problem}. Finished parts are kept.") from problem
 
 
-class Parts:
+class PartialResults:
     """A folder of finished parts beside `out`, for one key; what was begun with other settings lies in others.
 
     Whoever uses it holds `out`, see `claim`. Raises `error` where the folder cannot be written.

@@ -71,7 +71,7 @@ def bound_model(base: Bundle | Release, dataset: Dataset, config: FinetuneConfig
         cameras=len(robot.cameras),
         proprio=config.proprio,
         prefix=config.prefix,
-        # What is trained on crops sees the middle of a picture when it acts: objects are as large as in training.
+        # What is trained on crops sees the middle of an image when it acts: objects are as large as in training.
         crop_area=config.augment_crop if config.augment else None,
     )
     name = config.family or (DEFAULT_FAMILY if isinstance(base, Release) else base.manifest.family)

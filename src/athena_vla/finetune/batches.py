@@ -21,7 +21,7 @@ from athena_vla.finetune.features import Features
 from athena_vla.finetune.finetune_config import FinetuneConfig
 from athena_vla.finetune.mark_weights import MarkWeights, steps_of
 from athena_vla.models.architecture import Architecture, Tensors
-from athena_vla.policy import continued, encode
+from athena_vla.policy import encode, with_prefix
 from athena_vla.recordings.episode import Sample
 
 _AUGMENT, _NOISE, _VARIANT, _PREFIX = 1, 2, 3, 5  # streams of random numbers; 4 is the feature cache's
@@ -134,7 +134,7 @@ class Order:
 
 
 class Loader:
-    """Samples to batches: pictures or cached features, augmentation and noise by (seed, step, sample)."""
+    """Samples to batches: images or cached features, augmentation and noise by (seed, step, sample)."""
 
     def __init__(
         self, dataset: Dataset, model: Architecture, config: FinetuneConfig, features: Features | None
@@ -160,7 +160,7 @@ class Loader:
                 sample = dataclasses.replace(sample, observation=dataclasses.replace(sample.observation, images=images))
             if self.model.prefix:
                 rows = int(np.random.default_rng([*key, _PREFIX]).integers(self.model.prefix + 1))
-                sample = continued(sample, rows)
+                sample = with_prefix(sample, rows)
             if self.features is not None:
                 variants.append(int(np.random.default_rng([*key, _VARIANT]).integers(self.features.variants)))
             if self.config.state_noise > 0:

@@ -1,4 +1,4 @@
-"""Vision features of frozen towers, computed once per picture and kept on disk; training then needs no picture.
+"""Vision features of frozen towers, computed once per image and kept on disk; training then needs no image.
 
 A file appears whole or not at all and is named by the hash of what it was computed from: vision weights, data and
 augmentation. Knows the graph called `vision` and its input `pixel_values`, no family.
@@ -26,21 +26,21 @@ from athena_vla.policy import encode
 from athena_vla.progress import Progress, quiet
 from athena_vla.recordings.episode import Sample
 
-PICTURES = "vision features of pictures"  # what progress calls them
+PICTURES = "vision features of images"  # what progress calls them
 GRAPH, INPUT, OUTPUT = "vision", "pixel_values", "patches"
 _DISK_SHARE = 0.3  # of the free disk, that `auto` may take
-_TOGETHER = 64  # pictures per forward pass
+_TOGETHER = 64  # images per forward pass
 _AUGMENT = 4  # stream of random numbers
 
 
 class Features:
-    """Patch embeddings `[frames, variants, patches, width]` in a memory map; variant 0 is the plain picture."""
+    """Patch embeddings `[frames, variants, patches, width]` in a memory map; variant 0 is the plain image."""
 
     def __init__(self, model: Architecture, dataset: Dataset, path: Path) -> None:
         self.model, self.dataset = model, dataset
         self.stored: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
         self.rows, _ = frame_rows(dataset)
-        # The family's collation is used as it is, on pictures of one pixel that nobody looks at.
+        # The family's collation is used as it is, on images of one pixel that nobody looks at.
         self._blank = tuple(np.zeros((1, 1, 3), np.uint8) for _ in dataset.robot.cameras)
 
     @property
@@ -64,7 +64,7 @@ def prepare(
     accelerator: Accelerator,
     progress: Progress = quiet,
 ) -> Features | None:
-    """The cache for this model and data, computed now or found; None where pictures are to be used.
+    """The cache for this model and data, computed now or found; None where images are to be used.
 
     Raises `TrainingError` where `always` cannot be had.
     """
@@ -95,7 +95,7 @@ def prepare(
 
 
 def frame_rows(dataset: Dataset) -> tuple[NDArray[np.intp], list[int]]:
-    """For every sample the row of its frame, and for every row its first sample: words do not change a picture."""
+    """For every sample the row of its frame, and for every row its first sample: words do not change an image."""
     seen: dict[int, int] = {}
     first_samples: list[int] = []
     rows = np.empty(len(dataset), np.intp)
@@ -152,13 +152,13 @@ def _compute(
                     stored[start : start + len(items), variant] = graph.module(pixels)[0].float().cpu().numpy()
             progress(start + len(samples), shape[0], PICTURES)
         if not np.isfinite(stored[-1]).all():
-            raise TrainingError("The vision towers give values that are not finite in half precision; use pictures.")
+            raise TrainingError("The vision towers give values that are not finite in half precision; use images.")
         stored.flush()
         del stored
 
 
 def _key(graph: Graph, dataset: Dataset, config: FinetuneConfig, shape: tuple[int, ...]) -> str:
-    """Hash of everything the numbers depend on; weights through the features of a fixed picture of noise."""
+    """Hash of everything the numbers depend on; weights through the features of a fixed image of noise."""
     probe = torch.rand(graph.example[INPUT].shape, generator=torch.Generator().manual_seed(1))
     example = graph.example[INPUT]
     with torch.inference_mode():

@@ -49,7 +49,7 @@ class FinetuneConfig:
     """A built dataset (athena data build); or, with --robot, any recording, trained on in place."""
     robot: str = ""
     """Robot name or TOML file, where `data` is a recording: statistics and splits are made beside it, in the user's
-    cache, and its pictures stay where they are."""
+    cache, and its images stay where they are."""
     out: Path = Path("policy")
     """The new bundle. Logs, curves and checkpoints go to a folder beside it, named OUT.run."""
     family: str = ""
@@ -129,15 +129,15 @@ class FinetuneConfig:
     """How much a recorded step counts, by what people marked: success=1 failure=0 correction=3. A correction is of its
     own frames, success and failure of an episode or of frames; what nobody marked counts once."""
     augment: bool = True
-    """Random crop and colour of the pictures. With cached features: `augment_variants` fixed variants per picture."""
+    """Random crop and colour of the images. With cached features: `augment_variants` fixed variants per image."""
     augment_crop: float = 0.9
     """Share of the area a crop keeps; 1 = colours only."""
     augment_variants: int = 2
-    """Augmented variants per picture in the feature cache, beside the plain one."""
+    """Augmented variants per image in the feature cache, beside the plain one."""
     state_noise: float = 0.0
     """Standard deviation of the noise on the state input, in units of [-1, 1]."""
     cache_features: Literal["auto", "never", "always"] = "auto"
-    """Compute frozen vision features once per picture. auto: where no vision weight trains and they fit the disk."""
+    """Compute frozen vision features once per image. auto: where no vision weight trains and they fit the disk."""
     workers: int = 0
     """Processes that prepare batches ahead of the training process, into pinned memory where there is a GPU; 0 = none:
     enough with cached features. The batches are the same for any number."""

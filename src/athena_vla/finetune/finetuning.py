@@ -126,7 +126,7 @@ def _finetune(config: FinetuneConfig, accelerator: Accelerator, started: list[St
         log.progress.skip(features.PICTURES)
     if cached is not None:
         log.note(
-            f"Vision is frozen: features of {len(cached.stored):,} pictures x {cached.variants} variants come from "
+            f"Vision is frozen: features of {len(cached.stored):,} images x {cached.variants} variants come from "
             f"{dataset.path / '.cache'} ({cached.stored.nbytes / 1e9:.2f} GB)."
         )
     trainer = Trainer(model, dataset, Loader(dataset, model, config, cached), config, accelerator, log)

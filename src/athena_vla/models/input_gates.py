@@ -166,7 +166,7 @@ def _filled(observation: Observation, value: int) -> Observation:
 
 
 def _other_frame(observation: Observation, observations: Sequence[Observation]) -> Observation:
-    """The same moment seen through another observation's cameras, or mirrored where no other picture is at hand."""
+    """The same moment seen through another observation's cameras, or mirrored where no other image is at hand."""
     for other in observations:
         if any(not np.array_equal(other.images[k], v) for k, v in observation.images.items()):
             return replace(observation, images=other.images)

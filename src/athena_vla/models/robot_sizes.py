@@ -12,7 +12,7 @@ _OF_THE_BODY = ("crop_area",)
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Sizes of a robot, its chunks and its pictures; frozen, and no other name is taken."""
+    """Sizes of a robot, its chunks and its images; frozen, and no other name is taken."""
 
     action_dim: int
     state_dim: int
@@ -20,7 +20,7 @@ class Sizes:
     cameras: int = 1
     proprio: bool = True  # the state is an input; families that never read it pass this over
     prefix: int = 0  # most steps of a chunk that the model can be given
-    crop_area: float | None = None  # share of a picture around its centre that is seen; None: as the body has it
+    crop_area: float | None = None  # share of an image around its centre that is seen; None: as the body has it
 
     @classmethod
     def of_dict(cls, raw: Mapping[str, Any]) -> "Sizes":

@@ -26,7 +26,7 @@ LONGEST_PROMPT = 256  # tokens an engine is built for; OpenVLA's prompts have ab
 
 
 def cropped(body: PrismaticSpec, area: float | None) -> PrismaticSpec:
-    """The body seeing the middle `area` of each picture; itself where that is None."""
+    """The body seeing the middle `area` of each image; itself where that is None."""
     return body if area is None else dataclasses.replace(body, images=dataclasses.replace(body.images, crop_area=area))
 
 

@@ -153,8 +153,8 @@ def _model(config: PlanConfig) -> VisionLanguageModel:
     if isinstance(base, Bundle):
         if config.model and (config.family or base.robot.hash != robot.hash):
             with torch.device("meta"):
-                return cast(VisionLanguageModel, bind(base.skeleton(), config.family or base.manifest.family, asked))
-        model = base.skeleton().eval()
+                return cast(VisionLanguageModel, bind(base.meta_model(), config.family or base.manifest.family, asked))
+        model = base.meta_model().eval()
         assert isinstance(model, VisionLanguageModel)
         return model
     if base is not None:

@@ -1,7 +1,7 @@
 """How long a training step takes on this machine: a few layers are trained for seconds, and carried on to the depth.
 
 Layers of the model's own sizes, type, adapters and micro-batch, with weights thrown away afterwards. A model of one
-decoder layer (and one block per tower, where pictures go through the towers) is timed, and one with more of each kind
+decoder layer (and one block per tower, where images go through the towers) is timed, and one with more of each kind
 in turn: what a layer adds, times the layers, is the step. Preparing batches is no part of it. Nothing is loaded.
 """
 

@@ -37,15 +37,15 @@ def linears(model: nn.Module) -> dict[str, nn.Linear]:
     return found
 
 
-def used_in(skeleton: Architecture, graphs: Sequence[str]) -> dict[str, str]:
+def used_in(meta_model: Architecture, graphs: Sequence[str]) -> dict[str, str]:
     """Weight name -> graph for the layers that run inside the named graphs, in the order they run.
 
-    `skeleton` has no weights: the graphs run on their examples on the meta device, which costs nothing at any size.
+    `meta_model` has no weights: the graphs run on their examples on the meta device, which costs nothing at any size.
     """
     order: dict[str, str] = {}
     running = ""
     hooks = []
-    for name, layer in linears(skeleton).items():
+    for name, layer in linears(meta_model).items():
 
         def note(module: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
             order.setdefault(name, running)
@@ -53,7 +53,7 @@ def used_in(skeleton: Architecture, graphs: Sequence[str]) -> dict[str, str]:
         hooks.append(layer.register_forward_pre_hook(note))
     try:
         with torch.inference_mode():
-            for graph in skeleton.graphs():
+            for graph in meta_model.graphs():
                 running = graph.name
                 if graph.name in graphs:
                     graph.module(**graph.example)

@@ -73,7 +73,7 @@ def batch_chunks(policy: Policy, frames: Sequence[Observation], size: int = 16) 
 
 def answered(frames: Sequence[Observation], horizon: int) -> NDArray[np.bool_]:
     """[N, H]: rows that a policy answered; those that an observation had committed already are nobody's merit."""
-    given = [0 if o.committed is None else len(o.committed) for o in frames]
+    given = [0 if o.action_prefix is None else len(o.action_prefix) for o in frames]
     return np.arange(horizon) >= np.array(given)[:, None]
 
 

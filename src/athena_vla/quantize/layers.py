@@ -26,16 +26,16 @@ MEASURING, QUANTISING, CHECKING = "measuring layers", "quantising layers", "chec
 
 def plan_layers(config: QuantizeConfig, source: Bundle, store: TensorStore) -> list[Layer]:
     """The layers to quantise in the order they run, before any is lifted. Raises `UnknownName`."""
-    skeleton = source.skeleton().eval()
+    meta_model = source.meta_model().eval()
     graphs = (*config.graphs, *(("vision",) if config.vision_bits == 8 else ()))
-    heads = tuple(f"{h}." for h in skeleton.head_modules())
+    heads = tuple(f"{h}." for h in meta_model.head_modules())
     order = {
         name: graph
-        for name, graph in used_in(skeleton, graphs).items()
+        for name, graph in used_in(meta_model, graphs).items()
         if not name.startswith(heads) and name.removesuffix(".weight").rpartition(".")[2] not in config.keep
     }
     if not order:
-        known = sorted({g.name for g in skeleton.graphs()})
+        known = sorted({g.name for g in meta_model.graphs()})
         raise UnknownName("graph with linear layers", ", ".join(graphs), known)
     shapes = {name: store.shape(name) for name in order}
     return [
@@ -74,7 +74,7 @@ def lift(
 
 
 @dataclass
-class Ledger:
+class FinishedLayers:
     """Finished layers: written, kept for a run that goes on after an interruption, and shown."""
 
     parts: LayerParts
@@ -96,15 +96,19 @@ class Ledger:
 
 
 def choose_codes(
-    config: QuantizeConfig, source: Bundle, layers: list[Layer], calibration: Sequence[Observation], ledger: Ledger
+    config: QuantizeConfig,
+    source: Bundle,
+    layers: list[Layer],
+    calibration: Sequence[Observation],
+    finished: FinishedLayers,
 ) -> list[Layer]:
-    """The codes of every layer into the ledger; the layers with the error they cost."""
+    """Computes the codes of every layer into `finished`; returns the layers with the error they cost."""
     store = source.store()
     large = is_large(store)
     plan = {x.name: x for x in layers}
 
     def on_inputs(name: str, weight: Tensor, inputs: Tensor) -> Packed:
-        return ledger.settle(plan[name], lambda: _coded(config.method, plan[name], weight, second_moment(inputs)))
+        return finished.settle(plan[name], lambda: _coded(config.method, plan[name], weight, second_moment(inputs)))
 
     if large and config.method == "nearest":  # weight by weight, no pass over frames: as if inputs were white
 
@@ -112,11 +116,11 @@ def choose_codes(
             return _coded("nearest", layer, as_float(store.read(layer.name)), torch.ones(layer.shape[1]))
 
         for layer in layers:
-            ledger.settle(layer, lambda layer=layer: alone(layer))
+            finished.settle(layer, lambda layer=layer: alone(layer))
     else:
         with opened(source, config.device) as policy:
             quantize_in_order(policy, calibration, list(plan), on_inputs)
-    return [dataclasses.replace(x, output_error=ledger.errors[x.name]) for x in layers]
+    return [dataclasses.replace(x, output_error=finished.errors[x.name]) for x in layers]
 
 
 def _coded(method: Method, layer: Layer, weight: Tensor, moment: Tensor) -> tuple[Packed, float]:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from athena_vla import files
 from athena_vla.errors import BundleError, ModelError
-from athena_vla.files.resume import Journal, Parts
+from athena_vla.files.resume import Journal, PartialResults
 from athena_vla.models.weights import packed
 from athena_vla.models.weights.packed import Packed
 from athena_vla.models.weights.store import save
@@ -19,7 +19,7 @@ class LayerParts:
     """Finished codes and measured sensitivities for one `key`, kept beside `out` until the bundle stands there."""
 
     def __init__(self, out: Path, key: object) -> None:
-        self.parts = Parts(out, key, BundleError)
+        self.parts = PartialResults(out, key, BundleError)
         self.folder = self.parts.folder
         self.journal = Journal(self.folder / "sensitivities.jsonl", {"key": self.parts.key}, BundleError)
 

@@ -23,7 +23,7 @@ from athena_vla.offload import is_large, opened
 from athena_vla.policy import Policy, asked, replay, sensitivity
 from athena_vla.progress import Progress, quiet
 from athena_vla.quantize import choose
-from athena_vla.quantize.layers import CHECKING, MEASURING, QUANTISING, Ledger, choose_codes, lift, plan_layers
+from athena_vla.quantize.layers import CHECKING, MEASURING, QUANTISING, FinishedLayers, choose_codes, lift, plan_layers
 from athena_vla.quantize.measured import ActionError
 from athena_vla.quantize.parts import LayerParts
 from athena_vla.quantize.quantize_config import QuantizeConfig, QuantizeResult
@@ -68,7 +68,7 @@ def _quantize(config: QuantizeConfig, source: Bundle, progress: Progress, starte
         if measures:
             layers = lift(config, source, layers, calibration, parts, progress)
         writer = StoreWriter(folder / "weights")
-        layers = choose_codes(config, source, layers, calibration, Ledger(parts, writer, len(layers), progress))
+        layers = choose_codes(config, source, layers, calibration, FinishedLayers(parts, writer, len(layers), progress))
         done = {x.name for x in layers}
         for name in store.names:
             if name not in done:

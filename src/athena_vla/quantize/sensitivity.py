@@ -121,7 +121,7 @@ def _place(name: str) -> tuple[str, int]:
 
 
 def _seen_once(run: Call, frames: int) -> Call:
-    """The same runner for batches of copies of `frames`, whose pictures are looked at once."""
+    """The same runner for batches of copies of `frames`, whose images are looked at once."""
     seen: Values = {}
 
     def through(name: str, inputs: Values) -> Values:

@@ -25,7 +25,7 @@ from athena_vla.recordings.texts import Texts, at_frames
 class Alignment:
     """How streams are brought onto one clock; stored in the set."""
 
-    camera_offset: int = 0  # [frames] picture t is taken from recorded picture t + offset
+    camera_offset: int = 0  # [frames] image t is taken from recorded image t + offset
     drop_head: int = 0  # [frames] removed at the start
     drop_tail: int = 0  # [frames] removed at the end
     joint_map: Mapping[str, str] = field(default_factory=dict)  # joint or channel of the robot -> recorded column
@@ -63,10 +63,10 @@ def align(episode: Episode, robot: Embodiment, choice: Alignment) -> AlignedEpis
     length = len(episode)
     first, last = choice.drop_head, length - choice.drop_tail
     for name, stream in cameras.items():
-        # A picture must exist for every kept step; a stream shorter by its tail shortens the episode, with a note.
+        # An image must exist for every kept step; a stream shorter by its tail shortens the episode, with a note.
         available = len(stream) - choice.camera_offset
         if available < last:
-            short = f"camera {name} has {len(stream)} pictures for {length} steps: the tail is dropped"
+            short = f"camera {name} has {len(stream)} images for {length} steps: the tail is dropped"
             notes.append(Note("camera.short", short, (name,)))
             last = available
         first = max(first, -choice.camera_offset)

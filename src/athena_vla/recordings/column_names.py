@@ -1,6 +1,6 @@
 """Recorded columns and those of a robot, matched by name: which is which joint or channel, and which is nobody's.
 
-Knows nothing of rates or pictures. Columns without names take the order that the user asserted by naming the robot.
+Knows nothing of rates or images. Columns without names take the order that the user asserted by naming the robot.
 """
 
 from collections.abc import Mapping

@@ -53,7 +53,7 @@ class ConvertConfig:
     annotations: Path | None = None
     """Sidecar of `athena data annotate` whose segments are written along."""
     video: bool = False
-    """Encode single pictures as h264 video (crf 18); without it they are kept losslessly."""
+    """Encode single images as h264 video (crf 18); without it they are kept losslessly."""
     language_columns: bool = False
     """Write segments as a LeRobot `language_persistent` column (needs lerobot 0.6 to read)."""
     fix: tuple[str, ...] = ()

@@ -64,7 +64,7 @@ class Origin:
 class Episode:
     """One recorded episode: named columns on one clock, images beside them, and where it came from.
 
-    All arrays have the same first dimension `T`, that of `clock`; a camera has one picture for each row. Angles in
+    All arrays have the same first dimension `T`, that of `clock`; a camera has one image for each row. Angles in
     [rad] as far as the recorder wrote radians: units are checked by `check`, never silently changed.
     """
 

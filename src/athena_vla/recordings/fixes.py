@@ -32,7 +32,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class StillCut(StillFrames):
-    """A part of a stream of single pictures, still copyable byte for byte."""
+    """A part of a stream of single images, still copyable byte for byte."""
 
     stream: StillFrames
     start: int

@@ -9,15 +9,15 @@ IDLE_SECONDS = 1.0
 IDLE_SPEED = 0.02  # of the joint's own range per second
 
 
-def stretches(flags: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """[start, stop) of the stretches of True."""
+def intervals_of(flags: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """[start, stop) of the intervals of True."""
     padded = np.concatenate([[False], flags, [False]])
     edges = np.flatnonzero(padded[1:] != padded[:-1])
     return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def idle_spans(episode: Episode) -> list[tuple[int, int]]:
-    """[start, stop) of stretches of at least a second in which no joint moves noticeably."""
+    """[start, stop) of intervals of at least a second in which no joint moves noticeably."""
     values = np.asarray(episode.states if episode.states.shape[1] else episode.actions, np.float64)
     if len(values) < 4 or not values.shape[1] or not np.isfinite(values).all():
         return []
@@ -29,4 +29,4 @@ def idle_spans(episode: Episode) -> list[tuple[int, int]]:
     window = min(max(1, round(0.2 * fps)), len(speed))
     smooth = np.convolve(speed.max(axis=1), np.ones(window) / window, mode="same")
     still = np.concatenate([smooth < IDLE_SPEED * 2.5, smooth[-1:] < IDLE_SPEED * 2.5])
-    return [(a, b) for a, b in stretches(still) if b - a >= IDLE_SECONDS * fps]
+    return [(a, b) for a, b in intervals_of(still) if b - a >= IDLE_SECONDS * fps]

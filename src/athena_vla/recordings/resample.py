@@ -44,7 +44,7 @@ def control_steps(length: int, fps: float, control_hz: float) -> Steps:
     k = np.arange(first, last + 1, dtype=np.float64)
     state = np.clip(k * ratio, 0.0, max(length - 1, 0))
     target = np.clip((k + 1.0) * ratio - 1.0, 0.0, max(length - 1, 0))
-    return Steps(state, target, ratio, "linear interpolation of numbers, switches and pictures held")
+    return Steps(state, target, ratio, "linear interpolation of numbers, switches and images held")
 
 
 def is_switch(column: NDArray[Any]) -> bool:

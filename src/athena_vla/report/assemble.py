@@ -56,7 +56,7 @@ class ReportResult:
 
 
 def report(config: ReportConfig) -> ReportResult:
-    """Write the page by rename. Raises `EvaluationError` for a folder that is no run or whose pictures are gone."""
+    """Write the page by rename. Raises `EvaluationError` for a folder that is no run or whose images are gone."""
     source = load(config.run)
     templates = environment(source)
     shown = [Section(name, short, _rendered(templates, name, view(source))) for name, short, view in SECTIONS]

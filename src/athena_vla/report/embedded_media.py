@@ -1,4 +1,4 @@
-"""Pictures for the page: still strips, animations, and data URIs. Knows arrays of pixels, nothing of robots."""
+"""Images for the page: still strips, animations, and data URIs. Knows arrays of pixels, nothing of robots."""
 
 import base64
 import io
@@ -16,7 +16,7 @@ TYPES = {".webp": "image/webp", ".png": "image/png", ".jpg": "image/jpeg"}
 
 
 def resized(image: Pixels, height: int) -> Pixels:
-    """The picture at another height [px], same aspect; smooth in both directions."""
+    """The image at another height [px], same aspect; smooth in both directions."""
     if image.shape[0] == height:
         return image
     width = max(1, round(image.shape[1] * height / image.shape[0]))
@@ -24,7 +24,7 @@ def resized(image: Pixels, height: int) -> Pixels:
 
 
 def beside(images: Sequence[Pixels], gap: int = 4, shade: int = 255) -> Pixels:
-    """Pictures of one height in a row."""
+    """Images of one height in a row."""
     spacer = np.full((images[0].shape[0], gap, 3), shade, np.uint8)
     parts = [p for image in images for p in (image, spacer)][:-1]
     return np.concatenate(parts, axis=1)

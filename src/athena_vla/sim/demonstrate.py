@@ -1,7 +1,7 @@
 """One demonstration as an episode in memory: a scripted trajectory, disturbed a little, seen by the robot's camera.
 
 Knows nothing of files. The recorded action of a frame is the clean joint target of the next control step; what is
-executed wanders about it, so that the pictures also show states from which a demonstrator had to come back.
+executed wanders about it, so that the images also show states from which a demonstrator had to come back.
 """
 
 from collections.abc import Callable

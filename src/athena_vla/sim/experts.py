@@ -1,6 +1,6 @@
 """Scripted demonstrators: for every task a smooth joint trajectory within the robot's velocity and acceleration limits.
 
-They know the scene's true geometry, never the picture. Knows nothing of files.
+They know the scene's true geometry, never the image. Knows nothing of files.
 """
 
 from collections.abc import Callable
@@ -149,7 +149,7 @@ def _along(start: Array, move: Move, share: float) -> Array:
     """From start to goal with a prompt start and a gentle landing; the bend through `via` fades in and out with it.
 
     Not minimum jerk: that one moves by a thousandth in the first control step, which a policy that decides from one
-    picture cannot tell from standing still, and so keeps standing still.
+    image cannot tell from standing still, and so keeps standing still.
     """
     s = min(max(share, 0.0), 1.0)
     pose = start + (move.goal - start) * phase_share(s)

@@ -1,4 +1,4 @@
-"""Many still pictures of which it is known where every object is: the material of "where is the red cube".
+"""Many still images of which it is known where every object is: the material of "where is the red cube".
 
 Knows nothing of tasks or physics: the robot is put into random poses, nothing moves.
 """
@@ -24,13 +24,13 @@ _SEED_OFFSET = 10_000_000  # grounding scenes come from seeds that no recording 
 
 @dataclass(frozen=True)
 class GroundingBatch:
-    """Pictures and what is in them; `n` scenes with three objects each."""
+    """Images and what is in them; `n` scenes with three objects each."""
 
     images: NDArray[np.uint8]  # [n, size, size, 3]
     states: NDArray[np.float32]  # [n, 23] [rad]
     colours: NDArray[np.int64]  # [n, 3] index into `COLOURS`
     shapes: NDArray[np.int64]  # [n, 3] index into `SHAPES`
-    pixels: NDArray[np.float32]  # [n, 3, 2] centre of the object in the image: right, down; 0..1 inside the picture
+    pixels: NDArray[np.float32]  # [n, 3, 2] centre of the object in the image: right, down; 0..1 inside the image
     positions: NDArray[np.float32]  # [n, 3, 3] [m] centre of the object in the pelvis frame
     distances: NDArray[np.float32]  # [n, 3] [m] from the camera
     visible: NDArray[np.int64]  # [n, 3] pixels of the object that are seen
@@ -96,7 +96,7 @@ def random_pose(robot: Embodiment, rng: np.random.Generator) -> NDArray[np.float
 
 
 def locate(world: World, renderer: RayRenderer, scene: Scene, size: int) -> GroundingBatch:
-    """The picture of the world as it stands, with every object's place; a batch of one."""
+    """The image of the world as it stands, with every object's place; a batch of one."""
     data, model = world.data, world.model
     cast = renderer.cast(data, "head", size, size)
     image = renderer.shade(data, cast, scene.appearance)

@@ -1,6 +1,6 @@
 """The demonstrator of a robot on a rail: turns the base to an object and lowers it, by a height and a yaw rate.
 
-Knows the scene's true geometry, never the picture.
+Knows the scene's true geometry, never the image.
 """
 
 from dataclasses import dataclass, replace

@@ -1,7 +1,7 @@
 """Rays against MuJoCo's primitives in numpy: sphere, capsule, cylinder, box and the floor.
 
 Knows nothing of colours or cameras' names. Every geom is met only by the pixels its bounding box covers, which makes
-a 96 x 96 picture of the world a matter of one or two milliseconds; `mj_multiRay` meets every body with every ray, and
+a 96 x 96 image of the world a matter of one or two milliseconds; `mj_multiRay` meets every body with every ray, and
 cuts pieces off large near boxes when it culls. `mj_ray`, its slow and exact sibling, is the oracle of the tests.
 """
 
@@ -16,7 +16,7 @@ from athena_vla.errors import SimulationError
 
 Array = NDArray[np.float64]
 FAR = 12.0  # [m], rays end here
-NEAR = 1e-3  # [m], nothing nearer to the camera's plane has a place in the picture
+NEAR = 1e-3  # [m], nothing nearer to the camera's plane has a place in the image
 NOTHING = -1
 
 _SPHERE, _CAPSULE = int(mujoco.mjtGeom.mjGEOM_SPHERE), int(mujoco.mjtGeom.mjGEOM_CAPSULE)
@@ -146,7 +146,7 @@ def pixel_rays(height: int, width: int, fov_deg: float) -> tuple[Array, float, f
 def _windows(corners: Array, half_width: float, half_height: float, height: int, width: int) -> NDArray[np.intp]:
     """Pixel windows [g, 4] (top, bottom, left, right; exclusive ends) that cover boxes of corners [g, 8, 3].
 
-    A box is the hull of its corners, and so is its picture, as long as all of them are in front of the camera.
+    A box is the hull of its corners, and so is its image, as long as all of them are in front of the camera.
     """
     x, y, ahead = corners[..., 0], corners[..., 1], -corners[..., 2]
     outside = (ahead < NEAR).all(axis=1)

@@ -27,7 +27,7 @@ from athena_vla.sim.tasks import SPLITS
 
 CONFIG_FILE = "recording.json"
 VERSION = 2  # changes whenever the same configuration would record something else
-BYTES_PER_FRAME_PIXEL = 1.3  # generous: pictures plus everything else, to see a full disk coming
+BYTES_PER_FRAME_PIXEL = 1.3  # generous: images plus everything else, to see a full disk coming
 SEEDS_PER_RECORDING = 1_000_000
 
 
@@ -44,7 +44,7 @@ class RecordConfig:
     workers: int = 2
     """Processes; the recording is the same for any number."""
     image_size: int = 96
-    """Height and width of the head camera's picture. [px]"""
+    """Height and width of the head camera's image. [px]"""
     split: Split = "train"
     """train: the demo's tasks; test: its unseen combinations; base: the generic tasks of the base model."""
     failures: float = 0.05

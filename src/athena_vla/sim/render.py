@@ -1,4 +1,4 @@
-"""Pictures of a simulated world: a ray caster that needs nothing but MuJoCo and numpy, and OpenGL where it works.
+"""Images of a simulated world: a ray caster that needs nothing but MuJoCo and numpy, and OpenGL where it works.
 
 Knows nothing of tasks. The ray caster is the default because it runs wherever `pip install mujoco` ran and gives the
 same pixels on every machine; `egl` and `osmesa` are used only when asked for by name and proven in a subprocess.

@@ -50,7 +50,7 @@ class SimRobot:
         return self._commands / self.embodiment.command_hz
 
     def observe(self) -> Observation:
-        """Head camera picture, joint positions and the instruction, now."""
+        """Head camera image, joint positions and the instruction, now."""
         return Observation(
             images={"head": self.render("head", *self.image_size)},
             state=self.world.state,
@@ -84,7 +84,7 @@ class SimRobot:
         return self.judge.success or bool(self.judge.failure) or self.time >= TIME_LIMIT
 
     def render(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
-        """RGB picture of any camera ("head", "third_person"), [height, width, 3]."""
+        """RGB image of any camera ("head", "third_person"), [height, width, 3]."""
         if camera not in ("head", THIRD_PERSON):
             raise SimulationError(f"There is no camera '{camera}'. Known: head, {THIRD_PERSON}.")
         return self.renderer.render(self.world.data, camera, height, width, self.scene.appearance)

@@ -68,7 +68,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Appearance:
-    """Everything that changes the picture and nothing else."""
+    """Everything that changes the image and nothing else."""
 
     table: Vector = (0.62, 0.55, 0.47)
     floor: Vector = (0.42, 0.44, 0.47)

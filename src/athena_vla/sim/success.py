@@ -1,6 +1,6 @@
 """Whether the robot did what it was asked: measured on the state of the world, held for a while, wrong objects fail.
 
-Knows nothing of pictures or language: the goal decides, not the words the robot was given.
+Knows nothing of images or language: the goal decides, not the words the robot was given.
 """
 
 from collections.abc import Callable, Sequence

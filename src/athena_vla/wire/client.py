@@ -90,7 +90,7 @@ class RemotePolicy:
 
     @property
     def prefix(self) -> int:
-        """Most committed rows the server's policy can be given; 0 until the first connection."""
+        """Most rows of the action prefix the server's policy can be given; 0 until the first connection."""
         return self.metadata.get("prefix", 0)
 
     @property
@@ -218,7 +218,7 @@ class RemotePolicy:
         missing = [c for c in cameras if c not in observation.images]
         if missing:
             raise InvalidObservation(f"{self._robot.name} needs cameras {list(cameras)}; {missing} are missing.")
-        rows = {} if observation.committed is None else {"observation/committed": observation.committed}
+        rows = {} if observation.action_prefix is None else {"observation/action_prefix": observation.action_prefix}
         return {
             **rows,
             **{f"observation/{c}": observation.images[c] for c in cameras},

@@ -15,7 +15,7 @@ from athena_vla.embodiment import ActionChunk, Array, Embodiment, Observation
 from athena_vla.errors import InvalidObservation
 
 MAX_INSTRUCTION = 2000  # characters
-MAX_COMMITTED = 1000  # rows
+MAX_PREFIX = 1000  # rows
 REST_EXTRAS = ("unnorm_key",)
 
 
@@ -51,7 +51,10 @@ class RequestParser:
         # openpi's examples call the main camera `image` and the second one `wrist_image`.
         for alias, camera in zip(("observation/image", "observation/wrist_image"), cameras, strict=False):
             names.setdefault(alias, camera)
-        known = {*names, "observation/state", "observation/committed", "prompt", "time", "request_id"}
+        if "observation/committed" in message:  # what clients before 0.2.0 call it
+            message = {**message, "observation/action_prefix": message["observation/committed"]}
+            del message["observation/committed"]
+        known = {*names, "observation/state", "observation/action_prefix", "prompt", "time", "request_id"}
         self._refuse_unknown(message, known)
         images = self._images(message, names)
         request_id = message.get("request_id")
@@ -62,7 +65,7 @@ class RequestParser:
             state=self._state(message.get("observation/state"), "observation/state"),
             instruction=self.text(message.get("prompt"), "prompt"),
             time=self._time(message.get("time", 0.0)),
-            committed=self._rows(message.get("observation/committed")),
+            action_prefix=self._rows(message.get("observation/action_prefix")),
         )
         return Request(self.checked(observation), "openpi", request_id)
 
@@ -128,10 +131,10 @@ class RequestParser:
     @staticmethod
     def _rows(value: Any) -> Array | None:
         if value is not None and (not isinstance(value, np.ndarray) or value.dtype.kind not in "fiu"):
-            raise InvalidObservation("'observation/committed' must be an array of rows [p, D] in rad.")
-        if value is not None and (value.ndim != 2 or len(value) > MAX_COMMITTED or value.shape[1] > 1000):
+            raise InvalidObservation("'observation/action_prefix' must be an array of rows [p, D] in rad.")
+        if value is not None and (value.ndim != 2 or len(value) > MAX_PREFIX or value.shape[1] > 1000):
             raise InvalidObservation(
-                f"'observation/committed' must be rows [p, D], at most {MAX_COMMITTED}; it has the shape "
+                f"'observation/action_prefix' must be rows [p, D], at most {MAX_PREFIX}; it has the shape "
                 f"{list(value.shape)}."
             )
         return None if value is None else value.astype(np.float64)

@@ -180,7 +180,7 @@ class Loop:
     def _ask(self, observation: Observation, now: float) -> None:
         prefix = self._playback.prefix(now, prefix_of(self._actor), tuple(self._log.delays))
         self._asked_in, self._ignore = self._playback.clock_steps, False
-        self._clock.ask(replace(observation, committed=prefix), now)
+        self._clock.ask(replace(observation, action_prefix=prefix), now)
 
     def _fault(self, now: float) -> str:
         """Why there is nothing to follow, whatever the plan says; "" where there is."""

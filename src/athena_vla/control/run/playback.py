@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from athena_vla.control.action_prefix import committed_times
+from athena_vla.control.action_prefix import prefix_times
 from athena_vla.control.trajectory import Trajectory, through
 from athena_vla.embodiment import ActionChunk, Array, Embodiment
 
@@ -127,7 +127,7 @@ class Playback:
             return None
         plan_now, body = now - self._lag, self._body
         waits = [d * self._speed for d in delays]
-        times = committed_times(plan_now, 1.0 / body.control_hz, most, waits, self._blend * self._speed)
+        times = prefix_times(plan_now, 1.0 / body.control_hz, most, waits, self._blend * self._speed)
         times = times[(times <= self._end + 1e-9) & (times + self._lag <= self._expires + 1e-9)]
         if not len(times):
             return None

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from athena_vla.control.fallback import Ladder
+from athena_vla.control.fallback import FallbackPolicy
 from athena_vla.control.safety import SafetyFilter
 from athena_vla.embodiment import Array
 from athena_vla.errors import SafetyError
@@ -51,6 +51,6 @@ def ramp_filter(guard: SafetyFilter, state: Array) -> SafetyFilter:
         else c
         for c in body.channels
     )
-    ladder = Ladder(hold_s=0.0, braking=1.0)
+    fallback = FallbackPolicy(hold_s=0.0, braking=1.0)
     wide = replace(body, joints=joints, channels=channels)
-    return SafetyFilter(wide, speed=RAMP_SPEED, ladder=ladder, max_tracking_error=None)
+    return SafetyFilter(wide, speed=RAMP_SPEED, fallback=fallback, max_tracking_error=None)

@@ -51,7 +51,7 @@ class VlaLoop(HostLoop):
         """`pixel_values`, `input_ids`, `prompt_mask`, `state`: right-padded."""
         for item in inputs:
             self._require(item)
-        # Items may share their pictures: several questions about one frame, or blank ones beside cached features.
+        # Items may share their images: several questions about one frame, or blank ones beside cached features.
         pictures = {id(item.images): item for item in inputs}
         whole = replace(self.body_spec.images, crop_area=1.0)
         ready = {

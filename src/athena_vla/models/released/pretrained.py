@@ -184,7 +184,7 @@ def bind(model: Architecture, name: str, sizes: Sizes) -> Architecture:
 
 
 def _seeing(model: VisionLanguageModel, area: float) -> Architecture:
-    """The same weights, seeing the middle `area` of each picture."""
+    """The same weights, seeing the middle `area` of each image."""
     spec = dataclasses.replace(cast(VlaSpec, model.spec), body=cropped(model.body_spec, area))
     other = type(model)(spec, model.tokenizer_files(), model.body).eval()
     for path in model.head_modules():

@@ -1,1 +1,1 @@
-"""Weights as they are stored and multiplied: safetensors, packed integers, NF4, the row kernel."""
+"""Weights as they are stored and multiplied: safetensors, packed integers, NF4, the GEMV kernel."""

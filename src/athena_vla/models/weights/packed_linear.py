@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from athena_vla.errors import ModelError
 from athena_vla.models.architecture import Architecture
 from athena_vla.models.precision import multiply_natively, product_type
-from athena_vla.models.weights import row_kernel
+from athena_vla.models.weights import gemv_kernel
 from athena_vla.models.weights.packed import CODES, SCALES
 from athena_vla.models.weights.store import TensorStore, misfits
 
@@ -67,7 +67,7 @@ class PackedLinear(nn.Module):
         self.out_features = codes.shape[0]
         self.in_features = codes.shape[1] * (2 if bits == 4 else 1)
         self.group = self.in_features // scales.shape[1]
-        self.fits = row_kernel.fits(self.in_features, scales.shape[1])
+        self.fits = gemv_kernel.fits(self.in_features, scales.shape[1])
         self.scratch = scratch
         if bits == 4:
             if self.group % PLANES:
@@ -81,7 +81,7 @@ class PackedLinear(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features).to(torch.bfloat16)
-        kernel = row_kernel.kernel() if self.fits and len(rows) <= FEW else None
+        kernel = gemv_kernel.kernel() if self.fits and len(rows) <= FEW else None
         y = kernel(rows, self.codes, self.scales, self.bits).to(torch.bfloat16) if kernel else self._many(rows)
         if self.bias is not None:
             y += self.bias
@@ -140,18 +140,18 @@ class PackedLinear(nn.Module):
         )
 
 
-def packed_model(skeleton: Architecture, store: TensorStore) -> Architecture:
+def packed_model(meta_model: Architecture, store: TensorStore) -> Architecture:
     """The model with the weights of a quantised folder, codes and 16-bit tensors memory-mapped.
 
     Everything is handed on in bfloat16 but in the robot's own heads: they are small, and nothing comes after them to
     hide a rounding. Raises `ModelError` where weights and model do not fit.
     """
-    problems = misfits(skeleton.state_dict(), {n: torch.empty(store.shape(n), device="meta") for n in store.names})
+    problems = misfits(meta_model.state_dict(), {n: torch.empty(store.shape(n), device="meta") for n in store.names})
     if problems:
         raise ModelError(f"The weights of '{store.folder}' do not fit: {'; '.join(problems[:8])} ({len(problems)}).")
     store.read_ahead()
-    heads = tuple(f"{path}." for path in skeleton.head_modules())
-    for path, module in skeleton.named_modules():
+    heads = tuple(f"{path}." for path in meta_model.head_modules())
+    for path, module in meta_model.named_modules():
         prefix = f"{path}." if path else ""
         for name in [n for n, _ in module.named_parameters(recurse=False) if prefix + n not in store.packed]:
             kind = torch.float32 if prefix.startswith(heads) else torch.bfloat16
@@ -159,13 +159,13 @@ def packed_model(skeleton: Architecture, store: TensorStore) -> Architecture:
     scratch = Scratch()
     for path in (n.removesuffix(".weight") for n in sorted(store.packed)):
         parent, _, name = path.rpartition(".")
-        module = skeleton.get_submodule(path)
+        module = meta_model.get_submodule(path)
         if not isinstance(module, nn.Linear):
             raise ModelError(f"'{path}' is quantised but is no linear layer; de-quantise it, or quantise again.")
         parts = _parts(store, f"{path}.weight")
-        setattr(skeleton.get_submodule(parent), name, PackedLinear(**parts, bias=module.bias, scratch=scratch))
-    multiply_natively(skeleton, "cpu")
-    return skeleton.eval()
+        setattr(meta_model.get_submodule(parent), name, PackedLinear(**parts, bias=module.bias, scratch=scratch))
+    multiply_natively(meta_model, "cpu")
+    return meta_model.eval()
 
 
 def _parts(store: TensorStore, name: str) -> Mapping[str, Any]:

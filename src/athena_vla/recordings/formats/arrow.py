@@ -41,7 +41,7 @@ def numbers(column: pa.ChunkedArray | pa.Array, what: str) -> NDArray[Any]:
 
 @dataclass(frozen=True)
 class ColumnPictures(StillFrames):
-    """Pictures stored in a parquet column: bytes, or paths below the set."""
+    """Images stored in a parquet column: bytes, or paths below the set."""
 
     column: Any
     root: Path
@@ -68,5 +68,5 @@ class ColumnPictures(StillFrames):
 
 def pictures(column: pa.ChunkedArray, root: Path, what: str) -> ColumnPictures:
     if not pa.types.is_struct(column.type):
-        raise RecordingError(f"{what} holds {column.type}, expected pictures (bytes and path).")
+        raise RecordingError(f"{what} holds {column.type}, expected images (bytes and path).")
     return ColumnPictures(column, root, what)

@@ -31,7 +31,7 @@ MAX_JSON_BYTES = 256 * 2**20
 LFS_MARK = b"version https://git-lfs"
 DEEP_MODES = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-# Names Replicator gives to images that are not camera pictures.
+# Names Replicator gives to images that are not camera images.
 NOT_RGB = re.compile(r"segmentation|normals|depth|distance_to|instance|motion_vectors|occlusion|bounding_box|skeleton")
 
 
@@ -185,7 +185,7 @@ def npz_arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
 
 
 def decode_image(data: bytes, what: str) -> Image:
-    """RGB pixels of an encoded picture; alpha and palettes are flattened to RGB."""
+    """RGB pixels of an encoded image; alpha and palettes are flattened to RGB."""
     with guarded(what), PillowImage.open(io.BytesIO(data)) as picture:
         if picture.width * picture.height > 2**26:
             raise RecordingError(f"{what} claims {picture.width}x{picture.height} pixels; that is no camera frame.")
@@ -210,7 +210,7 @@ def image_size(data: bytes | Path, what: str) -> tuple[int, int]:
 
 
 class StillFrames(ABC):
-    """Frames that are stored as single encoded pictures, so that a writer may copy their bytes."""
+    """Frames that are stored as single encoded images, so that a writer may copy their bytes."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -229,7 +229,7 @@ class StillFrames(ABC):
 
 @dataclass(frozen=True)
 class ImageFiles(StillFrames):
-    """One picture file per frame; None where the numbering says that a file is missing."""
+    """One image file per frame; None where the numbering says that a file is missing."""
 
     files: tuple[Path | None, ...]
     where: str
@@ -262,9 +262,9 @@ class ImageFiles(StillFrames):
 
 
 def image_files(folder: Path) -> ImageFiles:
-    """The camera pictures of a folder in numeric order; a gap in the numbering keeps its place as a missing frame.
+    """The camera images of a folder in numeric order; a gap in the numbering keeps its place as a missing frame.
 
-    Pairing by number and not by rank: a picture the recorder lost must not shift all that follow.
+    Pairing by number and not by rank: an image the recorder lost must not shift all that follow.
     """
     names = [
         e.name for e in os.scandir(folder) if e.name.lower().endswith(IMAGE_SUFFIXES) and not NOT_RGB.search(e.name)
@@ -282,7 +282,7 @@ def image_files(folder: Path) -> ImageFiles:
     places: list[Path | None] = [None] * (last[-1] - start + 1)
     for number, name in zip(last, names, strict=True):
         if places[number - start] is not None:
-            raise RecordingError(f"'{folder}' has two pictures with number {number}.")
+            raise RecordingError(f"'{folder}' has two images with number {number}.")
         places[number - start] = folder / name
     return ImageFiles(tuple(places), f"'{folder}'", start)
 

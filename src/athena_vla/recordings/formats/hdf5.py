@@ -1,4 +1,4 @@
-"""What every HDF5 recording is read with: arrays that cannot lie about their size, and pictures frame by frame."""
+"""What every HDF5 recording is read with: arrays that cannot lie about their size, and images frame by frame."""
 
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def numbers_of(dataset: Any, what: str) -> NDArray[Any]:
 
 
 class HDF5Frames:
-    """Pictures of one dataset [T, H, W, 3 or 4], read frame by frame; float ones are scaled back to 0..255."""
+    """Images of one dataset [T, H, W, 3 or 4], read frame by frame; float ones are scaled back to 0..255."""
 
     def __init__(self, dataset: h5py.Dataset) -> None:
         self.dataset = dataset
@@ -49,7 +49,7 @@ class HDF5Frames:
             return picture
         if picture.dtype.kind == "u":
             return picture.astype(np.uint8)
-        # Isaac Lab's `normalize=True` divides by 255 and subtracts the picture's mean: the mean is lost, 0.5 stands in.
+        # Isaac Lab's `normalize=True` divides by 255 and subtracts the image's mean: the mean is lost, 0.5 stands in.
         shift = 0.5 if picture.min() < -1e-6 else 0.0
         scale = 255.0 if picture.max() <= 1.5 else 1.0
         return np.clip(np.rint((picture.astype(np.float32) + shift) * scale), 0, 255).astype(np.uint8)

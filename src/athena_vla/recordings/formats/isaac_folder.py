@@ -204,7 +204,7 @@ class IsaacFolder(BaseRecording):
 def write_episode(root: Path, episode: Episode) -> Path:
     """Write one episode folder below `root`, whole or not at all, and return it.
 
-    Numbers keep their dtype and bits. Pictures that are files already are copied byte for byte, others become PNG.
+    Numbers keep their dtype and bits. Images that are files already are copied byte for byte, others become PNG.
     Raises `RecordingError` where a folder of that name exists.
     """
     target = root / episode.id

@@ -1,6 +1,6 @@
 """Isaac Lab (and robomimic-style) HDF5: one file, many demos; states, observations, cameras, Mimic signals.
 
-Datasets are read per demo, pictures per frame: a 20 GB file is never loaded. The identity
+Datasets are read per demo, images per frame: a 20 GB file is never loaded. The identity
 `obs.joint_pos[t+1] + default == states.joint_position[t]` says whether positions are relative and recovers the default.
 """
 

@@ -50,7 +50,7 @@ def _from_slices(modality: Any, column: str, width: int) -> list[str] | None:
 
 
 def runs(values: NDArray[Any]) -> list[tuple[int, int, Any]]:
-    """(start, stop, value) of the stretches of equal values."""
+    """(start, stop, value) of the intervals of equal values."""
     if not len(values):
         return []
     edges = np.flatnonzero(values[1:] != values[:-1]) + 1

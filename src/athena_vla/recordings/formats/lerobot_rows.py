@@ -41,7 +41,7 @@ def stream_key(name: str) -> str:
 
 
 def features_of(episode: Episode, *, video: bool, language: bool) -> dict[str, Feature]:
-    """Features of a set whose episodes look like this one. `video`: pictures stored singly are encoded too."""
+    """Features of a set whose episodes look like this one. `video`: images stored singly are encoded too."""
     features: dict[str, Feature] = {}
     if episode.state_names:
         features[STATE] = numbers_feature(episode.state_names, str(episode.states.dtype))
@@ -73,7 +73,7 @@ def row_streams(episode: Episode) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def canonical_time(episode: Episode) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """[T] [s] what readers look pictures up by: frame over rate, in the format's float32."""
+    """[T] [s] what readers look images up by: frame over rate, in the format's float32."""
     return (np.arange(len(episode)) / episode.fps).astype(np.float32)
 
 
@@ -107,7 +107,7 @@ def episode_rows(
             stream = episode.cameras[name]
             if len(stream) < length:
                 raise RecordingError(
-                    f"Episode {episode.id}: camera '{name}' has {len(stream)} pictures for {length} frames."
+                    f"Episode {episode.id}: camera '{name}' has {len(stream)} images for {length} frames."
                 )
             stats[key] = image_stats([stream[i] for i in sampled_indices(length)])
             if feature["dtype"] == "image":
@@ -129,7 +129,7 @@ def episode_rows(
 
 
 def encoded(stream: Frames, index: int) -> bytes:
-    """The stored picture, or a lossless PNG of it."""
+    """The stored image, or a lossless PNG of it."""
     return stream.encoded(index) if isinstance(stream, StillFrames) else encode_png(stream[index])
 
 

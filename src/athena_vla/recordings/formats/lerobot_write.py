@@ -114,7 +114,7 @@ class LeRobotV3Writer(SetWriter):
             chunk, file = divmod(self._data_file, CHUNK_FILES)
             path = self.folder / DATA_PATH.format(chunk_index=chunk, file_index=file)
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Pictures are compressed already: a dictionary of them costs time and gains nothing.
+            # Images are compressed already: a dictionary of them costs time and gains nothing.
             plain = [k for k, f in self.features.items() if f["dtype"] not in ("image", "video")]
             self._data = pq.ParquetWriter(path, self.schema, compression="snappy", use_dictionary=plain)
         self._data_bytes += size

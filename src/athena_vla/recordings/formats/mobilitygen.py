@@ -42,7 +42,7 @@ def open_path(path: Path, options: OpenOptions) -> "MobilityGen":
 
 
 class MobilityGen(BaseRecording):
-    """The npz form: one state file per step, pictures where they were rendered."""
+    """The npz form: one state file per step, images where they were rendered."""
 
     format = NAME
 

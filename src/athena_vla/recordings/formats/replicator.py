@@ -1,4 +1,4 @@
-"""Reads Isaac Sim Replicator BasicWriter trees as camera-only episodes: RGB pictures, numeric order, sequences apart.
+"""Reads Isaac Sim Replicator BasicWriter trees as camera-only episodes: RGB images, numeric order, sequences apart.
 
 There are no actions or joint states in these trees: they show and check cameras, they do not train a policy.
 """
@@ -36,7 +36,7 @@ def open_path(path: Path, options: OpenOptions) -> "Replicator":
 
 
 def _folders(path: Path) -> list[tuple[str, Path]]:
-    """(render product, folder) pairs that hold RGB pictures, at most two levels down."""
+    """(render product, folder) pairs that hold RGB images, at most two levels down."""
     found: list[tuple[str, Path]] = []
     for folder in [
         path,
@@ -83,7 +83,7 @@ class Replicator(BaseRecording):
         last = max(max(f) for f in streams.values())
         length = last - first + 1
         if length > 100 * sum(len(f) for f in streams.values()) + 100_000:
-            raise RecordingError(f"Frame numbers of '{self.path}' run from {first} to {last} with hardly a picture.")
+            raise RecordingError(f"Frame numbers of '{self.path}' run from {first} to {last} with hardly an image.")
         cameras = {
             name: ImageFiles(tuple(files.get(first + i) for i in range(length)), f"camera '{name}' of '{self.path}'")
             for name, files in sorted(streams.items())
@@ -109,9 +109,9 @@ class Replicator(BaseRecording):
                 if name not in cameras:
                     path = files[min(files)]
                     cameras[name] = image_size(path, f"'{path}'")
-        notes = [Note("pictures.only", "pictures only: no actions, no joint states, no clock")]
+        notes = [Note("pictures.only", "images only: no actions, no joint states, no clock")]
         if self.other:
-            left = f"{self.other} pictures that are not RGB (segmentation, normals, depth) are left alone"
+            left = f"{self.other} images that are not RGB (segmentation, normals, depth) are left alone"
             notes.append(Note("camera.depth", left))
         return RecordingInfo(
             format=NAME,

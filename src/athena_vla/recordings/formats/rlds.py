@@ -185,9 +185,7 @@ class RLDS(BaseRecording):
             short = name.rsplit("/", 1)[-1]
             if leaf.kind == "image" and isinstance(value, list):
                 if len(value) != length:
-                    raise RecordingError(
-                        f"Episode {episode_id}: {len(value)} pictures of '{short}' for {length} steps."
-                    )
+                    raise RecordingError(f"Episode {episode_id}: {len(value)} images of '{short}' for {length} steps.")
                 if any(value):
                     cameras[short] = EncodedFrames(tuple(value), f"camera '{short}' of episode {episode_id}")
             elif leaf.kind == "text" and isinstance(value, list):
@@ -273,7 +271,7 @@ def _from_bytes(value: list[bytes], leaf: Leaf, length: int, what: str) -> NDArr
 
 @dataclass(frozen=True)
 class EncodedFrames(StillFrames):
-    """Pictures kept as the encoded bytes of a record."""
+    """Images kept as the encoded bytes of a record."""
 
     pictures: tuple[bytes, ...]
     what: str

@@ -1,4 +1,4 @@
-"""Reads Unitree xr_teleoperate JSON recordings: episode folders with data.json and pictures named per frame."""
+"""Reads Unitree xr_teleoperate JSON recordings: episode folders with data.json and images named per frame."""
 
 import os
 import re
@@ -125,7 +125,7 @@ class XRTeleoperate(BaseRecording):
                 files.append(path if path is not None and path.is_file() else None)
             lost = files.count(None)
             if lost:
-                lacks = f"{episode_id}: camera '{key}' lacks {lost} of {len(rows)} pictures"
+                lacks = f"{episode_id}: camera '{key}' lacks {lost} of {len(rows)} images"
                 notes.append(Note("camera.pictures_lost", lacks, (key,), episode_id))
             if lost < len(files):
                 cameras[key] = ImageFiles(tuple(files), f"camera '{key}' of '{folder}'")

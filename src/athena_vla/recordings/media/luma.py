@@ -21,7 +21,7 @@ STRETCH = 8  # frames that are decoded, or skipped, together at least
 EVERY = 4  # one stretch in so many is decoded: at 30 Hz nothing unseen is longer than 0.8 s
 NEIGHBOURS = 8  # key frames on either side that say which size is usual
 USUAL = 1.5  # a key frame larger or smaller than its neighbours by this factor is worth a look
-SMALL = 0.25  # and so is any other frame under this share of the usual: a repeated picture codes to next to nothing
+SMALL = 0.25  # and so is any other frame under this share of the usual: a repeated image codes to next to nothing
 
 Grid = NDArray[np.uint8]
 
@@ -38,7 +38,7 @@ class Look:
 def luma_grids(stream: Frames, sampled: bool = False) -> Iterator[tuple[int, Look | RecordingError]]:
     """(index, look) of every frame in order; an undecodable frame yields its error, the rest go on.
 
-    `sampled`: of a video, only the frames of `stretches_to_decode`.
+    `sampled`: of a video, only the frames of `intervals_to_decode`.
     """
     if isinstance(stream, VideoFrames):
         yield from _video(stream, sampled)
@@ -73,8 +73,8 @@ def _sampled(grey: Grid) -> Grid:
 
 
 def _video(stream: VideoFrames, sampled: bool) -> Iterator[tuple[int, Look | RecordingError]]:
-    """One forward decode; the brightness plane is sampled without converting the picture to RGB."""
-    wanted = stretches_to_decode(stream) if sampled else np.ones(len(stream), bool)
+    """One forward decode; the brightness plane is sampled without converting the image to RGB."""
+    wanted = intervals_to_decode(stream) if sampled else np.ones(len(stream), bool)
     place = {int(t): i for i, t in enumerate(stream.times)}
     seen: set[int] = set()
     reason = ""
@@ -108,10 +108,10 @@ def _video(stream: VideoFrames, sampled: bool) -> Iterator[tuple[int, Look | Rec
         yield index, RecordingError(f"Frame {index} of video '{stream.path}' cannot be decoded{why}")
 
 
-def stretches_to_decode(stream: VideoFrames) -> NDArray[np.bool_]:
+def intervals_to_decode(stream: VideoFrames) -> NDArray[np.bool_]:
     """[T] True for the frames worth decoding: every fourth stretch, and every stretch whose packets look unusual.
 
-    A black, frozen, torn or repeated picture changes the size of its packet long before anyone decodes it. Streams with
+    A black, frozen, torn or repeated image changes the size of its packet long before anyone decodes it. Streams with
     far key frames or reordered frames are decoded whole: skipping in them costs more than it saves.
     """
     length = len(stream)

@@ -85,7 +85,7 @@ class _Decoder:
         self.stream.codec_context.thread_count = 1
         self.frames: Any = None
         self.next = 0  # frame that `frames` yields next
-        self.convert: Any = VideoReformatter()  # kept: setting one up takes longer than converting a picture
+        self.convert: Any = VideoReformatter()  # kept: setting one up takes longer than converting an image
 
     def picture(self, place: int) -> Image:
         """RGB of frame `place` of the file. Raises `RecordingError` where it cannot be decoded."""
@@ -163,7 +163,7 @@ def encode_video(path: Path, images: Iterable[Image], fps: float) -> None:
                 stream = container.add_stream("libx264", rate=rate)
                 stream.height, stream.width = image.shape[0], image.shape[1]
                 if stream.height % 2 or stream.width % 2:
-                    raise RecordingError(f"h264 needs even picture sides, not {image.shape[0]}x{image.shape[1]}.")
+                    raise RecordingError(f"h264 needs even image sides, not {image.shape[0]}x{image.shape[1]}.")
                 stream.pix_fmt = "yuv420p"
                 stream.thread_count = 1
                 stream.options = {"crf": str(CRF), "preset": "veryfast", "g": str(KEYFRAME_EVERY), "bf": "0"}

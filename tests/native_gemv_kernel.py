@@ -1,4 +1,4 @@
-"""The compiled row kernel against the stored numbers: run by test_native.py in a process of its own."""
+"""The compiled GEMV kernel against the stored numbers: run by test_native.py in a process of its own."""
 
 import platform
 from pathlib import Path
@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from athena_vla.models.weights import packed, packed_linear, row_kernel
+from athena_vla.models.weights import gemv_kernel, packed, packed_linear
 from packed_layers import layer, random_weight
 
-needs_compiler = pytest.mark.skipif(row_kernel.kernel() is None, reason="no C compiler that takes row_kernel.c")
+needs_compiler = pytest.mark.skipif(gemv_kernel.kernel() is None, reason="no C compiler that takes gemv_kernel.c")
 
 WAYS = {"wide": ("-fopenmp",), "portable": ("-fopenmp", "-DPORTABLE"), "alone": ()}
 if platform.machine() in ("x86_64", "AMD64"):
@@ -23,11 +23,11 @@ if platform.machine() in ("x86_64", "AMD64"):
     ("bits", "columns", "group"),
     [(4, 512, 128), (4, 384, 128), (4, 2304, 128), (4, 512, 256), (8, 640, 640), (8, 384, 128)],
 )
-def test_the_row_kernel_multiplies_what_the_file_holds(tmp_path, flags, bits, columns, group) -> None:
+def test_the_gemv_kernel_multiplies_what_the_file_holds(tmp_path, flags, bits, columns, group) -> None:
     """16-bit activations: two orders nearer to the stored numbers than bfloat16, on every machine's path."""
-    library = row_kernel.build(tmp_path, row_kernel.compilers()[0], flags)
+    library = gemv_kernel.build(tmp_path, gemv_kernel.compilers()[0], flags)
     assert library is not None
-    kernel = row_kernel.bind(library)
+    kernel = gemv_kernel.bind(library)
     assert kernel is not None
     weight = random_weight(137, columns, group, bits)
     codes = packed.store("w", weight)["w" + packed.CODES[bits]]
@@ -63,24 +63,24 @@ def test_a_row_alone_is_the_row_among_many() -> None:
 
 def test_without_a_compiler_weights_are_unpacked(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert row_kernel.compilers() == []
+    assert gemv_kernel.compilers() == []
     broken = tmp_path / "cc"
     broken.write_text("#!/bin/sh\nexit 1\n")
     broken.chmod(0o755)
     monkeypatch.setenv("CC", str(broken))
     (tmp_path / "cache").mkdir()
-    assert row_kernel.build(tmp_path / "cache", str(broken)) is None
+    assert gemv_kernel.build(tmp_path / "cache", str(broken)) is None
     assert not list((tmp_path / "cache").glob("*")), "nothing half-written is left"
-    row_kernel.kernel.cache_clear()
+    gemv_kernel.kernel.cache_clear()
     try:
-        assert row_kernel.kernel() is None
+        assert gemv_kernel.kernel() is None
         weight, x = random_weight(9, 256, 128, 4), torch.randn(1, 256).bfloat16()
         dense = weight.dequantize().double()
         expected = F.linear(x.double(), dense)
         rounded_once = 2.0**-8 * (F.linear(x.double().abs(), dense.abs()) + expected.abs())  # each weight, the answer
         assert bool(((layer(weight)(x) - expected).abs() <= rounded_once).all())
     finally:
-        row_kernel.kernel.cache_clear()
+        gemv_kernel.kernel.cache_clear()
 
 
 @needs_compiler
@@ -88,26 +88,26 @@ def test_a_spoiled_cache_costs_a_compilation(tmp_path, monkeypatch) -> None:
     """A library that was cut off is made anew; without a cache of one's own it is built in a private place."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     try:
-        row_kernel.kernel.cache_clear()
-        assert row_kernel.kernel() is not None
+        gemv_kernel.kernel.cache_clear()
+        assert gemv_kernel.kernel() is not None
         (library,) = (tmp_path / "athena_vla").glob("*.so")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second"))
         spoiled = tmp_path / "second" / "athena_vla" / library.name
         spoiled.parent.mkdir(parents=True)
         spoiled.write_bytes(b"")
-        row_kernel.kernel.cache_clear()
-        assert row_kernel.kernel() is not None
+        gemv_kernel.kernel.cache_clear()
+        assert gemv_kernel.kernel() is not None
         assert spoiled.stat().st_size == library.stat().st_size
         spoiled.parent.chmod(0o777)
-        assert row_kernel.cache_folder() is None, "others could put a library there"
-        row_kernel.kernel.cache_clear()
-        assert row_kernel.kernel() is not None
+        assert gemv_kernel.cache_folder() is None, "others could put a library there"
+        gemv_kernel.kernel.cache_clear()
+        assert gemv_kernel.kernel() is not None
         monkeypatch.delenv("XDG_CACHE_HOME")
 
         def homeless() -> Path:
             raise RuntimeError("Could not determine home directory.")
 
         monkeypatch.setattr(Path, "home", homeless)
-        assert row_kernel.cache_folder() is None
+        assert gemv_kernel.cache_folder() is None
     finally:
-        row_kernel.kernel.cache_clear()
+        gemv_kernel.kernel.cache_clear()

@@ -82,7 +82,7 @@ def build(folder: Path, compiler: str, extra: Sequence[str] = ()) -> Path | None
     try:
         # `native` means another thing on another processor, and homes are shared between machines.
         key = hashlib.sha256(SOURCE.read_bytes() + repr((compiler, flags, _processor())).encode()).hexdigest()[:16]
-        target = folder / f"row_kernel-{key}.so"
+        target = folder / f"gemv_kernel-{key}.so"
         if target.is_file():
             return target
         with tempfile.TemporaryDirectory(dir=folder) as work:
