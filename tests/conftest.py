@@ -1,6 +1,5 @@
 """Fixtures of the whole suite: robots, the optional folder of real recordings and goldens, one torch thread."""
 
-import functools
 import importlib.util
 import os
 import sys
@@ -14,9 +13,6 @@ from runner import *  # noqa: F403  the hooks
 
 # Two OpenMP threads on two busy cores ran ten times slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-# Set in the children of test_native.py: only there is code loaded that was compiled on this machine.
-NATIVE = "ATHENA_TEST_NATIVE"
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCE = REPOSITORY / "src"
@@ -44,10 +40,6 @@ def _one_torch_thread() -> None:
     except ImportError:
         return
     torch.set_num_threads(1)
-    if not os.environ.get(NATIVE):
-        from athena_vla.models.weights import gemv_kernel
-
-        gemv_kernel.kernel = functools.cache(lambda: None)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.fixture(scope="session")

@@ -33,8 +33,21 @@ def test_a_wheel_is_named_by_its_file_and_an_index_by_the_packages(tmp_path, mon
     assert extras.extra_of()["mcap_ros2"] == "ros2"
 
 
+def test_a_hint_wakes_no_import_hook(monkeypatch) -> None:
+    """setuptools has a finder that warns when somebody looks for pip while distutils is loaded."""
+
+    class Watching:
+        @staticmethod
+        def find_spec(name: str, path: object = None, target: object = None) -> None:
+            if name == "pip":
+                raise AssertionError("a finder was asked for pip")
+
+    monkeypatch.setattr(sys, "meta_path", [Watching(), *sys.meta_path])
+    assert shlex.split(extras.install("gpu"))[:4] == [sys.executable, "-m", "pip", "install"]
+
+
 def test_without_pip_uv_is_told_the_interpreter(monkeypatch) -> None:
-    monkeypatch.setattr(extras.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(extras.PathFinder, "find_spec", lambda name: None)
     assert shlex.split(extras.install("sim"))[:5] == ["uv", "pip", "install", "--python", sys.executable]
 
 

@@ -262,8 +262,11 @@ def precision(looked: Looked) -> Check:
 
 
 def gemv_kernel(looked: Looked) -> Check:
-    """Of large packed models on a CPU; a C compiler builds it at its first use."""
-    without = "none: a 4-bit model decodes slowly on a CPU unless it is exported (apt-get install gcc)"
+    """Of large packed models on a CPU: optional, and built by a C compiler at its first use."""
+    if os.environ.get("ATHENA_GEMV_KERNEL") != "1":
+        said = "off: export a 4-bit model to decode it on a CPU, or set ATHENA_GEMV_KERNEL=1"
+        return Check("GEMV kernel", "info", said)
+    without = "none: no C compiler builds it (apt-get install gcc)"
     return Check("GEMV kernel", "info", "compiles and loads" if looked.said == "True" else without)
 
 

@@ -6,7 +6,8 @@ import shlex
 import sys
 from collections.abc import Sequence
 from functools import cache
-from importlib import metadata, util
+from importlib import metadata
+from importlib.machinery import PathFinder
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -46,7 +47,8 @@ def reinstall(package: str) -> str:
 
 
 def _pip(words: Sequence[str]) -> str:
-    if util.find_spec("pip"):
+    # Not `importlib.util.find_spec`: setuptools watches for pip there, and warns or fails where distutils is loaded.
+    if PathFinder.find_spec("pip"):
         return shlex.join([sys.executable, "-m", "pip", "install", *words])
     return shlex.join(["uv", "pip", "install", "--python", sys.executable, *words])
 

@@ -1,7 +1,8 @@
 """The compiled kernel for single rows on packed weights: built with the machine's C compiler, kept in the user's cache.
 
-The runtimes' own kernels pack these codes again at every start and read them at half of what memory allows
-(benchmarks/7b_cpu.json). Without a compiler there is no kernel, and the whole weight is unpacked for a row.
+It is off unless ATHENA_GEMV_KERNEL=1 asks for it: code that is compiled on the user's machine is no default, and an
+exported bundle decodes as fast in ONNX Runtime (benchmarks/7b_cpu.json). Without it the whole weight
+is unpacked for a row.
 """
 
 import ctypes
@@ -23,6 +24,7 @@ from athena_vla import files
 from athena_vla.errors import ModelError
 
 SOURCE = Path(__file__).with_suffix(".c")
+SWITCH = "ATHENA_GEMV_KERNEL"
 FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 THREADS = (("-fopenmp",), ())  # all of them, or one where OpenMP is not to be had
 BLOCK = 128  # inputs that share a step of the activations
@@ -34,7 +36,9 @@ Kernel = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 @functools.cache
 def kernel() -> Kernel | None:
-    """The kernel for this machine; None where it cannot be built."""
+    """The kernel for this machine; None where nobody asked for it, or where it cannot be built."""
+    if os.environ.get(SWITCH) != "1":
+        return None
     with tempfile.TemporaryDirectory() as private:
         # A loaded library stays loaded when its file goes: where the cache is not to be had, it is built every time.
         folders = [*filter(None, [cache_folder()]), Path(private)]
