@@ -139,6 +139,7 @@ PLANTED: dict[str, tuple[Callable[[Episode], Episode], tuple[int, int] | None]] 
     "clock.backwards": (backwards, (11, 12)),
     "clock.not_finite": (lambda e: stamps(e, np.where(e.timestamps > 5, np.nan, e.timestamps)), None),
     "joint.degrees": (lambda e: replace(e, actions=np.rad2deg(e.actions), states=np.rad2deg(e.states)), None),
+    "joint.percent": (lambda e: replace(e, actions=100 * e.actions / np.abs(e.actions).max(0)), None),
     "joint.ticks": (lambda e: replace(e, actions=e.actions * 650 + 2048, states=e.states * 650 + 2048), None),
     "joint.limits": (lambda e: replace(e, actions=e.actions + 1.5, states=e.states + 1.5), None),
     "joint.velocity": (fast, None),
@@ -412,7 +413,7 @@ def test_a_defect_planted_in_a_lerobot_set_is_found(tmp_path, code):
 
 
 def test_every_code_has_a_planted_defect():
-    elsewhere = {"episode.duplicate", "split.leakage"}  # need two episodes: tests of their own above
+    elsewhere = {"episode.duplicate", "episode.overlap", "split.leakage"}  # need two episodes: tests of their own above
     elsewhere |= {"channel.limits", "channel.rate", "channel.unit"}  # need a robot with channels: test_channels_data.py
     elsewhere |= {  # what readers note: tests/test_truthful.py
         "articulation.several", "stream.unused", "column.unreadable", "camera.depth",

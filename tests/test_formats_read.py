@@ -243,9 +243,11 @@ def test_path_templates_cannot_leave_the_set_or_reach_into_objects(shared, tmp_p
     info["data_path"] = template
     (tmp_path / "set/meta/info.json").write_text(json.dumps(info))
     recording = open_recording(tmp_path / "set")
-    if template != "data/{episode_index.__class__}":  # not a placeholder to us: the file is found by its number
-        with pytest.raises(RecordingError):
-            recording.read("0")
+    if template in ("data/{episode_index.__class__}", "data/{nothing:03d}"):  # the file is found by its number
+        assert len(recording.read("0")) > 0
+        return
+    with pytest.raises(RecordingError):
+        recording.read("0")
 
 
 def test_what_is_no_recording_is_a_sentence(shared, tmp_path):

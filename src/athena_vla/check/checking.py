@@ -1,7 +1,7 @@
 """Runs all checks over a recording: one pass, one episode in memory at a time, findings merged where they repeat."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 import athena_vla.embodiment as embodiment
 from athena_vla.check.cameras import scan_camera
-from athena_vla.check.episode_checks import episode_findings
+from athena_vla.check.episode_checks import episode_findings, sentence
 from athena_vla.check.findings import Finding, finding
 from athena_vla.check.joints import (
     constant_joints,
@@ -23,10 +23,12 @@ from athena_vla.progress import Progress, quiet
 from athena_vla.recordings.episode import Episode, Recording, RecordingInfo
 from athena_vla.recordings.formats import open_recording
 from athena_vla.recordings.formats.common import read_list, read_names
+from athena_vla.recordings.notes import Note
+from athena_vla.recordings.overlaps import fingerprints, shared
 
 # Said once for the recording when every episode says it.
 COLLECTIVE = {
-    "clock.missing", "joint.unnamed", "joint.mismatch", "joint.width", "joint.degrees", "joint.ticks",
+    "clock.missing", "joint.unnamed", "joint.mismatch", "joint.width", "joint.degrees", "joint.percent", "joint.ticks",
     "success.missing", "camera.none", "camera.missing", "camera.black", "action.none", "action.next_state",
     "action.delta", "action.unrelated", "action.lag", "language.missing", "language.useless", "joint.limits",
     "replay.mismatch", "column.unused", "column.unused_state", "channel.limits", "channel.rate",
@@ -165,6 +167,7 @@ class _State:
         self.found: list[Finding] = []
         self.episodes = self.frames = 0
         self.digests: dict[str, str] = {}
+        self.windows: dict[str, NDArray[np.uint64]] = {}
         self.names: tuple[str, ...] | None = None
         self.low: NDArray[np.float64] | None = None
         self.high: NDArray[np.float64] | None = None
@@ -176,6 +179,7 @@ class _State:
         self.found += self._one(episode)
         self._extremes(episode)
         self._duplicate(episode)
+        self.windows[episode.id] = fingerprints(episode.states, episode.actions)
 
     def finish(self, recording: Recording) -> None:
         if self.names and self.low is not None and self.high is not None:
@@ -187,6 +191,7 @@ class _State:
                 self.found.append(
                     finding("token.coarse", f"The widest bin is {width:.4f} rad ({name}); per joint: {each}")
                 )
+        self.found += self._overlaps()
         try:
             self.found += check_leakage(recording, self.digests)
         except RecordingError as error:  # what names the splits is damaged; the episodes were checked all the same
@@ -200,6 +205,13 @@ class _State:
             scan = scan_camera(episode, name, stream, self.last.get(name), not self.config.every_picture)
             self.last[name] = scan.last
             yield from scan.findings
+
+    def _overlaps(self) -> Iterator[Finding]:
+        """Cuts of one take; whole copies are duplicates, which are said already."""
+        for (one, two), count in shared(self.windows).items():
+            if self.digests.get(one) != self.digests.get(two):
+                message = f"It shares at least {count} moving frames with episode {one}: both were cut from one take."
+                yield finding("episode.overlap", message, two)
 
     def _extremes(self, episode: Episode) -> None:
         if not episode.joint_names or not np.isfinite(episode.actions).all():
@@ -238,14 +250,15 @@ def _info(recording: Recording, found: list[Finding]) -> RecordingInfo | None:
         return None
     lengths = {f.episode for f in found if f.code == "metadata.length"}
     said = {(f.code, f.episode) for f in found}
-    found += [
-        finding(n.code, n.text[0].upper() + n.text[1:] + ".", n.episode or None)
-        for n in info.notes
-        if n.code in OF_RECORDING and (n.code, n.episode or None) not in said
-    ]
+    found += [f for f in of_recording(info.notes) if (f.code, f.episode) not in said]
     counts = [n for n in info.notes if n.code in COUNTS and not (n.episode and n.episode in lengths)]
     found += [finding("metadata.count", n.text[0].upper() + n.text[1:] + ".") for n in counts]
     return info
+
+
+def of_recording(notes: Sequence[Note]) -> list[Finding]:
+    """Findings about a recording as a whole: its tables and files, not what an episode holds."""
+    return [finding(n.code, sentence(n.text), n.episode or None) for n in notes if n.code in OF_RECORDING]
 
 
 def merged(found: list[Finding], episodes: int) -> Iterator[Finding]:

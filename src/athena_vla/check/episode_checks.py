@@ -9,8 +9,9 @@ from athena_vla.check.action_state import check_idle, check_relations
 from athena_vla.check.cameras import check_missing
 from athena_vla.check.clocks import check_clock
 from athena_vla.check.findings import Finding, finding
-from athena_vla.check.joints import check_limits, check_motion, check_names, check_numbers, check_units
+from athena_vla.check.joints import check_limits, check_motion, check_names, check_numbers
 from athena_vla.check.language import check_language, check_success
+from athena_vla.check.units import check_units
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import AthenaError, NotFinite
 from athena_vla.recordings.alignment import Alignment, align
@@ -18,7 +19,7 @@ from athena_vla.recordings.episode import Episode
 
 OF_EPISODE = (  # notes of readers that are findings
     "articulation.several", "column.unreadable", "camera.depth", "camera.joined_by_rank", "camera.joined_by_time",
-    "camera.pictures_lost", "camera.sparse",
+    "camera.pictures_lost", "camera.sparse", "stream.unused",
 )  # fmt: skip
 
 

@@ -65,6 +65,11 @@ RULES: dict[str, Rule] = {
         "The same motion twice counts double in training, and leaks when one copy is held out.",
         "Remove one; a build keeps duplicates on one side of the split.",
     ),
+    "episode.overlap": Rule(
+        "warning",
+        "Frames that two episodes share count double in training, and leak when one of them is held out.",
+        "Cut takes without overlap; a build keeps such episodes on one side of the split.",
+    ),
     "split.leakage": Rule(
         "error",
         "Validation that repeats training measures memory, not skill.",
@@ -193,8 +198,13 @@ RULES: dict[str, Rule] = {
     "joint.degrees": Rule(
         "error", "Values look like degrees; everything here is in radians.", "Convert them: multiply by pi / 180."
     ),
+    "joint.percent": Rule(
+        "error",
+        "Values look like percent of each motor's range, as LeRobot stores normalised motors, and not like radians.",
+        "Convert every joint with its own calibrated range, or record in degrees; pi / 180 would be wrong.",
+    ),
     "joint.ticks": Rule(
-        "error", "Values look like servo ticks or percent, not radians.", "Convert them with the servo's calibration."
+        "error", "Values look like counts of a servo, not radians.", "Convert them with the servo's calibration."
     ),
     "joint.limits": Rule(
         "warning",

@@ -12,8 +12,6 @@ from athena_vla.recordings.episode import Episode
 from athena_vla.recordings.formats.common import are_placeholders, ask_for_names
 from athena_vla.recordings.intervals import intervals_of
 
-ANGLE = 2 * np.pi  # [rad] no joint of a robot turns further than this without being continuous
-TICKS = 400.0  # values beyond any angle in degrees
 OTHER_UNITS = {  # unit of a channel -> factor and name of units that are recorded in its place
     "m": ((1e-3, "millimetres"), (1e-2, "centimetres")),
     "m/s": ((1e-3, "millimetres a second"), (1e-2, "centimetres a second"), (1 / 3.6, "kilometres an hour")),
@@ -34,7 +32,7 @@ SATURATED_SECONDS = 1.0
 
 def check_numbers(episode: Episode) -> Iterator[Finding]:
     """Values that are not finite, and widths that disagree."""
-    for kind, names, values in _tables(episode):
+    for kind, names, values in tables(episode):
         bad = ~np.isfinite(values)
         if bad.any():
             rows, columns = np.flatnonzero(bad.any(axis=1)), np.flatnonzero(bad.any(axis=0))
@@ -77,29 +75,6 @@ def check_names(episode: Episode, robot: Embodiment | None) -> Iterator[Finding]
     if episode.state_names and episode.joint_names and len(episode.state_names) != len(episode.joint_names):
         message = f"{len(episode.joint_names)} action columns, {len(episode.state_names)} state columns."
         yield finding("joint.width", message, episode.id)
-
-
-def check_units(episode: Episode, robot: Embodiment | None = None) -> Iterator[Finding]:
-    """Degrees and servo ticks in place of radians; velocities among the states, and channels, are left alone."""
-    width = len(episode.joint_names)
-    others = _channels_of(robot)
-    joints = {plain_name(n) for n in robot.joint_names} if robot is not None else set[str]()
-    for kind, names, values in _tables(episode):
-        values = values[:, :width] if kind == "states" and width else values
-        finite = np.where(np.isfinite(values), values, 0.0)
-        reach = np.abs(finite).max(axis=0) if len(finite) else np.zeros(0)
-        # The middle of the values decides, not one glitch.
-        high = np.quantile(np.abs(finite), 0.9, axis=0) if len(finite) else reach
-        plain = [plain_name(n) for n in names[: len(high)]]
-        # Of a recording that has the robot's joints by name, other columns are no joints: forces, percent, counters.
-        are_joints = [not joints or n in joints for n in plain] if joints & set(plain) else [True] * len(plain)
-        high = np.where([n in others or not is_joint for n, is_joint in zip(plain, are_joints, strict=True)], 0.0, high)
-        ticks = [names[int(c)] for c in np.flatnonzero(high > TICKS)]
-        degrees = [names[int(c)] for c in np.flatnonzero((high > ANGLE) & (high <= TICKS))]
-        if ticks:
-            yield finding("joint.ticks", f"{kind} reach {reach.max():.0f} ({some(ticks)}).", episode.id)
-        elif degrees and not _is_cartesian(names):
-            yield finding("joint.degrees", f"{kind} reach {high.max():.0f} ({some(degrees)}).", episode.id)
 
 
 def check_limits(episode: Episode, robot: Embodiment, actions: NDArray[np.float64]) -> Iterator[Finding]:
@@ -161,7 +136,7 @@ def _check_channels(episode: Episode, robot: Embodiment, values: NDArray[np.floa
 
 def check_motion(episode: Episode, robot: Embodiment | None = None) -> Iterator[Finding]:
     """Jumps and saturation of the targets; a channel may jump to its next value and stay there."""
-    others = _channels_of(robot)
+    others = channels_of(robot)
     actions = np.asarray(episode.actions, np.float64)
     if len(actions) < 8 or not actions.shape[1] or not np.isfinite(actions).all():
         return
@@ -214,7 +189,7 @@ def _fits(channel: Channel, low: float, high: float, slack: float) -> bool:
     return channel.lower - slack <= low <= high <= channel.upper + slack
 
 
-def _channels_of(robot: Embodiment | None) -> set[str]:
+def channels_of(robot: Embodiment | None) -> set[str]:
     return {plain_name(c.name) for c in robot.channels} if robot is not None else set()
 
 
@@ -236,11 +211,7 @@ def _is_binary(column: NDArray[np.float64]) -> bool:
     return float(between.mean()) < 0.02
 
 
-def _is_cartesian(names: Sequence[str]) -> bool:
-    return any(plain_name(n).rsplit("_", 1)[-1] in ("x", "y", "z") and "pos" in n.lower() for n in names)
-
-
-def _tables(episode: Episode) -> Iterator[tuple[str, Sequence[str], NDArray[np.float64]]]:
+def tables(episode: Episode) -> Iterator[tuple[str, Sequence[str], NDArray[np.float64]]]:
     if episode.actions.shape[1]:
         yield "actions", episode.joint_names, np.asarray(episode.actions, np.float64)
     if episode.states.shape[1]:

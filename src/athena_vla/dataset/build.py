@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 import athena_vla.embodiment as embodiment
 from athena_vla import files
 from athena_vla.check.admission import require_admissible
-from athena_vla.check.checking import merged
+from athena_vla.check.checking import merged, of_recording
 from athena_vla.check.findings import finding_from
 from athena_vla.dataset.build_config import BuildConfig, BuildResult
 from athena_vla.dataset.episode_facts import Facts, Prepared
 from athena_vla.dataset.learned_limits import with_learned_limits
 from athena_vla.dataset.normalize import Normalizer, NormalizerFit
-from athena_vla.dataset.prepare import ACTION, STATE, Job, preparer, shard_path
+from athena_vla.dataset.prepare import ACTION, STATE, Job, preparer, read_windows, shard_path
 from athena_vla.dataset.sidecar import SIDECAR, SIDECAR_VERSION, episode_texts, sidecar_content, write_set
 from athena_vla.dataset.windows import chunks, samples_of, starts
 from athena_vla.embodiment import Embodiment
@@ -36,6 +36,7 @@ from athena_vla.progress import Progress, quiet
 from athena_vla.recordings.formats import open_recording
 from athena_vla.recordings.formats.common import read_list, read_names
 from athena_vla.recordings.notes import Note
+from athena_vla.recordings.overlaps import groups
 
 FEW_EPISODES = 8  # fewer are prepared in this process: starting workers takes longer
 
@@ -117,14 +118,16 @@ def _build(config: BuildConfig, robot: Embodiment, progress: Progress) -> BuildR
         raise DatasetError(
             f"Not one of the {len(ids)} episodes in '{config.input}' can be used: {what}. {_first(broken)}"
         )
-    findings = tuple(merged([finding_from(raw) for f in good for raw in f["findings"]], len(good)))
+    usable = {f["id"] for f in good}
+    whole = [f for f in of_recording(recording.whole_notes()) if f.episode is None or f.episode in usable]
+    findings = tuple(merged([*whole, *(finding_from(raw) for f in good for raw in f["findings"])], len(good)))
     try:
         require_admissible(findings, robot, config.allow)
     except DatasetError:
         parts.remove()
         raise
     _require_one_shape(good)
-    held_out = split(good, config.validation, config.seed)
+    held_out = split(good, config.validation, config.seed, groups({f["id"]: read_windows(work, f["id"]) for f in good}))
     robot = with_learned_limits(robot, (_numbers(work, f) for f in good if f["id"] not in held_out))
     normalizer = _fit(robot, good, held_out, work, config)
     content = sidecar_content(config, robot, normalizer, good, held_out, broken, failed, fixed, findings)
@@ -185,18 +188,22 @@ def _twins(good: Sequence[Prepared]) -> dict[str, str]:
     }
 
 
-def split(facts: Sequence[Prepared], share: float, seed: int) -> set[str]:
-    """Ids of the validation episodes: whole episodes, duplicates of one motion always on the same side."""
-    groups: dict[str, list[str]] = {}
+def split(facts: Sequence[Prepared], share: float, seed: int, together: Mapping[str, str]) -> set[str]:
+    """Ids of the validation episodes: whole episodes, those that share a piece of motion always on the same side.
+
+    `together` names for each episode the first of those that it shares motion with.
+    """
+    motion = {f["id"]: f["motion"] for f in facts}
+    members: dict[str, list[str]] = {}
     for f in facts:
-        groups.setdefault(f["motion"], []).append(f["id"])
-    order = sorted(groups, key=lambda g: hashlib.sha256(f"{seed}|{g}".encode()).digest())
-    wanted = 0 if share <= 0 or len(groups) < 2 else min(max(1, round(share * len(facts))), len(facts) - 1)
+        members.setdefault(motion[together[f["id"]]], []).append(f["id"])
+    order = sorted(members, key=lambda g: hashlib.sha256(f"{seed}|{g}".encode()).digest())
+    wanted = 0 if share <= 0 or len(members) < 2 else min(max(1, round(share * len(facts))), len(facts) - 1)
     held_out: set[str] = set()
     for group in order[:-1]:
         if len(held_out) >= wanted:
             break
-        held_out |= set(groups[group])
+        held_out |= set(members[group])
     return held_out
 
 
@@ -226,7 +233,7 @@ def _resume_key(config: BuildConfig, robot: Embodiment) -> str:
         for k, v in vars(config).items()
         if k not in ("out", "stride", "validation", "strict", "normalization", "workers", "on", "allow", "overwrite")
     }
-    digest.update(json.dumps([SIDECAR_VERSION, robot.to_dict(), settings], sort_keys=True).encode())
+    digest.update(json.dumps([SIDECAR_VERSION, "windows", robot.to_dict(), settings], sort_keys=True).encode())
     return digest.hexdigest()
 
 

@@ -28,7 +28,7 @@ from athena_vla.embodiment import Embodiment
 from athena_vla.errors import AthenaError, DatasetError
 from athena_vla.recordings.alignment import AlignedEpisode, Alignment, align
 from athena_vla.recordings.annotations import read_annotations
-from athena_vla.recordings.episode import Recording, Segment
+from athena_vla.recordings.episode import Episode, Recording, Segment
 from athena_vla.recordings.fixes import Cut, StillCut, apply_fixes
 from athena_vla.recordings.formats import open_recording
 from athena_vla.recordings.formats.common import StillFrames, decode_image
@@ -37,10 +37,13 @@ from athena_vla.recordings.formats.lerobot_statistics import Stats, column_stats
 from athena_vla.recordings.media.png import encode_png
 from athena_vla.recordings.media.video import VideoFrames
 from athena_vla.recordings.notes import Note
+from athena_vla.recordings.overlaps import fingerprints
 from athena_vla.recordings.placeholders import is_placeholder
 from athena_vla.recordings.texts import all_texts, filled, is_whole, kept, texts_json
 
 STATE, ACTION, IMAGES = "observation.state", "action", "observation.images."
+LEFT_OUT = ("stream.unused", "camera.depth", "column.unreadable")
+WINDOWS = ".windows.npy"  # fingerprints of an episode's motion, beside its shard
 PICTURE = "athena.picture"  # in a linked set, the recorded frame that a step shows
 
 
@@ -100,6 +103,11 @@ def _without_stats(facts: Facts) -> Facts:
     if facts["status"] == "ok":
         facts.pop("stats", None)
     return facts
+
+
+def read_windows(work: Path, episode_id: str) -> NDArray[np.uint64]:
+    """Fingerprints of the windows of a prepared episode, as it was recorded."""
+    return np.load(shard_path(work, episode_id).with_suffix(WINDOWS), allow_pickle=False)
 
 
 def shard_path(work: Path, episode_id: str) -> Path:
@@ -174,7 +182,7 @@ def _prepare(job: Job, episode_id: str, stem: Path) -> Facts:
         "sizes": sizes,
         "motion": motion,
         "digest": "",
-        "notes": [n.to_dict() for n in (*aligned.notes, *_left_out(placeholders))],
+        "notes": [n.to_dict() for n in (*aligned.notes, *_of_reader(episode), *_left_out(placeholders))],
         "findings": [f.to_dict() for f in found],
     }
     # What does not hold for the whole episode is added where there is such a thing, so that other sets keep their hash.
@@ -187,11 +195,18 @@ def _prepare(job: Job, episode_id: str, stem: Path) -> Facts:
     digest.update(json.dumps(said, sort_keys=True).encode())
     facts["digest"] = digest.hexdigest()
     facts["stats"] = stats
+    with files.whole_file(stem.with_suffix(WINDOWS), DatasetError) as path, open(path, "wb") as file:
+        np.save(file, fingerprints(episode.states, episode.actions), allow_pickle=False)
     table = pa.table(columns)
     plain = [name for name in columns if not name.startswith(IMAGES)]
     with files.whole_file(stem.with_suffix(".parquet"), DatasetError) as file:
         pq.write_table(table, file, compression="none", use_dictionary=plain, row_group_size=max(length, 1))
     return facts
+
+
+def _of_reader(episode: Episode) -> list[Note]:
+    """What the reader left out and nobody else speaks of."""
+    return [n for n in episode.notes if n.code in LEFT_OUT]
 
 
 def _left_out(placeholders: tuple[str, ...]) -> list[Note]:

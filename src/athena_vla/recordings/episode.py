@@ -168,6 +168,10 @@ class Recording(Protocol):
 
     def ids(self) -> tuple[str, ...]: ...
 
+    def whole_notes(self) -> tuple[Note, ...]:
+        """What opening the recording said of it as a whole."""
+        ...
+
     def read(self, episode_id: str, /) -> Episode:
         """Raises `RecordingError` for this episode only."""
         ...

@@ -42,6 +42,7 @@ NOTE_CODES: dict[str, str] = {
     "language.missing": "frames without words",
     "language.placeholder": "a recorder's own placeholder is left out",
     "limits.clipped": "statistics end at the limits of joints, not at recorded values beyond them",
+    "metadata.template": "a path template asks for a field that the format does not have",
     "metadata.missing": "a table of the format is missing",
     "pictures.only": "the recording holds images and nothing else",
     "split.mask": "a mask of the recording names a split",

@@ -307,6 +307,10 @@ class BaseRecording(ABC):
     @abstractmethod
     def ids(self) -> tuple[str, ...]: ...
 
+    def whole_notes(self) -> tuple[Note, ...]:
+        """What opening the recording said of it as a whole; costs no reading of episodes."""
+        return ()
+
     @abstractmethod
     def read(self, episode_id: str, /) -> Episode: ...
 
@@ -356,3 +360,21 @@ def text_list(value: Any) -> list[str]:
 
 def optional_bool(value: Any) -> bool | None:
     return bool(value) if isinstance(value, bool | np.bool_) or value in (0, 1) else None
+
+
+YES, NO = ("true", "yes", "success", "successful", "succeeded", "1"), ("false", "no", "failure", "failed", "fail", "0")
+
+
+def success_of(value: Any) -> bool | None:
+    """A success flag however it is stored: a flag, a text such as "failure", or one of them per step; None: unsaid."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if isinstance(value, str):
+        word = value.strip().lower()
+        return True if word in YES else False if word in NO else None
+    if isinstance(value, list | tuple | np.ndarray):
+        said = [found for v in np.asarray(value).reshape(-1).tolist() if (found := success_of(v)) is not None]
+        return any(said) if said else None
+    if isinstance(value, float):
+        return bool(value) if value in (0.0, 1.0) else None
+    return optional_bool(value)

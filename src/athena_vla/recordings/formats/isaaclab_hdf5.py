@@ -22,10 +22,11 @@ from athena_vla.recordings.formats.common import (
     ask_for_names,
     guarded,
     natural_key,
-    optional_bool,
     refuse_lfs,
+    success_of,
 )
-from athena_vla.recordings.formats.hdf5 import HDF5Frames, is_hdf5, numbers_of
+from athena_vla.recordings.formats.hdf5 import HDF5Frames, is_depth, is_hdf5, numbers_of
+from athena_vla.recordings.formats.metadata import TEXT_KEYS, rate_in, text_of, texts_in
 from athena_vla.recordings.marks import Marks
 from athena_vla.recordings.notes import Note
 from athena_vla.recordings.streams import Clock, Stream
@@ -35,7 +36,8 @@ NAME = "isaaclab_hdf5"
 JOINT_TERMS = ("joint_pos", "robot_joint_pos")
 # (sim.dt [s], decimation) of environments whose files do not record them, from Isaac Lab's task configurations.
 PUBLISHED_STEPS = {"Isaac-Stack-Cube-Franka": (0.01, 5), "Isaac-Stack-Cube-UR10": (0.01, 5)}
-STREAMS = ("states/rigid_object/", "obs/datagen_info/")  # carried along with contacts: object poses, Mimic's signals
+NOT_OF_ROWS = ("initial_state/", "next_obs/")  # the state before the first row, and every observation once more
+LARGEST_STREAM = 4096  # numbers a row; more is an image or a point cloud
 IDENTITY_TOLERANCE = 1e-3  # [rad] recorders store float32; the real files agree to 1e-6
 
 
@@ -99,7 +101,7 @@ class IsaacLabHDF5(BaseRecording):
             except RecordingError as error:
                 notes.append(Note("episode.broken", f"{demo} cannot be read: {error}", episode=demo))
                 continue
-            success = optional_bool(self.data[demo].attrs.get("success"))
+            success = success_of(self.data[demo].attrs.get("success"))
             successes += [success] if success is not None else []
             episodes, frames = episodes + 1, frames + length
         tasks |= dict.fromkeys(first.instructions if first else ())
@@ -146,12 +148,12 @@ class IsaacLabHDF5(BaseRecording):
     def _read(self, demo: str, group: h5py.Group) -> Episode:
         length = self._length(demo)
         notes: list[Note] = []
-        name = "processed_actions" if isinstance(group.get("processed_actions"), h5py.Dataset) else "actions"
+        name = _actions_of(group)
         actions = numbers_of(group[name], f"{name} of {demo}")
         if actions.ndim != 2 or len(actions) != length:
             raise RecordingError(f"Demo '{demo}' of '{self.path}': {name} has shape {list(actions.shape)}.")
         states, relative, default = self._states(group, length, notes)
-        streams, cameras = self._streams(group, length)
+        streams, cameras = self._streams(group, length, notes)
         clock = self._clock(group, length, notes)
         declared = group.attrs.get("num_samples")
         if declared is not None and int(declared) != length:
@@ -176,7 +178,7 @@ class IsaacLabHDF5(BaseRecording):
             states=states,
             cameras=cameras,
             texts=said(self._instructions(group), length),
-            marks=Marks(optional_bool(group.attrs.get("success"))),
+            marks=Marks(success_of(group.attrs.get("success"))),
             segments=_signals(group, length),
             source=f"{self.format}:{self.path}#{demo}",
             streams={k: Stream(v) for k, v in streams.items()},
@@ -195,12 +197,10 @@ class IsaacLabHDF5(BaseRecording):
         return self.names("state", width, None)
 
     def _instructions(self, group: h5py.Group) -> tuple[str, ...]:
-        found: list[str] = []
-        for source in (group.attrs, self.environment):
-            for key in ("language_instruction", "instruction", "lang", "task_description"):
-                value = source.get(key)
-                found += [value.strip()] if isinstance(value, str) and value.strip() else []
-        return tuple(dict.fromkeys(found))
+        """Words of a demo: of the demo itself where it has any, else those of the whole file."""
+        own = [*texts_in(dict(group.attrs)), *_stored_texts(group), *_stored_texts(group.get("obs"))]
+        whole = own or [*texts_in(dict(self.data.attrs)), *texts_in(dict(self.file.attrs)), *texts_in(self.environment)]
+        return tuple(dict.fromkeys(whole))
 
     def _states(
         self, group: h5py.Group, length: int, notes: list[Note]
@@ -268,6 +268,9 @@ class IsaacLabHDF5(BaseRecording):
             step = float(arguments.get("dt", 0)) * float(arguments.get("decimation", 0))
             if step > 0:
                 return Clock.at_rate(length, round(1.0 / step, 6))
+        declared = rate_in(dict(group.attrs), dict(self.data.attrs), self.environment, dict(self.file.attrs))
+        if declared:
+            return Clock.at_rate(length, declared)
         estimated = _rate_from_velocities(group)
         hint = f" (joint velocities suggest very roughly {estimated:.0f} Hz)" if estimated is not None else ""
         for prefix, (dt, decimation) in PUBLISHED_STEPS.items():
@@ -282,22 +285,47 @@ class IsaacLabHDF5(BaseRecording):
         notes.append(Note("clock.missing", missing))
         return Clock.counted(length)
 
-    def _streams(self, group: h5py.Group, length: int) -> tuple[dict[str, NDArray[Any]], dict[str, Frames]]:
+    def _streams(
+        self, group: h5py.Group, length: int, notes: list[Note]
+    ) -> tuple[dict[str, NDArray[Any]], dict[str, Frames]]:
+        """Numbers and colour images of each row; whatever else the demo holds is noted by name."""
         streams: dict[str, NDArray[Any]] = {}
         cameras: dict[str, Frames] = {}
+        left: list[str] = []
+        taken = self._taken(group)
 
         def visit(name: str, item: Any) -> None:
-            if not isinstance(item, h5py.Dataset) or not len(item.shape) or item.shape[0] != length:
+            if not isinstance(item, h5py.Dataset) or name in taken or name.startswith(NOT_OF_ROWS):
                 return
             leaf = name.rsplit("/", 1)[-1]
-            if item.ndim == 4 and item.shape[3] in (3, 4):
-                if not NOT_RGB.search(leaf) and item.dtype.kind in "uf":
+            of_rows = item.ndim > 0 and item.shape[0] == length
+            if is_depth(leaf, item):
+                notes.append(Note("camera.depth", f"'{name}' holds depth, not colour, and is left out", (name,)))
+            elif of_rows and item.ndim == 4 and item.shape[3] in (3, 4) and item.dtype.kind in "uf":
+                if NOT_RGB.search(leaf):
+                    left.append(name)
+                else:
                     cameras[leaf.removesuffix("_rgb")] = HDF5Frames(item)
-            elif item.ndim <= 3 and item.dtype.kind in "fbiu" and (name.startswith(STREAMS) or "contact" in leaf):
+            elif of_rows and item.ndim <= 3 and item.dtype.kind in "fbiu" and item.size <= LARGEST_STREAM * length:
                 streams[name] = numbers_of(item, name)
+            elif text_of(item[()] if item.ndim == 0 else None) is None:
+                left.append(name)
 
         group.visititems(visit)
+        if left:
+            what = f"{len(left)} recorded arrays are neither numbers of each row nor colour images: {', '.join(left)}"
+            notes.append(Note("stream.unused", what, tuple(left)))
         return streams, cameras
+
+    def _taken(self, group: h5py.Group) -> set[str]:
+        """Arrays that are actions and joint positions: no streams of their own."""
+        chosen = self._chosen(group.get("states/articulation"), [])
+        terms = {f"obs/{t}" for t in JOINT_TERMS if f"obs/{t}" in group}
+        return {_actions_of(group), *(f"states/articulation/{n}/joint_position" for n in chosen), *terms}
+
+
+def _actions_of(group: h5py.Group) -> str:
+    return "processed_actions" if isinstance(group.get("processed_actions"), h5py.Dataset) else "actions"
 
 
 def _environment(data: h5py.Group, path: Path) -> dict[str, Any]:
@@ -363,3 +391,16 @@ def _signals(group: h5py.Group, length: int) -> tuple[Segment, ...]:
             segments.append(Segment(start, stop, "task", name.replace("_", " "), "simulator", 1.0))
             start = stop
     return tuple(segments)
+
+
+def _stored_texts(group: Any) -> list[str]:
+    """Words that are stored as arrays: one text, or the same one for every row."""
+    if not isinstance(group, h5py.Group):
+        return []
+    found = []
+    for key in TEXT_KEYS:
+        item = group.get(key)
+        if isinstance(item, h5py.Dataset) and item.size and h5py.check_string_dtype(item.dtype):
+            words = {text_of(v) for v in np.asarray(item[()]).reshape(-1)[:1000].tolist()}
+            found += sorted(w for w in words if w) if len(words) == 1 else []
+    return found

@@ -26,6 +26,7 @@ from athena_vla.recordings.formats.common import (
     is_depth_image,
     optional_bool,
     refuse_lfs,
+    success_of,
     text_list,
 )
 from athena_vla.recordings.formats.lerobot_columns import (
@@ -50,9 +51,11 @@ from athena_vla.recordings.streams import Clock, Stream
 from athena_vla.recordings.texts import Texts, from_frames, said, texts_from_json
 
 NAME = "lerobot"
+SUCCESS = ("next.success", "success", "is_episode_successful", "episode_success", "is_success")
 SEGMENTS = re.compile(r"segment|subtask|skill|(?:coarse|fine)_action", re.IGNORECASE)  # of a part of the task
 DEEP_PIXELS = ("gray10", "gray12", "gray14", "gray16", "gray9", "grayf", "gray32")
 IMAGE_PREFIX = "observation.images."
+SUBTASK = "subtask_index"  # into meta/subtasks.parquet
 EXACT_TIME = "athena.timestamp"  # the recorder's own time stamps, where the format's float32 would round them
 
 
@@ -78,6 +81,9 @@ class LeRobot(BaseRecording):
     def ids(self) -> tuple[str, ...]:
         return tuple(str(i) for i in sorted(self.meta.rows))
 
+    def whole_notes(self) -> tuple[Note, ...]:
+        return (*self.meta.notes, *self.meta.shared_spans())
+
     def read(self, episode_id: str, /) -> Episode:
         if not episode_id.isdigit() or int(episode_id) not in self.meta.rows:
             raise RecordingError(f"There is no episode '{episode_id}' in '{self.path}'.")
@@ -86,7 +92,7 @@ class LeRobot(BaseRecording):
             return self._read(index)
 
     def info(self) -> RecordingInfo:
-        notes = [*self.meta.notes, *self.meta.shared_spans()]
+        notes = list(self.whole_notes())
         files: dict[Path, int] = {}
         readable = frames = 0
         for index in sorted(self.meta.rows):
@@ -186,13 +192,14 @@ class LeRobot(BaseRecording):
         if side.get("segments"):
             segments = tuple(Segment(**s) for s in side["segments"])
         success = optional_bool(side.get("success"))
-        for name in ("next.success", "success"):
-            if success is None and name in columns:
-                success = bool(np.any(columns[name]))
+        for told in (columns, read.words, self.meta.rows[index]):
+            for name in SUCCESS:
+                success = success_of(told.get(name)) if success is None else success
         marks = Marks(success)
         if side.get("marks"):
             marks = replace(Marks.from_dict(side["marks"]), success=success)
-        used = INDICES | {p.column for p in (*actions, *states)} | {EXACT_TIME}
+        used = INDICES | {p.column for p in (*actions, *states)} | {EXACT_TIME, *SUCCESS}
+        used |= {SUBTASK} if self.meta.subtasks else set()
         streams, names = {k: v for k, v in columns.items() if k not in used}, side.get("streams") or {}
         return Episode(
             id=str(index),
@@ -286,13 +293,14 @@ class LeRobot(BaseRecording):
         columns = read.numbers
         said_at = [[t.strip() for t in words] for name, words in sorted(read.words.items()) if STRINGS.match(name)]
         segments: list[Segment] = []
-        for name in ("task_index", *language_columns(columns)):
+        for name in ("task_index", *([SUBTASK] if self.meta.subtasks else []), *language_columns(columns)):
             if name not in columns or columns[name].dtype.kind not in "iu":
                 continue
-            words = [self.meta.tasks.get(int(i), "").strip() for i in columns[name].reshape(-1)]
+            texts_by_number = self.meta.subtasks if name == SUBTASK else self.meta.tasks
+            words = [texts_by_number.get(int(i), "").strip() for i in columns[name].reshape(-1)]
             said_at += [] if SEGMENTS.search(name) else [words]
             spans = runs(np.array(words))
-            if len(spans) > 1:
+            if len(spans) > 1 or name == SUBTASK:
                 segments += [Segment(a, b, "task", text, "human", 1.0) for a, b, text in spans if text]
         if "language_persistent" in table.column_names and length:
             segments += language_segments(table["language_persistent"][0].as_py(), columns.get("timestamp"), length)

@@ -27,6 +27,8 @@ from athena_vla.recordings.notes import Note
 ROWS_OF_EPISODE = ("data/chunk_index", "data/file_index", "dataset_from_index")  # where its rows lie
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 FIELD = re.compile(r"\{(\w+)(?::0(\d{1,2})d)?\}")
+SAME_FIELD = {"episode_chunk": "chunk_index", "chunk_index": "episode_chunk"}  # names of one thing in v2 and v3
+TEXT_COLUMNS = ("task", "subtask", "__index_level_0__", "instruction", "text", "name", "description")
 
 
 class LeRobotMeta:
@@ -38,8 +40,8 @@ class LeRobotMeta:
         self.version = str(self.raw.get("codebase_version", ""))
         if self.version not in VERSIONS:
             raise RecordingError(
-                f"'{path}' says codebase_version '{self.version}'; known are {', '.join(VERSIONS)}. "
-                "Convert it with lerobot."
+                f"'{path / 'meta/info.json'}' says codebase_version '{self.version}'; versions that can be read are "
+                f"{', '.join(VERSIONS)}. {_other_version(self.version, self.raw)}"
             )
         features = self.raw.get("features")
         if not isinstance(features, dict) or not all(isinstance(f, dict) for f in features.values()):
@@ -47,9 +49,11 @@ class LeRobotMeta:
         self.features: dict[str, Feature] = features
         self.fps = asserted_fps or _rate(self.raw.get("fps"), path)
         self.notes: list[Note] = []
+        self._files: dict[int, Path] | None = None  # number of an episode -> its data file, where nothing names it
         modality = path / "meta" / "modality.json"
         self.modality = read_json_object(modality) if modality.is_file() else {}
-        self.tasks = self._tasks()
+        self.tasks = self._texts("tasks", "task_index")
+        self.subtasks = self._texts("subtasks", "subtask_index")
         self.sidecar = self._sidecar()
         self.rows = self._episodes_v3() if self.version == "v3.0" else self._episodes_v2()
 
@@ -81,7 +85,9 @@ class LeRobotMeta:
         """The parquet file of an episode. Raises `RecordingError` where none exists."""
         if self.version == "v3.0":
             row = self.rows[index]
-            values = {"chunk_index": row["data/chunk_index"], "file_index": row["data/file_index"]}
+            values = {"chunk_index": row.get("data/chunk_index"), "file_index": row.get("data/file_index")}
+            if None in values.values():
+                return self._holding(index)
         else:
             values = self._v2_values(index)
         path = self._file("data_path", values)
@@ -96,30 +102,54 @@ class LeRobotMeta:
         """(file, from [s], to [s]) of a camera of an episode; the file may be missing."""
         if self.version == "v3.0":
             row = self.rows[index]
-            if f"videos/{key}/file_index" not in row:
-                raise RecordingError(f"The episode table of '{self.path}' names no video of '{key}'.")
-            values = {"chunk_index": row[f"videos/{key}/chunk_index"], "file_index": row[f"videos/{key}/file_index"]}
-            path = self._file("video_path", {**values, "video_key": key})
-            return path, float(row[f"videos/{key}/from_timestamp"]), float(row[f"videos/{key}/to_timestamp"])
+            asked = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
+            where = {k: v for k in asked if (v := row.get(f"videos/{key}/{k}")) is not None}
+            lacking = [k for k in asked if k not in where]
+            if lacking:
+                number = self.number(index)
+                raise RecordingError(
+                    f"The episode table of '{self.path}' does not say where episode {number} lies in the video of "
+                    f"'{key}': it lacks {', '.join(lacking)}."
+                )
+            path = self._file("video_path", {**where, "video_key": key})
+            return path, float(where["from_timestamp"]), float(where["to_timestamp"])
         path = self._file("video_path", {**self._v2_values(index), "video_key": key})
         if not path.is_file():
             found = sorted(self.path.glob(f"videos/*/{key}/episode_{index:06d}.mp4"))
             path = found[0] if len(found) == 1 else path
         return path, None, None
 
-    def _tasks(self) -> dict[int, str]:
-        table, lines = self.path / "meta" / "tasks.parquet", self.path / "meta" / "tasks.jsonl"
+    def _holding(self, index: int) -> Path:
+        """The data file whose rows carry an episode's number, where the episode table does not name it."""
+        if self._files is None:
+            self._files = {}
+            unsaid = "the episode table does not say which data file holds an episode: the files were asked"
+            self.notes.append(Note("metadata.missing", unsaid))
+            for file in sorted(self.path.glob("data/*/*.parquet"), key=lambda p: natural_key(str(p))):
+                with guarded(f"'{file}'"):
+                    held = pq.read_table(file, columns=["episode_index"])["episode_index"].unique().to_pylist()
+                for number in held:
+                    self._files.setdefault(int(number), file)
+        number = self.number(index)
+        if number not in self._files:
+            raise RecordingError(f"No data file of '{self.path}' holds rows of episode {number}.")
+        return self._files[number]
+
+    def _texts(self, name: str, index: str) -> dict[int, str]:
+        """Number -> text of meta/NAME.parquet or .jsonl; a set without tasks is noted, subtasks are optional."""
+        table, lines = self.path / "meta" / f"{name}.parquet", self.path / "meta" / f"{name}.jsonl"
         if table.is_file():
             refuse_lfs(table)
             with guarded(f"'{table}'"):
                 rows = pq.read_table(table).to_pylist()
-            text = [next((v for k, v in r.items() if k != "task_index" and isinstance(v, str)), "") for r in rows]
-            return {int(r["task_index"]): t for r, t in zip(rows, text, strict=True)}
-        if lines.is_file():
-            with guarded(f"'{lines}'"):
-                return {int(r["task_index"]): str(r["task"]) for r in read_json_lines(lines)}
-        self.notes.append(Note("metadata.missing", "there is no table of tasks"))
-        return {}
+        elif lines.is_file():
+            rows = read_json_lines(lines)
+        else:
+            if name == "tasks":
+                self.notes.append(Note("metadata.missing", "there is no table of tasks"))
+            return {}
+        with guarded(f"'{table if table.is_file() else lines}'"):
+            return {int(r[index]): _text_of(r, index) for r in rows}
 
     def _sidecar(self) -> dict[int, dict[str, Any]]:
         names = [n for n in ("athena.json", "athena_recording.json") if (self.path / "meta" / n).is_file()]
@@ -188,12 +218,41 @@ class LeRobotMeta:
             raise RecordingError(f"'{self.path / 'meta/info.json'}' has no {key}.")
 
         def fill(match: re.Match[str]) -> str:
-            if match[1] not in values:
+            name = match[1] if match[1] in values else SAME_FIELD.get(match[1], "")
+            if name not in values:
+                if self.version != "v3.0":
+                    asks = (
+                        f"{key} asks for '{match[1]}', which is no field of the format: files are found by their number"
+                    )
+                    if not any(n.text == asks for n in self.notes):
+                        self.notes.append(Note("metadata.template", asks))
+                    return match[0]
                 raise RecordingError(f"{key} of '{self.path}' asks for '{match[1]}'; known: {', '.join(values)}.")
-            value = values[match[1]]
+            value = values[name]
             return f"{int(value):0{int(match[2])}d}" if match[2] else str(value)
 
         return inside(self.path, FIELD.sub(fill, template), key)
+
+
+def _text_of(row: Mapping[str, Any], index: str) -> str:
+    """The column that is known to hold the text, else the only string beside the index, else nothing."""
+    named = next((row[k] for k in TEXT_COLUMNS if isinstance(row.get(k), str)), None)
+    strings = [v for k, v in row.items() if k != index and isinstance(v, str)]
+    return named if named is not None else strings[0] if len(strings) == 1 else ""
+
+
+def _other_version(version: str, raw: Mapping[str, Any]) -> str:
+    if not version or "features" not in raw:
+        return (
+            "It is no LeRobot set: its info.json has no codebase_version and no features "
+            f"({', '.join(sorted(raw)[:8]) or 'it is empty'})."
+        )
+    newer = re.fullmatch(r"v(\d+)\.(\d+)", version)
+    if newer and (int(newer[1]), int(newer[2])) > (3, 0):
+        return (
+            "It was written by a newer tool; lerobot itself writes v3.0. Where only the number differs, set it to v3.0."
+        )
+    return "Convert it with lerobot's own script for that version first."
 
 
 def _rate(value: Any, path: Path) -> float:

@@ -12,16 +12,18 @@ from numpy.typing import NDArray
 from athena_vla.errors import RecordingError
 from athena_vla.recordings.episode import BrokenEpisode, Episode, Frames, Origin, RecordingInfo, Segment
 from athena_vla.recordings.formats.common import (
+    NOT_RGB,
     BaseRecording,
     OpenOptions,
     StillFrames,
     broken_note,
     guarded,
     image_size,
+    is_depth_image,
     natural_key,
-    optional_bool,
     read_json_object,
     refuse_lfs,
+    success_of,
     text_list,
 )
 from athena_vla.recordings.formats.tfrecord import Value, parse_example, read_record, record_offsets
@@ -32,8 +34,13 @@ from athena_vla.recordings.texts import all_texts, from_frames, said, texts_from
 
 NAME = "rlds"
 SIDECAR = "athena.json"
-TEXTS = ("language_instruction", "natural_language_instruction", "instruction")
-STATES = ("state", "proprio", "joint_pos", "qpos")
+# DROID has three wordings of a task: language_instruction, language_instruction_2 and _3.
+TEXTS = re.compile(r"(?:natural_)?(?:language_)?instruction(?:_\d+)?|language|task|task_description|goal_text")
+STATES = ("state", "proprio", "joint_pos", "joint_position", "joint_positions", "joint_states", "qpos")
+ACTIONS = ("action", "action_dict/joint_position", "actions")
+SUCCESS = ("success", "is_success", "episode_success")
+OF_STEPS = ("is_first", "is_last", "is_terminal", "reward", "discount")  # what RLDS itself adds to every step
+DEEP = ("uint16", "int32", "float32", "float64")  # types of images that are depth
 
 
 def detect(path: Path) -> bool:
@@ -90,12 +97,16 @@ class RLDS(BaseRecording):
         side = path / SIDECAR
         self.sidecar = read_json_object(side) if side.is_file() else {}
         self.records: dict[str, tuple[Path, int, int, str]] = {}
+        self.counts: dict[str, int] = {}  # split -> readable records
         for file in sorted(path.glob("*.tfrecord*"), key=lambda p: natural_key(p.name)):
             self._scan(file)
         self._declared()
 
     def ids(self) -> tuple[str, ...]:
         return tuple(self.records)
+
+    def whole_notes(self) -> tuple[Note, ...]:
+        return tuple(self.notes)
 
     def read(self, episode_id: str, /) -> Episode:
         if episode_id not in self.records:
@@ -151,19 +162,16 @@ class RLDS(BaseRecording):
             except RecordingError as error:
                 found = []
                 self.records[f"{file.name}"] = (file, 0, 0, str(error))
-        for offset, length in found:
-            self.records[f"{split}_{sum(k.startswith(split + '_') for k in self.records):05d}"] = (
-                file,
-                offset,
-                length,
-                "",
-            )
+        counted = self.counts.setdefault(split, 0)
+        for number, (offset, length) in enumerate(found, counted):
+            self.records[f"{split}_{number:05d}"] = (file, offset, length, "")
+        self.counts[split] = counted + len(found)
 
     def _declared(self) -> None:
         for split in self.raw.get("splits") or ():
             with guarded(f"splits of '{self.path}'"):
                 declared = sum(int(n) for n in split.get("shardLengths") or ())
-            true = sum(k.startswith(f"{split.get('name')}_") for k in self.records)
+            true = self.counts.get(str(split.get("name")), 0)
             if declared != true:
                 name = split.get("name")
                 says = f"dataset_info declares {declared} episodes in split '{name}', there are {true}"
@@ -178,25 +186,47 @@ class RLDS(BaseRecording):
         columns: dict[str, NDArray[Any]] = {}
         cameras: dict[str, Frames] = {}
         words: list[list[str]] = []  # columns of one text per step
+        notes: list[Note] = []
+        unread: list[str] = []
+        success: bool | None = None
         for name, leaf in self.leaves.items():
             value = steps.get(name)
             if value is None:
                 continue
-            short = name.rsplit("/", 1)[-1]
-            if leaf.kind == "image" and isinstance(value, list):
+            short = _leaf(name)
+            if leaf.kind == "image" and (leaf.dtype in DEEP or NOT_RGB.search(short)):
+                code, what = ("camera.depth", "depth") if "seg" not in short else ("stream.unused", "labels")
+                notes.append(Note(code, f"'{name}' holds {what}, not colour, and is left out", (name,), episode_id))
+            elif leaf.kind == "image" and isinstance(value, list):
                 if len(value) != length:
                     raise RecordingError(f"Episode {episode_id}: {len(value)} images of '{short}' for {length} steps.")
-                if any(value):
+                if any(value) and is_depth_image(next(v for v in value if v)):
+                    left = f"'{name}' holds depth, not colour, and is left out"
+                    notes.append(Note("camera.depth", left, (name,), episode_id))
+                elif any(value):
                     cameras[short] = EncodedFrames(tuple(value), f"camera '{short}' of episode {episode_id}")
             elif leaf.kind == "text" and isinstance(value, list):
-                if short in TEXTS:
-                    texts = [v.decode("utf-8", "replace").strip() for v in value]
+                texts = [v.decode("utf-8", "replace").strip() for v in value]
+                if TEXTS.fullmatch(short):
                     words.append(texts * length if len(texts) == 1 else texts)
+                elif any(texts):
+                    unread.append(name)
             elif isinstance(value, list):
                 columns[name] = _from_bytes(value, leaf, length, f"'{name}' of episode {episode_id}")
             else:
                 columns[name] = self._shaped(value, leaf, length, f"'{name}' of episode {episode_id}")
-        action = columns.pop("action", None)
+        if not any(any(w) for w in words):  # some sets keep the words beside the steps
+            words += [texts * length for texts in self._beside(features) if texts]
+        for key in (*(f"steps/{k}" for k in SUCCESS), *(f"episode_metadata/{k}" for k in SUCCESS)):
+            success = success_of(features.get(key)) if success is None else success
+        unread += sorted(k for k in features if not k.startswith("steps/") and _leaf(k) not in SUCCESS)
+        if unread:
+            what = f"{len(unread)} recorded features are no part of an episode: {', '.join(unread)}"
+            notes.append(Note("stream.unused", what, tuple(unread), episode_id))
+        action_key = next((k for k in ACTIONS if k in columns), None)
+        action = columns.pop(action_key) if action_key else None
+        for key in (*OF_STEPS, *SUCCESS):
+            columns.pop(key, None)
         state_key = next((f"observation/{k}" for k in STATES if f"observation/{k}" in columns), None)
         states = columns.pop(state_key) if state_key else np.zeros((length, 0), np.float32)
         actions = np.zeros((length, 0), np.float32) if action is None else action
@@ -210,7 +240,7 @@ class RLDS(BaseRecording):
             spans = texts_from_json(side["texts"])
         elif len(spans) <= 1:
             spans = said(text_list([*all_texts(spans), *side.get("instructions", ())]), length)
-        marks = Marks(optional_bool(side.get("success")))
+        marks = Marks(success if side.get("success") is None else success_of(side["success"]))
         if side.get("marks"):
             marks = replace(Marks.from_dict(side["marks"]), success=marks.success)
         return Episode(
@@ -231,7 +261,15 @@ class RLDS(BaseRecording):
                 kind=str(side.get("kind") or ""),
                 recorded_id=str(side.get("id") or ""),
             ),
+            notes=tuple(notes),
         )
+
+    def _beside(self, features: Mapping[str, Value]) -> list[list[str]]:
+        """Words that stand once for an episode, in its metadata."""
+        found = [v for k, v in sorted(features.items()) if not k.startswith("steps/") and TEXTS.fullmatch(_leaf(k))]
+        return [
+            [v[0].decode("utf-8", "replace").strip()] for v in found if isinstance(v, list) and len(v) == 1 and v[0]
+        ]
 
     def _clock(self, columns: dict[str, NDArray[Any]], side: Mapping[str, Any], length: int) -> Clock:
         """The episode's clock; takes its column out of `columns`."""
@@ -260,6 +298,10 @@ class RLDS(BaseRecording):
                 return value.reshape(length, -1)
             raise RecordingError(f"{what} has {len(value)} values for {length} steps of shape {list(leaf.shape)}.")
         return value.reshape(length, *leaf.shape)
+
+
+def _leaf(name: str) -> str:
+    return name.rsplit("/", 1)[-1]
 
 
 def _from_bytes(value: list[bytes], leaf: Leaf, length: int, what: str) -> NDArray[Any]:
@@ -302,7 +344,7 @@ def _walk(node: Mapping[str, Any], name: str, found: dict[str, Leaf]) -> None:
         for key, child in node["featuresDict"]["features"].items():
             _walk(child, f"{name}/{key}" if name else key, found)
     elif "image" in node:
-        found[name] = Leaf("image", ())
+        found[name] = Leaf("image", (), str(node["image"].get("dtype") or ""))
     elif "text" in node or "Text" in str(node.get("pythonClassName", "")):
         found[name] = Leaf("text", ())
     elif "tensor" in node:
