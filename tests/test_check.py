@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from athena_vla.check import RULES, CheckConfig, CheckReport, check
+from athena_vla.errors import UnknownName
 from athena_vla.recordings.episode import Episode
 from athena_vla.recordings.placeholders import is_placeholder
 from recordings import Pixels, clean, edited, pictures, write
@@ -435,3 +436,29 @@ def test_replay_against_a_joint_that_tracks_by_the_same_law():
     assert replay_error(targets, states + 0.3).max() < 0.05  # an offset is the controller's droop, not another motion
     assert replay_error(targets, states * np.array([1, -1]))[1] > 0.6
     assert replay_error(targets[::-1].copy(), states).min() > 0.6
+
+
+def test_findings_read_like_a_linters(tmp_path) -> None:
+    """One line per code with its count and worst case, errors last; `explain` and `full` say the rest."""
+    small, large = clean(0), clean(1)
+    small = replace(small, actions=small.actions + np.where(np.arange(60) == 30, 0.5, 0.0)[:, None].astype(np.float32))
+    large = replace(large, actions=large.actions + np.where(np.arange(60) == 30, 0.9, 0.0)[:, None].astype(np.float32))
+    broken = replace(clean(2), actions=np.rad2deg(clean(2).actions), states=np.rad2deg(clean(2).states))
+    write(tmp_path / "rec", small, large, broken)
+    report = check(CheckConfig(input=tmp_path / "rec", robot="toy"))
+    printed = str(report).splitlines()
+    found = [line.split()[1].rstrip(":") for line in printed[:-2]]
+    assert sorted(found) == sorted({f.code for f in report.findings}), "one line per code"
+    severities = [line.split()[0] for line in printed[:-2]]
+    assert severities == sorted(severities, key=["info", "warning", "error"].index)
+    jump = next(line for line in printed if " joint.jump " in line)
+    assert "(2 times)" in jump or "(3 times)" in jump
+    assert "0.9" in jump
+    assert "--explain" in printed[-1]
+    explained = str(check(CheckConfig(input=tmp_path / "rec", robot="toy", explain="joint.jump")))
+    assert RULES["joint.jump"].why in explained
+    assert explained.count("joint.jump") == 1 + sum(f.code == "joint.jump" for f in report.findings)
+    full = str(check(CheckConfig(input=tmp_path / "rec", robot="toy", full=True))).splitlines()
+    assert len(full) == len(report.findings) + 1
+    with pytest.raises(UnknownName, match="joint.jump"):
+        check(CheckConfig(input=tmp_path / "rec", explain="joint.jumps"))

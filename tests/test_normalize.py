@@ -9,8 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from athena_vla import embodiment
+from athena_vla.dataset.build import BuildConfig, build
+from athena_vla.dataset.dataset import Dataset
 from athena_vla.dataset.normalize import MODES, RESERVOIR_ROWS, Normalizer, NormalizerFit
+from athena_vla.dataset.within_limits import within_limits
 from athena_vla.errors import DatasetError, UnknownName
+from recordings import clean, write
 
 TOY = embodiment.load("toy")
 DELTA = replace(TOY, joints=tuple(replace(j, mode="delta" if j.name != "finger" else "absolute") for j in TOY.joints))
@@ -159,3 +163,27 @@ def test_no_rows_are_kept_where_no_quantile_is_asked_for():
         kept[mode] = fit._actions._rows.nbytes
         fit.finish()
     assert {m for m, size in kept.items() if size} == {"q01q99"}
+
+
+@pytest.mark.parametrize("mode", ["minmax", "q01q99", "meanstd"])
+def test_one_broken_frame_does_not_stretch_a_range(tmp_path, mode) -> None:
+    """300 rad once at a joint that ends at 1.2: the range ends at the limits, and the set says so."""
+    actions = clean(3).actions.copy()
+    actions[20, 1] = 300.0
+    write(tmp_path / "rec", *(clean(i) if i != 3 else replace(clean(3), actions=actions) for i in range(6)))
+    config = BuildConfig(
+        input=tmp_path / "rec", out=tmp_path / "set", robot="toy", workers=1, normalization=mode, validation=0.0
+    )
+    notes = [n for n in build(config).notes if n.code == "limits.clipped"]
+    found = Dataset.open(tmp_path / "set").normalizer
+    span = TOY.upper - TOY.lower
+    slack = span * (1.0 if mode == "meanstd" else 0.05)
+    assert (found.action_low >= TOY.lower - slack - 1e-9).all()
+    assert (found.action_high <= TOY.upper + slack + 1e-9).all()
+    assert notes == [] if mode == "q01q99" else "shoulder" in notes[0].text
+
+
+def test_recordings_within_the_limits_keep_their_statistics(tmp_path) -> None:
+    states = np.linspace(TOY.lower, TOY.upper, 50)
+    fitted = Normalizer.fit(TOY, TOY.action_of(states), states)
+    assert within_limits(fitted, TOY) == (fitted, [])

@@ -175,3 +175,12 @@ def test_disturbances_are_bounded_and_slow(athena):
     assert np.abs(path).max() <= 0.02
     assert np.abs(path[0]).max() == 0.0
     assert (np.abs(np.diff(path, 2, axis=0)) * 200**2 < 0.2 * athena.max_acceleration).all()
+
+
+def test_the_recorders_own_episodes_raise_no_warning(tmp_path: Path) -> None:
+    """A finding above info on clean recordings would teach people to look away."""
+    from athena_vla.check import CheckConfig, check
+
+    record(RecordConfig(out=tmp_path / "rec", episodes=16, workers=1, image_size=32))
+    found = check(CheckConfig(input=tmp_path / "rec", robot="athena")).findings
+    assert [str(f.code) for f in found if f.severity != "info"] == []

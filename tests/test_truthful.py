@@ -470,3 +470,24 @@ def test_training_in_place_says_what_a_build_says(tmp_path: Path, monkeypatch: p
         told = Dataset.open(source, robot="toy", horizon=4).told
         assert any(line.startswith("episode 1 is left out, it is broken:") for line in told)
         assert any("action.next_state" in line for line in told)
+
+
+def test_rows_faster_than_their_camera_are_not_taken_for_the_cameras_rate(tmp_path: Path) -> None:
+    """60 rows a second, each image stored twice: the rate that the file declares is the camera's."""
+    folder = tmp_path / "in" / "episode_0000"
+    (folder / "colors").mkdir(parents=True)
+    rows = []
+    for i in range(80):
+        name = f"colors/{i:06d}.png"
+        Image.fromarray(numbered(i // 2)).save(folder / name)
+        arm = {"left_arm": {"qpos": [0.01 * i, 0.02 * i, 0.1]}}
+        rows.append({"idx": i, "colors": {"color_0": name}, "states": arm, "actions": arm})
+    info = {"version": "1.0", "image": {"fps": 30}}
+    raw = {"info": info, "text": {"goal": PICK, "desc": "", "steps": ""}, "data": rows}
+    (folder / "data.json").write_text(json.dumps(raw))
+    said = [n for n in open_recording(tmp_path / "in").read("episode_0000").notes if n.code == "clock.guessed"]
+    assert [n.items for n in said] == [("color_0",)]
+    assert "--fps 60" in said[0].text
+    asserted = open_recording(tmp_path / "in", fps=60).read("episode_0000")
+    assert asserted.fps == 60
+    assert not asserted.notes

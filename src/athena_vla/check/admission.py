@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Sequence
 
-from athena_vla.check.findings import Finding
+from athena_vla.check.findings import Finding, by_code
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import DatasetError
 
@@ -35,18 +35,3 @@ def require_admissible(findings: Sequence[Finding], robot: Embodiment, allowed: 
         + "\n  ".join(lines)
         + f"\nRepair the recording (athena data check says how), or build all the same with {allow}."
     )
-
-
-def by_code(same: Sequence[Finding]) -> str:
-    """One line for all findings of one code."""
-    first = same[0]
-    count = f" ({len(same)} times)" if len(same) > 1 else ""
-    where = f"episode {first.episode}: " if first.episode else ""
-    return f"{first.severity} {first.code}{count}: {where}{first.message}"
-
-
-def lines(findings: Sequence[Finding]) -> list[str]:
-    """One line per code, errors last."""
-    order = ("info", "warning", "error")
-    codes = sorted({(order.index(f.severity), f.code) for f in findings})
-    return [by_code([f for f in findings if f.code == code]) for _, code in codes]

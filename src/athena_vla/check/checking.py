@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 import athena_vla.embodiment as embodiment
 from athena_vla.check.cameras import scan_camera
 from athena_vla.check.episode_checks import episode_findings, sentence
-from athena_vla.check.findings import Finding, finding
+from athena_vla.check.findings import RULES, Finding, explained, finding, in_full, lines
 from athena_vla.check.joints import (
     constant_joints,
 )
 from athena_vla.check.splits import check_leakage
 from athena_vla.embodiment import Embodiment
-from athena_vla.errors import AthenaError, LfsPointer, RecordingError
+from athena_vla.errors import AthenaError, LfsPointer, RecordingError, UnknownName
 from athena_vla.progress import Progress, quiet
 from athena_vla.recordings.episode import Episode, Recording, RecordingInfo
 from athena_vla.recordings.formats import open_recording
@@ -68,6 +68,10 @@ class CheckConfig:
     """Write a self-contained HTML page here."""
     strict: bool = False
     """Warnings count as errors in the exit status."""
+    full: bool = False
+    """Print every finding instead of one line per code."""
+    explain: str = ""
+    """Print why this code matters, what to do about it, and every finding of it."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,8 @@ class CheckReport:
     frames: int
     strict: bool = False
     page: Path | None = None
+    full: bool = False
+    explain: str = ""
 
     @property
     def exit_status(self) -> int:
@@ -91,17 +97,18 @@ class CheckReport:
         return int(any(f.severity in bad for f in self.findings))
 
     def __str__(self) -> str:
-        lines = []
-        for f in self.findings:
-            where = f"{f.episode or 'all'}" + (f" [{f.frames[0]}:{f.frames[1]}]" if f.frames else "")
-            lines.append(f"{f.severity:<8}{f.code:<22}{where}: {f.message}\n{'':<8}{f.why} {f.fix}")
+        if self.explain:
+            return explained(self.explain, self.findings)
+        said = [in_full(f) for f in self.findings] if self.full else lines(self.findings)
         counts = {s: sum(f.severity == s for f in self.findings) for s in ("error", "warning", "info")}
         told = ", ".join(
             _count(counts[s], what) for s, what in (("error", "error"), ("warning", "warning"), ("info", "note"))
         )
         episodes = f"{_count(self.episodes, 'episode')}, {_count(self.frames, 'frame')}"
-        lines.append(f"{episodes}: {told}" + (f"; page: {self.page}" if self.page else ""))
-        return "\n".join(lines)
+        said.append(f"{episodes}: {told}" + (f"; page: {self.page}" if self.page else ""))
+        if self.findings and not self.full:
+            said.append("--explain CODE says why it matters, what to do and where; --full lists every finding.")
+        return "\n".join(said)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -115,6 +122,8 @@ class CheckReport:
 
 def check(config: CheckConfig, progress: Progress = quiet) -> CheckReport:
     """Check a recording. What cannot be opened at all is a report with one finding and exit status 2."""
+    if config.explain and config.explain not in RULES:
+        raise UnknownName("code of a finding", config.explain, RULES)
     robot = embodiment.load(config.robot) if config.robot else None
     joints = read_names(config.joints)
     try:
@@ -143,7 +152,14 @@ def check(config: CheckConfig, progress: Progress = quiet) -> CheckReport:
     state.finish(recording)
     info = _info(recording, state.found)
     report = CheckReport(
-        config.input, tuple(merged(state.found, state.episodes)), info, state.episodes, state.frames, config.strict
+        config.input,
+        tuple(merged(state.found, state.episodes)),
+        info,
+        state.episodes,
+        state.frames,
+        config.strict,
+        full=config.full,
+        explain=config.explain,
     )
     if config.page is not None:
         from athena_vla.check.page import write_page

@@ -3,9 +3,12 @@
 The table holds severity, why it matters and what to do; a check only adds what was seen and where.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from athena_vla.errors import UnknownName
 
 Severity = Literal["error", "warning", "info"]
 
@@ -314,3 +317,44 @@ def some(items: Sequence[object], most: int = 6) -> str:
     """The first few of a list, and how many more."""
     text = ", ".join(str(i) for i in items[:most])
     return text if len(items) <= most else f"{text} and {len(items) - most} more"
+
+
+DECIMAL, WHOLE = re.compile(r"(?<![\w.])-?\d+\.\d+"), re.compile(r"(?<![\w.])-?\d+(?![\w.])")
+SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error")
+
+
+def by_code(same: Sequence[Finding]) -> str:
+    """One line for all findings of one code: how many, and the worst of them."""
+    worst = max(same, key=_size)
+    count = f" ({len(same)} times)" if len(same) > 1 else ""
+    frames = f" [{worst.frames[0]}:{worst.frames[1]}]" if worst.frames else ""
+    where = f"{'worst in ' if len(same) > 1 else ''}episode {worst.episode}{frames}: " if worst.episode else ""
+    return f"{worst.severity} {worst.code}{count}: {where}{worst.message}"
+
+
+def lines(findings: Sequence[Finding]) -> list[str]:
+    """One line per code, errors last."""
+    codes = sorted({(SEVERITIES.index(f.severity), f.code) for f in findings})
+    return [by_code([f for f in findings if f.code == code]) for _, code in codes]
+
+
+def explained(code: str, findings: Sequence[Finding]) -> str:
+    """Why a code matters, what to do, and every finding of it. Raises `UnknownName`."""
+    if code not in RULES:
+        raise UnknownName("code of a finding", code, RULES)
+    rule, same = RULES[code], [f for f in findings if f.code == code]
+    said = [f"{code} ({rule.severity}): {rule.why}", f"What to do: {rule.fix}"]
+    return "\n".join([*said, *(in_full(f) for f in same)] if same else [*said, "There is none in this recording."])
+
+
+def in_full(found: Finding) -> str:
+    """One finding with its place."""
+    where = f"{found.episode or 'all'}" + (f" [{found.frames[0]}:{found.frames[1]}]" if found.frames else "")
+    return f"{found.severity:<8}{found.code:<22}{where}: {found.message}"
+
+
+def _size(found: Finding) -> tuple[float, int]:
+    """How bad a finding is beside others of its code: the largest measure in its message, then its frames."""
+    measures = DECIMAL.findall(found.message) or WHOLE.findall(found.message)
+    first, stop = found.frames or (0, 0)
+    return max((abs(float(m)) for m in measures), default=0.0), stop - first

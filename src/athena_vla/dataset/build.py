@@ -28,6 +28,7 @@ from athena_vla.dataset.normalize import Normalizer, NormalizerFit
 from athena_vla.dataset.prepare import ACTION, STATE, Job, preparer, read_windows, shard_path
 from athena_vla.dataset.sidecar import SIDECAR, SIDECAR_VERSION, episode_texts, sidecar_content, write_set
 from athena_vla.dataset.windows import chunks, samples_of, starts
+from athena_vla.dataset.within_limits import within_limits
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import DatasetError
 from athena_vla.files.resume import PartialResults
@@ -129,8 +130,8 @@ def _build(config: BuildConfig, robot: Embodiment, progress: Progress) -> BuildR
     _require_one_shape(good)
     held_out = split(good, config.validation, config.seed, groups({f["id"]: read_windows(work, f["id"]) for f in good}))
     robot = with_learned_limits(robot, (_numbers(work, f) for f in good if f["id"] not in held_out))
-    normalizer = _fit(robot, good, held_out, work, config)
-    content = sidecar_content(config, robot, normalizer, good, held_out, broken, failed, fixed, findings)
+    normalizer, clipped = within_limits(_fit(robot, good, held_out, work, config), robot)
+    content = sidecar_content(config, robot, normalizer, good, held_out, broken, failed, fixed, findings, clipped)
     if not config.dry_run:
         progress(len(ids), len(ids), "writing the set")
         with files.whole_folder(config.out, DatasetError) as made:

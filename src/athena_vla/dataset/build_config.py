@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from athena_vla.check import admission
 from athena_vla.check.findings import RULES, Finding
+from athena_vla.check.findings import lines as finding_lines
 from athena_vla.dataset.normalize import NormalizationMode
 from athena_vla.errors import DatasetError, UnknownName
 from athena_vla.jobs import Place
@@ -148,5 +148,5 @@ class BuildResult:
         lines += [f"fixed {i}: {'; '.join(said)}" for i, said in list(self.fixed.items())[:10]]
         lines += [f"failed {i}: {reason}" for i, reason in list(self.failed.items())[:10]]
         lines += [f"broken {i}: {reason}" for i, reason in self.broken.items()]
-        lines += admission.lines(self.findings)
+        lines += finding_lines(self.findings)
         return "\n".join([*lines, *(f"note: {n.text}" for n in self.notes)])

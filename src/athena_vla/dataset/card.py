@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from athena_vla.check import admission
 from athena_vla.check.findings import finding_from
+from athena_vla.check.findings import lines as finding_lines
 from athena_vla.embodiment import Embodiment
 from athena_vla.recordings.notes import Note, texts_of
 
@@ -91,7 +91,7 @@ def dataset_card(content: Mapping[str, Any], robot: Embodiment) -> str:
         *_repairs(content),
         "## Findings of the checks",
         "",
-        *(f"- {line}" for line in admission.lines([finding_from(f) for f in content.get("findings", ())]) or ["none"]),
+        *(f"- {line}" for line in finding_lines([finding_from(f) for f in content.get("findings", ())]) or ["none"]),
         "",
         "## Notes",
         "",

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from athena_vla import files
-from athena_vla.check import admission
 from athena_vla.check.findings import finding_from
+from athena_vla.check.findings import lines as finding_lines
 from athena_vla.dataset.build import BuildConfig, BuildResult, build, linked_set
 from athena_vla.dataset.image_store import PictureStore
 from athena_vla.dataset.normalize import Normalizer
@@ -108,7 +108,7 @@ class Dataset:
         said = self._said
         lines = [f"episode {i} is left out, it is broken: {why}" for i, why in dict(said["broken"]).items()]
         lines += [f"episode {i} is left out: {why}" for i, why in dict(said["failed"]).items()]
-        lines += admission.lines([finding_from(f) for f in said["findings"]])
+        lines += finding_lines([finding_from(f) for f in said["findings"]])
         return [*lines, *(f"note: {t}" for t in texts_of([Note.from_json(n) for n in said["notes"]]))]
 
     def __getitem__(self, index: int) -> Sample:

@@ -42,7 +42,7 @@ from athena_vla.recordings.placeholders import is_placeholder
 from athena_vla.recordings.texts import all_texts, filled, is_whole, kept, texts_json
 
 STATE, ACTION, IMAGES = "observation.state", "action", "observation.images."
-LEFT_OUT = ("stream.unused", "camera.depth", "column.unreadable")
+LEFT_OUT = ("stream.unused", "camera.depth", "column.unreadable", "clock.guessed")
 WINDOWS = ".windows.npy"  # fingerprints of an episode's motion, beside its shard
 PICTURE = "athena.picture"  # in a linked set, the recorded frame that a step shows
 

@@ -50,9 +50,10 @@ def sidecar_content(
     failed: Mapping[str, str],
     fixed: Mapping[str, Sequence[str]],
     findings: Sequence[Finding] = (),
+    clipped: Sequence[Note] = (),
 ) -> dict[str, Any]:
     """Everything but the frames themselves; `good` are the facts of the episodes in it."""
-    notes = _notes(config, normalizer, good)
+    notes = [*_notes(config, normalizer, good), *clipped]
     kept = ("id", "source", "length", "success", "instructions", "texts", "marks", "kind", "segments", "alignment")
     kept = (*kept, "digest", "motion")
     episodes = [

@@ -1,5 +1,6 @@
 """Reads Unitree xr_teleoperate JSON recordings: episode folders with data.json and images named per frame."""
 
+import itertools
 import os
 import re
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ from athena_vla.recordings.streams import Clock
 from athena_vla.recordings.texts import said
 
 NAME = "xr_teleoperate"
+LOOKED_AT = 24  # images in the middle of an episode whose bytes are compared
 
 
 def detect(path: Path) -> bool:
@@ -129,6 +131,13 @@ class XRTeleoperate(BaseRecording):
                 notes.append(Note("camera.pictures_lost", lacks, (key,), episode_id))
             if lost < len(files):
                 cameras[key] = ImageFiles(tuple(files), f"camera '{key}' of '{folder}'")
+            held = _held(files)
+            if held > 1 and not self.options.fps:
+                twice = (
+                    f"every image of camera '{key}' is stored {held} times in a row: rows may run at {held * rate:g} "
+                    f"Hz, {held} times the camera's {rate:g} Hz, which were taken; --fps {held * rate:g} says so"
+                )
+                notes.append(Note("clock.guessed", twice, (key,), episode_id))
         text = raw.get("text") or {}
         instructions = text_list([text.get("goal"), text.get("desc")])
         steps = _steps(str(text.get("steps") or ""))
@@ -150,6 +159,18 @@ class XRTeleoperate(BaseRecording):
             origin=Origin(robot="unitree", version=str(info.get("version", "")), metadata={"steps": steps}),
             notes=tuple(notes),
         )
+
+
+def _held(files: list[Path | None]) -> int:
+    """How often each image is stored in a row, by its bytes: rows of a recorder that is faster than its camera."""
+    start = max(0, len(files) // 2 - LOOKED_AT // 2)
+    some = files[start : start + LOOKED_AT]
+    if len(some) < LOOKED_AT or None in some:
+        return 1
+    data = [f.read_bytes() for f in some if f is not None]
+    changes = [i for i in range(1, len(data)) if data[i] != data[i - 1]]
+    apart = {b - a for a, b in itertools.pairwise(changes)}
+    return apart.pop() if len(apart) == 1 else 1
 
 
 def _table(
