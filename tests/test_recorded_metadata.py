@@ -27,7 +27,9 @@ from athena_vla.recordings.formats.common import success_of
 from athena_vla.recordings.formats.metadata import rate_in, texts_in
 from athena_vla.recordings.formats.tfrecord import build_example, write_record
 from athena_vla.recordings.overlaps import groups
+from foreign import LENGTH, mobilitygen, motion, xr_teleoperate
 from lerobot_sets import Take, fixed, numbered, write_v21, write_v30
+from recordings import clean, write
 
 STEPS = 40
 WORDS = "put the black bowl on the plate"
@@ -403,3 +405,76 @@ def test_a_common_rest_joins_nobody() -> None:
 
     found = {str(i): fingerprints(episode(i), episode(i)) for i in range(5)}
     assert groups(found) == {str(i): str(i) for i in range(5)}
+
+
+# --- every format names what it does not read ---
+
+
+def said_of(source: Path) -> tuple[set[str], set[str]]:
+    """(streams that are kept, names in the notes) of the first episode."""
+    recording = open_recording(source)
+    episode = recording.read(recording.ids()[0])
+    return set(episode.streams), {name for n in episode.notes for name in n.items}
+
+
+def test_xr_rows_keep_their_numbers_and_name_the_rest(tmp_path: Path) -> None:
+    source = xr_teleoperate(tmp_path)
+    file = source / "episode_0001/data.json"
+    raw = json.loads(file.read_text())
+    for i, row in enumerate(raw["data"]):
+        row["states"]["left_arm"]["qvel"] = [0.1 * i, 0.2]
+        row["tactiles"] = {"left": [1.0] * (i % 3)}  # changes its length
+        row["depths"] = {"depth_0": f"depths/{i:06d}.png"}
+        row["audios"] = {"mic": f"audios/{i}.npy"}
+    file.write_text(json.dumps(raw))
+    streams, said = said_of(source)
+    assert streams == {"states/left_arm/qvel"}
+    assert said == {"tactiles/left", "depth_0", "audios/mic"}
+    values = open_recording(source).read("episode_0001").streams["states/left_arm/qvel"].values
+    np.testing.assert_allclose(values[:, 0], 0.1 * np.arange(LENGTH))
+
+
+def test_states_of_mobilitygen_are_kept_and_its_depth_is_named(tmp_path: Path) -> None:
+    source = mobilitygen(tmp_path / "a")
+    for i, file in enumerate(sorted((source / "state/common").glob("*.npz"))):
+        positions = np.load(file)["joint_positions"]
+        odd = np.zeros(1 + i % 2)
+        np.savez(file, joint_positions=positions, pose=np.array([i, 0.0, 1.0]), odd=odd, name=np.array("x"))
+    (source / "state/depth/front").mkdir(parents=True)
+    (source / "state/segmentation/front").mkdir(parents=True)
+    streams, said = said_of(source)
+    assert streams == {"pose"}
+    assert said == {"odd", "name", "depth", "segmentation"}
+
+
+def test_arrays_of_a_motion_and_of_a_folder_are_kept_or_named(tmp_path: Path) -> None:
+    source = motion(tmp_path / "m")
+    arrays = dict(np.load(source / "walk.npz"))
+    np.savez(source / "walk.npz", **arrays, dof_velocities=np.zeros((LENGTH, 2)), body_names=np.array(["a"]))
+    assert said_of(source) == ({"dof_velocities"}, {"body_names"})
+    write(tmp_path / "f", clean(0))
+    file = tmp_path / "f/episode_0000/trajectory.npz"
+    arrays = dict(np.load(file))
+    np.savez(file, **arrays, force=np.ones(60), odd=np.zeros(7))
+    assert said_of(tmp_path / "f") == ({"force"}, {"odd"})
+
+
+def test_depth_images_of_a_folder_are_no_camera(tmp_path: Path) -> None:
+    write(tmp_path / "in", clean(0))
+    folder = tmp_path / "in/episode_0000/images/second"
+    folder.mkdir()
+    for i in range(60):
+        Image.fromarray(np.full((48, 64), 700 + i, np.uint16)).save(folder / f"rgb_{i:04d}.png")
+    episode = open_recording(tmp_path / "in").read("episode_0000")
+    assert "second" not in episode.cameras
+    assert [n.items for n in episode.notes if n.code == "camera.depth"] == [("second",)]
+
+
+@pytest.mark.parametrize(("name", "code"), [("head_depth", "camera.depth"), ("front_segmentation", "stream.unused")])
+def test_a_stream_that_is_called_depth_is_no_camera(tmp_path: Path, name: str, code: str) -> None:
+    """Eight bits a pixel and no flag: some recorders store depth as a grey video."""
+    key = f"observation.images.{name}"
+    source = write_v21(tmp_path / "in", [Take(0)], [WORDS], camera=key)
+    episode = open_recording(source).read("0")
+    assert not episode.cameras
+    assert [n.code for n in episode.notes if key in n.items] == [code]

@@ -12,7 +12,7 @@ import os
 import re
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from athena_vla.recordings.notes import Note
 
 MAX_ARRAY_BYTES = 8 * 2**30  # one array of one episode; more is a damaged header or a file to split first
 MAX_JSON_BYTES = 256 * 2**20
+DEPTH_NAME = re.compile(r"(?:^|[_/.-])depth(?:$|[_/.-])|distance_to", re.IGNORECASE)
 LFS_MARK = b"version https://git-lfs"
 DEEP_MODES = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -285,6 +286,38 @@ def image_files(folder: Path) -> ImageFiles:
             raise RecordingError(f"'{folder}' has two images with number {number}.")
         places[number - start] = folder / name
     return ImageFiles(tuple(places), f"'{folder}'", start)
+
+
+def colour_only(cameras: Mapping[str, StillFrames], episode: str, notes: list[Note]) -> dict[str, StillFrames]:
+    """The cameras whose images are colour; a stream of depth, by its name or its first image, is noted."""
+    kept: dict[str, StillFrames] = {}
+    for name, stream in cameras.items():
+        if DEPTH_NAME.search(name) or _first_is_depth(stream):
+            notes.append(depth_note(name, episode))
+        else:
+            kept[name] = stream
+    return kept
+
+
+def depth_note(name: str, episode: str = "") -> Note:
+    """What to say of a stream of depth: to a policy that sees colour it is white, or black."""
+    return Note("camera.depth", f"'{name}' holds depth, not colour, and is left out", (name,), episode)
+
+
+def _first_is_depth(stream: StillFrames) -> bool:
+    for index in range(min(len(stream), 5)):
+        try:
+            return is_depth_image(stream.encoded(index))
+        except RecordingError:
+            continue  # a lost frame says nothing
+    return False
+
+
+def unused(names: Iterable[str], what: str, episode: str = "") -> list[Note]:
+    """A note that names what a reader found and did not take; none where there is nothing."""
+    left = tuple(sorted(names))
+    said = f"{len(left)} recorded {what} are not read: {', '.join(left)}"
+    return [Note("stream.unused", said, left, episode)] if left else []
 
 
 def broken_note(episode: BrokenEpisode) -> Note:

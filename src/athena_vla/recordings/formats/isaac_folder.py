@@ -22,15 +22,17 @@ from athena_vla.recordings.formats.common import (
     StillFrames,
     ask_for_names,
     broken_note,
+    colour_only,
     guarded,
     image_files,
     image_size,
     natural_key,
     npz_arrays,
     npz_headers,
-    optional_bool,
     read_json_object,
+    success_of,
     text_list,
+    unused,
 )
 from athena_vla.recordings.marks import Marks
 from athena_vla.recordings.notes import Note
@@ -103,11 +105,17 @@ class IsaacFolder(BaseRecording):
         if metadata.get("texts"):
             with guarded(f"texts in '{folder / 'metadata.json'}'"):
                 texts = texts_from_json(metadata["texts"])
-        marks = Marks(optional_bool(metadata.get("success")))
+        marks = Marks(success_of(metadata.get("success")))
         if isinstance(metadata.get("marks"), dict):
             marks = replace(Marks.from_dict(metadata["marks"]), success=marks.success)
         origin, truth = _recorded_beside(metadata)
         streams = _streams(arrays, metadata, length)
+        notes: list[Note] = []
+        cameras = colour_only(_cameras(folder, metadata, length), episode_id, notes)
+        others = (k for k in arrays if k not in ROWS and not k.startswith(STREAM_CLOCK))
+        left = {k for k in others if k.removeprefix(STREAM) not in streams}
+        left |= {"observations"} if {"states", "observations"} <= set(arrays) else set()
+        notes += unused(left, f"arrays of {arrays_path.name}", episode_id)
         return Episode(
             id=episode_id,
             clock=clock,
@@ -115,7 +123,7 @@ class IsaacFolder(BaseRecording):
             actions=actions,
             state_names=state_names,
             states=states,
-            cameras=_cameras(folder, metadata, length),
+            cameras=cameras,
             texts=texts,
             marks=marks,
             segments=_segments(metadata, length, folder),
@@ -123,6 +131,7 @@ class IsaacFolder(BaseRecording):
             streams=streams,
             truth=truth,
             origin=origin,
+            notes=tuple(notes),
         )
 
     def info(self) -> RecordingInfo:
@@ -136,7 +145,9 @@ class IsaacFolder(BaseRecording):
                 broken += 1
                 notes.append(broken_note(episode))
                 continue
-            first = first or episode
+            if first is None:
+                first = episode
+                notes += episode.notes
             episodes += 1
             frames += len(episode)
             tasks |= dict.fromkeys(episode.instructions[:1])
@@ -346,14 +357,14 @@ def _names(metadata: dict[str, Any], key: str, width: int, folder: Path) -> list
     return names
 
 
-def _cameras(folder: Path, metadata: dict[str, Any], length: int) -> dict[str, Frames]:
+def _cameras(folder: Path, metadata: dict[str, Any], length: int) -> dict[str, StillFrames]:
     images = folder / "images"
     if not images.is_dir():
         return {}
     named = sorted((e.name for e in os.scandir(images) if e.is_dir()), key=natural_key)
     declared = metadata.get("cameras")
     order = declared if isinstance(declared, list) and sorted(map(str, declared)) == sorted(named) else named
-    cameras: dict[str, Frames] = {str(name): image_files(images / str(name)).for_rows(length) for name in order}
+    cameras: dict[str, StillFrames] = {str(name): image_files(images / str(name)).for_rows(length) for name in order}
     flat = image_files(images).for_rows(length)
     if len(flat):
         name = declared[0] if isinstance(declared, list) and len(declared) == 1 else DEFAULT_CAMERA

@@ -20,10 +20,12 @@ from athena_vla.recordings.formats.common import (
     BaseRecording,
     OpenOptions,
     ask_for_names,
+    depth_note,
     guarded,
     natural_key,
     refuse_lfs,
     success_of,
+    unused,
 )
 from athena_vla.recordings.formats.hdf5 import HDF5Frames, is_depth, is_hdf5, numbers_of
 from athena_vla.recordings.formats.metadata import TEXT_KEYS, rate_in, text_of, texts_in
@@ -300,7 +302,7 @@ class IsaacLabHDF5(BaseRecording):
             leaf = name.rsplit("/", 1)[-1]
             of_rows = item.ndim > 0 and item.shape[0] == length
             if is_depth(leaf, item):
-                notes.append(Note("camera.depth", f"'{name}' holds depth, not colour, and is left out", (name,)))
+                notes.append(depth_note(name))
             elif of_rows and item.ndim == 4 and item.shape[3] in (3, 4) and item.dtype.kind in "uf":
                 if NOT_RGB.search(leaf):
                     left.append(name)
@@ -312,9 +314,7 @@ class IsaacLabHDF5(BaseRecording):
                 left.append(name)
 
         group.visititems(visit)
-        if left:
-            what = f"{len(left)} recorded arrays are neither numbers of each row nor colour images: {', '.join(left)}"
-            notes.append(Note("stream.unused", what, tuple(left)))
+        notes += unused(left, "arrays, which are neither numbers of each row nor colour images,")
         return streams, cameras
 
     def _taken(self, group: h5py.Group) -> set[str]:

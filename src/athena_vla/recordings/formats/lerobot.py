@@ -18,9 +18,12 @@ from athena_vla.errors import AthenaError, LfsPointer, RecordingError
 from athena_vla.recordings.episode import Episode, Frames, Origin, RecordingInfo, Segment
 from athena_vla.recordings.formats.arrow import numbers, pictures
 from athena_vla.recordings.formats.common import (
+    DEPTH_NAME,
+    NOT_RGB,
     BaseRecording,
     OpenOptions,
     StillFrames,
+    depth_note,
     guarded,
     image_size,
     is_depth_image,
@@ -258,9 +261,11 @@ class LeRobot(BaseRecording):
                 code = "file.lfs_pointer" if isinstance(error, LfsPointer) else "camera.missing"
                 notes.append(Note(code, f"camera '{key}': {error}", (key,), str(index)))
                 continue
-            if is_depth:
-                left = f"'{key}' holds depth, not colour, and is left out"
-                notes.append(Note("camera.depth", left, (key,), str(index)))
+            if is_depth or DEPTH_NAME.search(name):
+                notes.append(depth_note(key, str(index)))
+            elif NOT_RGB.search(name):
+                labels = f"'{key}' holds labels of a renderer, not colour, and is left out"
+                notes.append(Note("stream.unused", labels, (key,), str(index)))
             else:
                 found[name] = stream
         for key in table.column_names:  # images that no feature declares

@@ -2,25 +2,30 @@
 
 import bisect
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from athena_vla.errors import RecordingError
 from athena_vla.recordings.episode import Episode, Frames, RecordingInfo
 from athena_vla.recordings.formats.common import (
+    DEPTH_NAME,
     IMAGE_SUFFIXES,
     BaseRecording,
     ImageFiles,
     OpenOptions,
+    depth_note,
     guarded,
     image_size,
     natural_key,
     npz_arrays,
     npz_headers,
     read_json_object,
+    unused,
 )
 from athena_vla.recordings.notes import Note
-from athena_vla.recordings.streams import Clock
+from athena_vla.recordings.streams import Clock, Stream
 
 NAME = "mobilitygen"
 
@@ -61,8 +66,13 @@ class MobilityGen(BaseRecording):
             states = np.stack([npz_arrays(f, (key,))[key].reshape(-1) for f in files]).astype(np.float64)
         fps = self.options.fps
         length = len(files)
+        streams, left = self._others(files, [k for k in keys if k != key])
         cameras: dict[str, Frames] = {}
         notes = [Note("action.next_positions", "targets are the next positions: no actions are recorded")]
+        kinds = {p.name for p in (self.path / "state").glob("*") if p.is_dir()} - {"rgb", "common"}
+        deep = {k for k in kinds if DEPTH_NAME.search(k)}
+        notes += [depth_note(k) for k in sorted(deep)]
+        notes += unused(left | (kinds - deep), "states")
         folder = self.path / "state" / "rgb"
         for camera in sorted(folder.glob("*")) if folder.is_dir() else ():
             stream, missing = _held(camera, [int(f.stem) for f in files if f.stem.isdigit()])
@@ -81,8 +91,22 @@ class MobilityGen(BaseRecording):
             states=states,
             cameras=cameras,
             source=f"{NAME}:{self.path}",
+            streams=streams,
             notes=tuple(notes),
         )
+
+    def _others(self, files: list[Path], keys: list[str]) -> tuple[dict[str, Stream], set[str]]:
+        """(numbers that every state has in one shape, names of the rest)."""
+        found: dict[str, list[NDArray[Any]]] = {k: [] for k in keys}
+        with guarded(f"'{self.path / 'state/common'}'"):
+            for file in files:
+                for key, values in npz_arrays(file, keys).items():
+                    found[key].append(values)
+        whole = {
+            k for k, v in found.items()
+            if len(v) == len(files) and v[0].dtype.kind in "fiub" and len({x.shape for x in v}) == 1
+        }  # fmt: skip
+        return {k: Stream(np.stack(found[k])) for k in sorted(whole)}, set(keys) - whole
 
     def info(self) -> RecordingInfo:
         episode = self.read(self.path.name)

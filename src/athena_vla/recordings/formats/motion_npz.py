@@ -17,9 +17,10 @@ from athena_vla.recordings.formats.common import (
     natural_key,
     npz_arrays,
     npz_headers,
+    unused,
 )
 from athena_vla.recordings.notes import Note
-from athena_vla.recordings.streams import Clock
+from athena_vla.recordings.streams import Clock, Stream
 
 NAME = "motion_npz"
 NO_COMMANDS = "targets are the next frame's positions: a motion has no commands"
@@ -60,6 +61,9 @@ class MotionNpz(BaseRecording):
         path = next((f for f in _files(self.path) if f.stem == episode_id), None)
         if path is None:
             raise RecordingError(f"There is no motion '{episode_id}' in '{self.path}'.")
+        headers = npz_headers(path)
+        rows = headers["dof_positions"][0][0] if headers.get("dof_positions", ((), None))[0] else 0
+        of_rows = {k for k, (shape, kind) in headers.items() if shape[:1] == (rows,) and kind.kind in "fiub"} - NEEDED
         arrays = npz_arrays(path, sorted(NEEDED))
         if set(arrays) < NEEDED:
             raise RecordingError(f"'{path}' lacks {sorted(NEEDED - set(arrays))}.")
@@ -79,7 +83,11 @@ class MotionNpz(BaseRecording):
                 state_names=names,
                 states=positions,
                 source=f"{NAME}:{path}",
-                notes=(Note("action.next_positions", NO_COMMANDS),),
+                streams={k: Stream(v) for k, v in npz_arrays(path, sorted(of_rows)).items()},
+                notes=(
+                    Note("action.next_positions", NO_COMMANDS),
+                    *unused(set(headers) - NEEDED - of_rows, "arrays", episode_id),
+                ),
             )
 
     def info(self) -> RecordingInfo:

@@ -17,6 +17,7 @@ from athena_vla.recordings.formats.common import (
     OpenOptions,
     StillFrames,
     broken_note,
+    depth_note,
     guarded,
     image_size,
     is_depth_image,
@@ -195,14 +196,13 @@ class RLDS(BaseRecording):
                 continue
             short = _leaf(name)
             if leaf.kind == "image" and (leaf.dtype in DEEP or NOT_RGB.search(short)):
-                code, what = ("camera.depth", "depth") if "seg" not in short else ("stream.unused", "labels")
-                notes.append(Note(code, f"'{name}' holds {what}, not colour, and is left out", (name,), episode_id))
+                unread += [name] if "seg" in short else []
+                notes += [] if "seg" in short else [depth_note(name, episode_id)]
             elif leaf.kind == "image" and isinstance(value, list):
                 if len(value) != length:
                     raise RecordingError(f"Episode {episode_id}: {len(value)} images of '{short}' for {length} steps.")
                 if any(value) and is_depth_image(next(v for v in value if v)):
-                    left = f"'{name}' holds depth, not colour, and is left out"
-                    notes.append(Note("camera.depth", left, (name,), episode_id))
+                    notes.append(depth_note(name, episode_id))
                 elif any(value):
                     cameras[short] = EncodedFrames(tuple(value), f"camera '{short}' of episode {episode_id}")
             elif leaf.kind == "text" and isinstance(value, list):

@@ -3,7 +3,7 @@
 import itertools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,17 @@ from athena_vla.recordings.formats.common import (
     ImageFiles,
     OpenOptions,
     broken_note,
+    depth_note,
     guarded,
     image_size,
     inside,
     natural_key,
     read_json_object,
     text_list,
+    unused,
 )
 from athena_vla.recordings.notes import Note
-from athena_vla.recordings.streams import Clock
+from athena_vla.recordings.streams import Clock, Stream
 from athena_vla.recordings.texts import said
 
 NAME = "xr_teleoperate"
@@ -138,6 +140,9 @@ class XRTeleoperate(BaseRecording):
                     f"Hz, {held} times the camera's {rate:g} Hz, which were taken; --fps {held * rate:g} says so"
                 )
                 notes.append(Note("clock.guessed", twice, (key,), episode_id))
+        streams, left = _streams(rows)
+        notes += [depth_note(k, episode_id) for k in sorted({k for r in rows for k in (r.get("depths") or {})})]
+        notes += unused(left, "values", episode_id)
         text = raw.get("text") or {}
         instructions = text_list([text.get("goal"), text.get("desc")])
         steps = _steps(str(text.get("steps") or ""))
@@ -156,9 +161,45 @@ class XRTeleoperate(BaseRecording):
             texts=said(instructions, len(rows)),
             segments=_even(steps, len(rows)),
             source=f"{NAME}:{folder}",
+            streams=streams,
             origin=Origin(robot="unitree", version=str(info.get("version", "")), metadata={"steps": steps}),
             notes=tuple(notes),
         )
+
+
+def _streams(rows: list[Mapping[str, Any]]) -> tuple[dict[str, Stream], set[str]]:
+    """(numbers of every row beside the joint positions, names of everything else that is recorded)."""
+    found: dict[str, list[Any]] = {}
+    for row in rows:
+        for name, value in _leaves(row):
+            found.setdefault(name, []).append(value)
+    streams: dict[str, Stream] = {}
+    left: set[str] = set()
+    for name, values in found.items():
+        try:
+            table = np.asarray(values, np.float64)
+        except (TypeError, ValueError):
+            left.add(name)
+            continue
+        if len(table) == len(rows) and np.isfinite(table).all():
+            streams[name] = Stream(table)
+        else:
+            left.add(name)
+    return streams, left
+
+
+def _leaves(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Path and value of all that a row holds, but its number, its images and the joint positions."""
+    for key, value in row.items():
+        if key in ("idx", "colors", "depths"):
+            continue
+        for limb, part in value.items() if isinstance(value, Mapping) else ():
+            for kind, numbers in part.items() if isinstance(part, Mapping) else [("", part)]:
+                is_position = key in ("states", "actions") and kind == "qpos"
+                if not is_position and numbers not in (None, [], {}, ""):
+                    yield "/".join(filter(None, (key, limb, kind))), numbers
+        if not isinstance(value, Mapping) and value not in (None, [], {}, ""):
+            yield key, value
 
 
 def _held(files: list[Path | None]) -> int:
