@@ -7,6 +7,7 @@ import io
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ from athena_vla.check.units import units_of
 from athena_vla.dataset.build import BuildConfig, build
 from athena_vla.dataset.dataset import Dataset
 from athena_vla.errors import DatasetError, RecordingError
+from athena_vla.recordings.convert import ConvertConfig, convert
 from athena_vla.recordings.formats import open_recording
 from athena_vla.recordings.formats.common import success_of
 from athena_vla.recordings.formats.metadata import rate_in, texts_in
 from athena_vla.recordings.formats.tfrecord import build_example, write_record
 from athena_vla.recordings.overlaps import groups
+from athena_vla.recordings.streams import Clock, Stream
 from foreign import LENGTH, mobilitygen, motion, xr_teleoperate
 from lerobot_sets import Take, fixed, numbered, write_v21, write_v30
 from recordings import clean, write
@@ -222,8 +225,6 @@ def test_the_text_of_a_task_is_its_own_column(tmp_path: Path) -> None:
 
 
 def test_subtasks_become_segments_and_survive_a_conversion(tmp_path: Path) -> None:
-    from athena_vla.recordings.convert import ConvertConfig, convert
-
     steps = np.repeat([0, 1, 2], [20, 25, 15]).astype(np.int64)
     source = write_v30(
         tmp_path / "in",
@@ -478,3 +479,14 @@ def test_a_stream_that_is_called_depth_is_no_camera(tmp_path: Path, name: str, c
     episode = open_recording(source).read("0")
     assert not episode.cameras
     assert [n.code for n in episode.notes if key in n.items] == [code]
+
+
+@pytest.mark.parametrize("target", ["lerobot_v3", "lerobot_v21", "rlds", "isaac_folder"])
+def test_a_conversion_keeps_or_names_a_stream_with_its_own_clock(tmp_path: Path, target: Any) -> None:
+    force = Stream(np.arange(300.0).reshape(300, 1), Clock(np.arange(300) / 50, 50.0))
+    write(tmp_path / "in", replace(clean(0), streams={"force": force}))
+    done = convert(ConvertConfig(input=tmp_path / "in", out=tmp_path / "out", to=target))
+    named = any("force" in note for note in done.notes)
+    recording = open_recording(tmp_path / "out")
+    kept = "force" in recording.read(recording.ids()[0]).streams
+    assert (kept, named) == ((True, False) if target == "isaac_folder" else (False, True))

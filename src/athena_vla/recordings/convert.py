@@ -5,7 +5,7 @@ Episodes stream through one at a time; a broken one is named and left out; nothi
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -122,6 +122,7 @@ def _convert(
     broken: dict[str, str] = {}
     fixed: dict[str, list[str]] = {}
     seen: set[str] = set()
+    left: dict[str, None] = {}
     frames = episodes = 0
     ids = recording.ids()
     tasks = recording.meta.tasks if isinstance(recording, LeRobot) else {}
@@ -142,6 +143,7 @@ def _convert(
             except AthenaError as error:
                 broken[item.id] = str(error)
                 continue
+            left |= dict.fromkeys(_left_behind(changed, config.to))
             episodes, frames = episodes + 1, frames + len(changed)
         if broken and config.strict:
             first = next(iter(broken.items()))
@@ -153,7 +155,19 @@ def _convert(
     except BaseException:
         sink.abandon()
         raise
-    return ConvertResult(config.out, config.to, episodes, frames, broken, fixed, tuple(sink.notes))
+    return ConvertResult(config.out, config.to, episodes, frames, broken, fixed, (*sink.notes, *left))
+
+
+def _left_behind(episode: Episode, target: str) -> Iterator[str]:
+    """What of an episode does not reach the new recording, for one line each."""
+    yield from (n.text for n in episode.notes if n.code in ("stream.unused", "camera.depth", "column.unreadable"))
+    if target != "isaac_folder":
+        own = sorted(k for k, s in episode.streams.items() if s.clock is not None)
+        if own:
+            yield (
+                f"{len(own)} streams have a clock of their own and no place in {target}: {', '.join(own)}; "
+                "--to isaac_folder keeps them"
+            )
 
 
 def _is_recording(path: Path) -> bool:
