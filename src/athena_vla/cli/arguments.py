@@ -6,6 +6,7 @@ What can be refused before a stage is imported is refused here: paths that are n
 import contextlib
 import difflib
 import io
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -59,7 +60,7 @@ def parse(name: str, command: Command, module: Any, words: list[str], *, as_json
 
 def in_order(command: Command, words: Sequence[str]) -> list[str]:
     """The words with positional fields in front, also those given by their flag. Raises `UsageError`."""
-    words = list(words)
+    words = _gathered(command, list(words))
     named = {f: v for f in command.positional if (v := _taken(words, f"--{f.replace('_', '-')}")) is not None}
     if not named:
         return words
@@ -74,6 +75,16 @@ def in_order(command: Command, words: Sequence[str]) -> list[str]:
     return front + words
 
 
+def _gathered(command: Command, words: list[str]) -> list[str]:
+    """Words between the first and the last positional one, behind the flag of the field that takes them."""
+    bare = next((i for i, w in enumerate(words) if w.startswith("-")), len(words))
+    extra = bare - len(command.positional)
+    if not command.several or extra <= 0:
+        return words
+    first = len(command.positional) - 1
+    return [*words[:first], *words[bare - 1 :], f"--{command.several}", *words[first : bare - 1]]
+
+
 def require_inputs(name: str, command: Command, words: Sequence[str]) -> None:
     """Raises `UsageError` where a path that the command reads is not there; reads the words only."""
     if {"-h", "--help"} & set(words):
@@ -85,6 +96,10 @@ def require_inputs(name: str, command: Command, words: Sequence[str]) -> None:
     for field, value in zip(command.positional, bare, strict=False):
         if field in command.inputs:
             _require(value, f"{field.upper()} of athena {name}")
+    if command.several and f"--{command.several}" in rest:
+        more = rest[rest.index(f"--{command.several}") + 1 :]
+        for value in itertools.takewhile(lambda w: not w.startswith("-"), more):
+            _require(value, f"{command.positional[0].upper()} of athena {name}")
     for flag in _INPUT_FLAGS:
         value = _taken(list(words), flag)
         if value is not None:

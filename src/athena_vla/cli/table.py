@@ -22,6 +22,7 @@ class Command:
     positional: tuple[str, ...] = ()  # config fields that may be given without their flag, in this order
     presets: str = ""  # name in the module of a table of configs for --preset
     config_module: str = ""  # where config and presets live, where that is another module: one that is read at once
+    several: str = ""  # field that takes the words between the first and the last positional one
     kept: str = ""  # what an interrupted run leaves for the next one, where the command itself does not say it
 
     @property
@@ -53,9 +54,17 @@ COMMANDS: dict[str, Command] = {
         "BuildConfig",
         "recordings become a training set",
         ("input", "out"),
+        several="also",
         kept="finished episodes",
     ),
     "data convert": Command("recordings.convert", "convert", "ConvertConfig", "to another format", ("input", "out")),
+    "data merge": Command(
+        "recordings.merging", "merge", "MergeConfig", "several recordings as one", ("input", "out"), several="also"
+    ),
+    "data select": Command(
+        "check.selecting", "select", "SelectConfig", "some episodes of a recording", ("input", "out")
+    ),
+    "data diff": Command("dataset.diff", "diff", "DiffConfig", "what two built datasets differ in", ("a", "b")),
     "train": Command(
         "plan.advised_finetune",
         "finetune",

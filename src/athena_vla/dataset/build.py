@@ -5,6 +5,7 @@ The result is the same, byte for byte, for any number of workers; an interrupted
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import tempfile
@@ -34,11 +35,14 @@ from athena_vla.errors import DatasetError
 from athena_vla.files.resume import PartialResults
 from athena_vla.jobs import ordered, run_jobs
 from athena_vla.progress import Progress, quiet
-from athena_vla.recordings.formats import open_recording
 from athena_vla.recordings.formats.common import read_list, read_names
 from athena_vla.recordings.notes import Note
 from athena_vla.recordings.overlaps import groups
+from athena_vla.recordings.several import chosen, open_recordings
 
+CHANGE_NO_EPISODE = (  # options that do not change how an episode is prepared
+    "out", "stride", "validation", "strict", "normalization", "workers", "on", "allow", "overwrite", "exclude",
+)  # fmt: skip
 FEW_EPISODES = 8  # fewer are prepared in this process: starting workers takes longer
 
 __all__ = ["BuildConfig", "BuildResult", "build", "linked_set", "split"]
@@ -62,22 +66,22 @@ def build(config: BuildConfig, progress: Progress = quiet) -> BuildResult:
 
 
 def _build(config: BuildConfig, robot: Embodiment, progress: Progress) -> BuildResult:
-    recording = open_recording(
-        config.input,
+    recording = open_recordings(
+        config.inputs,
         format=config.format,
         joints=read_names(config.joints),
         fps=config.fps,
         state_joints=read_names(config.state_joints),
         articulations=read_list(config.articulation),
     )
-    ids = recording.ids()
+    ids = chosen(recording.ids(), config.exclude)
     if not ids:
-        raise DatasetError(f"'{config.input}' holds no episodes.")
+        raise DatasetError(f"'{config.input}' holds no episodes{' but excluded ones' if config.exclude else ''}.")
     parts = PartialResults(config.out, _resume_key(config, robot), DatasetError)
     work = parts.folder
     reused = sum(1 for _ in work.glob("*.json"))
     job = Job(
-        input=str(config.input),
+        inputs=tuple(map(str, config.inputs)),
         format=config.format,
         joints=read_names(config.joints),
         fps=config.fps,
@@ -221,19 +225,15 @@ def _require_one_shape(good: Sequence[Prepared]) -> None:
 def _resume_key(config: BuildConfig, robot: Embodiment) -> str:
     """Changes when an episode prepared earlier could differ from one prepared now."""
     digest = hashlib.sha256()
-    roots: Iterable[tuple[str, list[str], list[str]]] = os.walk(config.input)
-    if config.input.is_file():
-        roots = [(str(config.input.parent), [], [config.input.name])]
-    for root, folders, names in roots:
+    roots: list[Iterable[tuple[str, list[str], list[str]]]] = [
+        [(str(p.parent), [], [p.name])] if p.is_file() else os.walk(p) for p in config.inputs
+    ]
+    for root, folders, names in itertools.chain.from_iterable(roots):
         folders.sort()
         for name in sorted(names):
             status = os.stat(os.path.join(root, name))
             digest.update(f"{root}|{name}|{status.st_size}|{status.st_mtime_ns}\n".encode())
-    settings = {
-        k: str(v)
-        for k, v in vars(config).items()
-        if k not in ("out", "stride", "validation", "strict", "normalization", "workers", "on", "allow", "overwrite")
-    }
+    settings = {k: str(v) for k, v in vars(config).items() if k not in CHANGE_NO_EPISODE}
     digest.update(json.dumps([SIDECAR_VERSION, "windows", robot.to_dict(), settings], sort_keys=True).encode())
     return digest.hexdigest()
 

@@ -23,6 +23,10 @@ class BuildConfig:
     """The recordings, in any known format."""
     out: Path
     """Where the dataset is written."""
+    also: tuple[Path, ...] = ()
+    """More recordings of the same robot, as one set: athena data build A B C OUT."""
+    exclude: tuple[str, ...] = ()
+    """Episodes that are left out, by their number or name; RECORDING/EPISODE where there are several recordings."""
     robot: str
     """Robot name or TOML file; unnamed columns are taken in this robot's joint order."""
     horizon: int = 8
@@ -91,6 +95,8 @@ class BuildConfig:
         ):
             if value < least:
                 raise DatasetError(f"{name} is {value}; it must be at least {least}.")
+        if self.link and self.also:
+            raise DatasetError("--link points at one recording; of several, build a set of their images.")
         if not 0 <= self.validation < 1:
             raise DatasetError(f"validation is {self.validation}; it is a share of the episodes in [0, 1).")
         for code in self.allow:
@@ -99,6 +105,11 @@ class BuildConfig:
         for name in self.fix:
             if name not in FIXES:
                 raise UnknownName("fix", name, FIXES)
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """All recordings, in their order."""
+        return (self.input, *self.also)
 
     def alignment(self) -> Alignment:
         """How streams come onto one clock. Raises `DatasetError` for maps that are none."""

@@ -72,6 +72,7 @@ def dataset_card(content: Mapping[str, Any], robot: Embodiment) -> str:
         f"- Content hash: `{content['hash']}`",
         f"- {frames} frames at {robot.control_hz:g} Hz; chunks of {content['horizon']}, stride {content['stride']}",
         f"- {len(episodes) - held_out} episodes to train, {held_out} held out by episode, seed {content['seed']}",
+        *_provenance(content),
         f"- Success: {success}; left out: {len(content['failed'])} failed, {len(content['broken'])} broken",
         f"- Cameras: {cameras}; {content['pictures']}",
         f"- Licences found beside the recording: {'; '.join(map(plain, content['licences'])) or 'none stated'}",
@@ -99,6 +100,20 @@ def dataset_card(content: Mapping[str, Any], robot: Embodiment) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _provenance(content: Mapping[str, Any]) -> list[str]:
+    """Where the episodes come from, where that is more than one recording, and which were left out by hand."""
+    lines: list[str] = []
+    if content.get("recordings"):
+        counts: dict[str, int] = {}
+        for e in content["episodes"]:
+            name = str(e["id"]).partition("/")[0]
+            counts[name] = counts.get(name, 0) + 1
+        lines.append(f"- Recordings: {', '.join(f'{plain(n)} ({c} episodes)' for n, c in counts.items())}")
+    if content.get("excluded"):
+        lines.append(f"- Left out by hand: {', '.join(map(plain, content['excluded'][:50]))}")
+    return lines
 
 
 def _repairs(content: Mapping[str, Any]) -> list[str]:

@@ -30,7 +30,6 @@ from athena_vla.recordings.alignment import AlignedEpisode, Alignment, align
 from athena_vla.recordings.annotations import read_annotations
 from athena_vla.recordings.episode import Episode, Recording, Segment
 from athena_vla.recordings.fixes import Cut, StillCut, apply_fixes
-from athena_vla.recordings.formats import open_recording
 from athena_vla.recordings.formats.common import StillFrames, decode_image
 from athena_vla.recordings.formats.lerobot_schema import image_column, numbers_column
 from athena_vla.recordings.formats.lerobot_statistics import Stats, column_stats, image_stats, sampled_indices
@@ -39,6 +38,7 @@ from athena_vla.recordings.media.video import VideoFrames
 from athena_vla.recordings.notes import Note
 from athena_vla.recordings.overlaps import fingerprints
 from athena_vla.recordings.placeholders import is_placeholder
+from athena_vla.recordings.several import open_recordings
 from athena_vla.recordings.texts import all_texts, filled, is_whole, kept, texts_json
 
 STATE, ACTION, IMAGES = "observation.state", "action", "observation.images."
@@ -51,7 +51,7 @@ PICTURE = "athena.picture"  # in a linked set, the recorded frame that a step sh
 class Job:
     """Everything a worker needs to prepare any episode of one recording; small, and picklable."""
 
-    input: str
+    inputs: tuple[str, ...]
     format: str | None
     joints: tuple[str, ...]
     fps: float | None
@@ -115,7 +115,7 @@ def shard_path(work: Path, episode_id: str) -> Path:
 
 
 def _prepare(job: Job, episode_id: str, stem: Path) -> Facts:
-    recording = _recording(job.input, job.format, job.joints, job.fps, job.state_joints, job.articulations)
+    recording = _recording(job.inputs, job.format, job.joints, job.fps, job.state_joints, job.articulations)
     episode = recording.read(episode_id)
     if episode.success is False and not job.keep_failed:
         return {"id": episode_id, "status": "failed", "reason": "recorded with success = false"}
@@ -267,15 +267,15 @@ def resize(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8
 
 @functools.lru_cache(maxsize=2)
 def _recording(
-    path: str,
+    paths: tuple[str, ...],
     format: str | None,
     joints: tuple[str, ...],
     fps: float | None,
     state_joints: tuple[str, ...],
     articulations: tuple[str, ...],
 ) -> Recording:
-    return open_recording(
-        path, format=format, joints=joints, fps=fps, state_joints=state_joints, articulations=articulations
+    return open_recordings(
+        paths, format=format, joints=joints, fps=fps, state_joints=state_joints, articulations=articulations
     )
 
 

@@ -25,6 +25,7 @@ from athena_vla.recordings.formats.lerobot_schema import Feature
 from athena_vla.recordings.formats.lerobot_v2_write import LeRobotV21Writer
 from athena_vla.recordings.formats.lerobot_write import LeRobotV3Writer
 from athena_vla.recordings.formats.rlds_write import RLDSWriter
+from athena_vla.recordings.several import chosen, open_recordings, read_or_broken
 from athena_vla.recordings.texts import NO_TEXT, first_of_frames
 
 Target = Literal["lerobot_v3", "lerobot_v21", "rlds", "isaac_folder"]
@@ -38,6 +39,10 @@ class ConvertConfig:
     """The recording, in any known format."""
     out: Path
     """Where the result is written."""
+    also: tuple[Path, ...] = ()
+    """More recordings that go into the same result."""
+    exclude: tuple[str, ...] = ()
+    """Episodes that are left out, by their number or name; RECORDING/EPISODE where there are several recordings."""
     to: Target = "lerobot_v3"
     """Format of the result."""
     format: str | None = None
@@ -88,8 +93,8 @@ def convert(config: ConvertConfig, progress: Progress = quiet) -> ConvertResult:
     for name in config.fix:
         if name not in FIXES:
             raise UnknownName("fix", name, FIXES)
-    recording = open_recording(
-        config.input,
+    recording = open_recordings(
+        (config.input, *config.also),
         format=config.format,
         joints=read_names(config.joints),
         fps=config.fps,
@@ -124,11 +129,12 @@ def _convert(
     seen: set[str] = set()
     left: dict[str, None] = {}
     frames = episodes = 0
-    ids = recording.ids()
+    ids = chosen(recording.ids(), config.exclude)
     tasks = recording.meta.tasks if isinstance(recording, LeRobot) else {}
     try:
-        for number, item in enumerate(recording.episodes()):
-            progress(number + 1, len(ids), "converting episodes", item.id)
+        for number, episode_id in enumerate(ids):
+            progress(number + 1, len(ids), "converting episodes", episode_id)
+            item = read_or_broken(recording, episode_id)
             if isinstance(item, BrokenEpisode):
                 broken[item.id] = item.reason
                 continue
@@ -256,7 +262,7 @@ class _FolderSink:
         if not episode.joint_names:
             raise RecordingError(f"Episode {episode.id} has no actions, which the folder layout needs.")
         name = episode.origin.recorded_id or episode.id
-        name = name if not name.isdigit() and Path(name).name == name else f"episode_{int(name):06d}"
+        name = f"episode_{int(name):06d}" if name.isdigit() else name.replace("/", "_")
         write_episode(self.folder, replace(episode, id=name))
         self.count += 1
 
