@@ -14,12 +14,11 @@ from athena_vla.annotate.segments import episode_segments
 from athena_vla.errors import RecordingError
 from athena_vla.progress import Progress, quiet
 from athena_vla.recordings.episode import BrokenEpisode
-from athena_vla.recordings.formats import open_recording
-from athena_vla.recordings.formats.common import read_list, read_names
+from athena_vla.recordings.reading import Reading
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnnotateConfig:
+class AnnotateConfig(Reading):
     """What is segmented, and where the sidecar goes."""
 
     input: Path
@@ -30,16 +29,6 @@ class AnnotateConfig:
     """Robot name or TOML file: joint ranges, and names for unnamed columns."""
     seed: int = 0
     """Chooses among phrasings, once per segment."""
-    format: str | None = None
-    """Format of the recording; found by content where not given."""
-    joints: Path | None = None
-    """Names of the action columns: a JSON list, a text file, or a robot whose joints they are."""
-    state_joints: Path | None = None
-    """Names of the recorded state columns, as for --joints; for files that name neither."""
-    articulation: str = ""
-    """Which recorded robot is meant where a file holds several, or its parts in order: left_arm,right_arm."""
-    fps: float | None = None
-    """Rate of the recording where it does not say it [Hz]."""
     paraphrase_url: str = ""
     """Base address (…/v1) of an OpenAI-compatible vision model that rewords segments; empty: none is asked."""
     paraphrase_model: str = ""
@@ -73,14 +62,7 @@ class AnnotateResult:
 def annotate(config: AnnotateConfig, progress: Progress = quiet) -> AnnotateResult:
     """Segment every episode and write the sidecar. Raises `DatasetError` or `RecordingError`."""
     robot = embodiment.load(config.robot) if config.robot else None
-    recording = open_recording(
-        config.input,
-        format=config.format,
-        joints=read_names(config.joints),
-        fps=config.fps,
-        state_joints=read_names(config.state_joints),
-        articulations=read_list(config.articulation),
-    )
+    recording = config.open(config.input)
     model = None
     if config.paraphrase_url:
         model = ParaphraseConfig(url=config.paraphrase_url, model=config.paraphrase_model)

@@ -21,10 +21,10 @@ from athena_vla.embodiment import Embodiment
 from athena_vla.errors import AthenaError, LfsPointer, RecordingError, UnknownName
 from athena_vla.progress import Progress, quiet
 from athena_vla.recordings.episode import Episode, Recording, RecordingInfo
-from athena_vla.recordings.formats import open_recording
-from athena_vla.recordings.formats.common import read_list, read_names
+from athena_vla.recordings.formats.common import read_names
 from athena_vla.recordings.notes import Note
 from athena_vla.recordings.overlaps import fingerprints, shared
+from athena_vla.recordings.reading import Reading
 
 # Said once for the recording when every episode says it.
 COLLECTIVE = {
@@ -41,7 +41,7 @@ COMMANDS_SHARE = 0.3  # of the episodes, from which on actions count as commands
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckConfig:
+class CheckConfig(Reading):
     """What is checked, and against which robot."""
 
     input: Path
@@ -50,16 +50,6 @@ class CheckConfig:
     """Robot name or TOML file; limits and names are checked against it."""
     horizon: int = 8
     """Rows of an action chunk; shorter episodes are named."""
-    format: str | None = None
-    """Format of the recording; found by content where not given."""
-    joints: Path | None = None
-    """Names of the action columns: a JSON list, a text file, or a robot whose joints they are."""
-    state_joints: Path | None = None
-    """Names of the recorded state columns, as for --joints; for files that name neither."""
-    articulation: str = ""
-    """Which recorded robot is meant where a file holds several, or its parts in order: left_arm,right_arm."""
-    fps: float | None = None
-    """Rate of the recording where it does not say it [Hz]."""
     pictures: bool = True
     """Look at the images; without it only their presence is checked."""
     every_picture: bool = False
@@ -125,16 +115,9 @@ def check(config: CheckConfig, progress: Progress = quiet) -> CheckReport:
     if config.explain and config.explain not in RULES:
         raise UnknownName("code of a finding", config.explain, RULES)
     robot = embodiment.load(config.robot) if config.robot else None
-    joints = read_names(config.joints)
+    read_names(config.joints)  # a slip in an option is no finding
     try:
-        recording = open_recording(
-            config.input,
-            format=config.format,
-            joints=joints,
-            fps=config.fps,
-            state_joints=read_names(config.state_joints),
-            articulations=read_list(config.articulation),
-        )
+        recording = config.open(config.input)
         ids = recording.ids()
     except RecordingError as error:
         return CheckReport(config.input, (unreadable(error, None),), None, 0, 0, config.strict)

@@ -11,11 +11,11 @@ from athena_vla.check.action_state import paired, relation
 from athena_vla.check.cameras import joint_travel
 from athena_vla.errors import RecordingError
 from athena_vla.recordings.episode import BrokenEpisode, Episode, Frames
-from athena_vla.recordings.formats import open_recording
-from athena_vla.recordings.formats.common import broken_note, read_list, read_names
+from athena_vla.recordings.formats.common import broken_note
 from athena_vla.recordings.limbs import limbs
 from athena_vla.recordings.media.luma import luma_grids
 from athena_vla.recordings.notes import Note
+from athena_vla.recordings.reading import Reading
 
 MOST_SHIFT = 8  # [frames] camera offsets that are searched
 SEEN = 0.5  # correlation of image change and joint speed from which an offset may be believed
@@ -23,23 +23,13 @@ CLEARER = 0.1  # by how much the best offset must beat no offset
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlignConfig:
+class AlignConfig(Reading):
     """Which recording is measured."""
 
     input: Path
     """The recording, in any known format."""
     episodes: int = 10
     """How many episodes are measured."""
-    format: str | None = None
-    """Format of the recording; found by content where not given."""
-    joints: Path | None = None
-    """Names of the action columns: a JSON list, a text file, or a robot whose joints they are."""
-    state_joints: Path | None = None
-    """Names of the recorded state columns, as for --joints; for files that name neither."""
-    articulation: str = ""
-    """Which recorded robot is meant where a file holds several, or its parts in order: left_arm,right_arm."""
-    fps: float | None = None
-    """Rate of the recording where it does not say it [Hz]."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +59,7 @@ class AlignReport:
 
 def align(config: AlignConfig) -> AlignReport:
     """Measure a recording; nothing is changed. Raises `RecordingError` where nothing can be read."""
-    recording = open_recording(
-        config.input,
-        format=config.format,
-        joints=read_names(config.joints),
-        fps=config.fps,
-        state_joints=read_names(config.state_joints),
-        articulations=read_list(config.articulation),
-    )
+    recording = config.open(config.input)
     rates: list[float] = []
     declared = 0.0
     lags: dict[str, list[int]] = {}

@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +35,10 @@ from athena_vla.errors import DatasetError
 from athena_vla.files.resume import PartialResults
 from athena_vla.jobs import ordered, run_jobs
 from athena_vla.progress import Progress, quiet
-from athena_vla.recordings.formats.common import read_list, read_names
 from athena_vla.recordings.notes import Note
 from athena_vla.recordings.overlaps import groups
-from athena_vla.recordings.several import chosen, open_recordings
+from athena_vla.recordings.reading import Reading
+from athena_vla.recordings.several import chosen
 
 CHANGE_NO_EPISODE = (  # options that do not change how an episode is prepared
     "out", "stride", "validation", "strict", "normalization", "workers", "on", "allow", "overwrite", "exclude",
@@ -66,14 +66,7 @@ def build(config: BuildConfig, progress: Progress = quiet) -> BuildResult:
 
 
 def _build(config: BuildConfig, robot: Embodiment, progress: Progress) -> BuildResult:
-    recording = open_recordings(
-        config.inputs,
-        format=config.format,
-        joints=read_names(config.joints),
-        fps=config.fps,
-        state_joints=read_names(config.state_joints),
-        articulations=read_list(config.articulation),
-    )
+    recording = config.open(*config.inputs)
     ids = chosen(recording.ids(), config.exclude)
     if not ids:
         raise DatasetError(f"'{config.input}' holds no episodes{' but excluded ones' if config.exclude else ''}.")
@@ -82,11 +75,7 @@ def _build(config: BuildConfig, robot: Embodiment, progress: Progress) -> BuildR
     reused = sum(1 for _ in work.glob("*.json"))
     job = Job(
         inputs=tuple(map(str, config.inputs)),
-        format=config.format,
-        joints=read_names(config.joints),
-        fps=config.fps,
-        state_joints=read_names(config.state_joints),
-        articulations=read_list(config.articulation),
+        reading=Reading(**{f.name: getattr(config, f.name) for f in fields(Reading)}),
         robot=robot.to_dict(),
         alignment=config.alignment(),
         image_size=config.image_size,

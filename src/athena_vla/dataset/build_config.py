@@ -13,10 +13,11 @@ from athena_vla.recordings.alignment import Alignment
 from athena_vla.recordings.fixes import FIXES
 from athena_vla.recordings.formats.common import read_json
 from athena_vla.recordings.notes import Note
+from athena_vla.recordings.reading import Reading
 
 
 @dataclass(frozen=True, kw_only=True)
-class BuildConfig:
+class BuildConfig(Reading):
     """How recordings become a set to train on."""
 
     input: Path
@@ -41,20 +42,10 @@ class BuildConfig:
     """Also train on episodes recorded with success = false."""
     strict: bool = False
     """One broken episode fails the build instead of being named and left out."""
-    format: str | None = None
-    """Format of the recording; found by content where not given."""
-    joints: Path | None = None
-    """Names of the recorded action columns: a JSON list, a text file, or a robot whose joints they are."""
-    state_joints: Path | None = None
-    """Names of the recorded state columns, as for --joints; for files that name neither."""
-    articulation: str = ""
-    """Which recorded robot is meant where a file holds several, or its parts in order: left_arm,right_arm."""
     joint_map: Path | None = None
     """JSON object: robot joint -> recorded column, where the names differ."""
     cameras: tuple[str, ...] = ()
     """robot_camera=recorded_camera pairs, where the names differ."""
-    fps: float | None = None
-    """Rate of the recording where it does not say it [Hz]."""
     camera_offset: int = 0
     """Image t is recorded image t + offset [frames]."""
     drop_head: int = 0

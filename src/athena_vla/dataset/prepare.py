@@ -38,7 +38,7 @@ from athena_vla.recordings.media.video import VideoFrames
 from athena_vla.recordings.notes import Note
 from athena_vla.recordings.overlaps import fingerprints
 from athena_vla.recordings.placeholders import is_placeholder
-from athena_vla.recordings.several import open_recordings
+from athena_vla.recordings.reading import Reading
 from athena_vla.recordings.texts import all_texts, filled, is_whole, kept, texts_json
 
 STATE, ACTION, IMAGES = "observation.state", "action", "observation.images."
@@ -52,11 +52,7 @@ class Job:
     """Everything a worker needs to prepare any episode of one recording; small, and picklable."""
 
     inputs: tuple[str, ...]
-    format: str | None
-    joints: tuple[str, ...]
-    fps: float | None
-    state_joints: tuple[str, ...]
-    articulations: tuple[str, ...]
+    reading: Reading
     robot: dict[str, Any]
     alignment: Alignment
     image_size: tuple[int, int] | None
@@ -115,7 +111,7 @@ def shard_path(work: Path, episode_id: str) -> Path:
 
 
 def _prepare(job: Job, episode_id: str, stem: Path) -> Facts:
-    recording = _recording(job.inputs, job.format, job.joints, job.fps, job.state_joints, job.articulations)
+    recording = _recording(job.inputs, job.reading)
     episode = recording.read(episode_id)
     if episode.success is False and not job.keep_failed:
         return {"id": episode_id, "status": "failed", "reason": "recorded with success = false"}
@@ -266,17 +262,8 @@ def resize(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8
 
 
 @functools.lru_cache(maxsize=2)
-def _recording(
-    paths: tuple[str, ...],
-    format: str | None,
-    joints: tuple[str, ...],
-    fps: float | None,
-    state_joints: tuple[str, ...],
-    articulations: tuple[str, ...],
-) -> Recording:
-    return open_recordings(
-        paths, format=format, joints=joints, fps=fps, state_joints=state_joints, articulations=articulations
-    )
+def _recording(paths: tuple[str, ...], reading: Reading) -> Recording:
+    return reading.open(*paths)
 
 
 @functools.lru_cache(maxsize=2)

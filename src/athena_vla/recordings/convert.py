@@ -17,7 +17,6 @@ from athena_vla.recordings.annotations import read_annotations
 from athena_vla.recordings.episode import BrokenEpisode, Episode, Recording, Segment
 from athena_vla.recordings.fixes import FIXES, apply_fixes
 from athena_vla.recordings.formats import open_recording
-from athena_vla.recordings.formats.common import read_list, read_names
 from athena_vla.recordings.formats.isaac_folder import write_episode
 from athena_vla.recordings.formats.lerobot import LeRobot
 from athena_vla.recordings.formats.lerobot_rows import episode_rows, features_of, sidecar_entry
@@ -25,14 +24,15 @@ from athena_vla.recordings.formats.lerobot_schema import Feature
 from athena_vla.recordings.formats.lerobot_v2_write import LeRobotV21Writer
 from athena_vla.recordings.formats.lerobot_write import LeRobotV3Writer
 from athena_vla.recordings.formats.rlds_write import RLDSWriter
-from athena_vla.recordings.several import chosen, open_recordings, read_or_broken
+from athena_vla.recordings.reading import Reading
+from athena_vla.recordings.several import chosen, read_or_broken
 from athena_vla.recordings.texts import NO_TEXT, first_of_frames
 
 Target = Literal["lerobot_v3", "lerobot_v21", "rlds", "isaac_folder"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertConfig:
+class ConvertConfig(Reading):
     """What is converted, and into what."""
 
     input: Path
@@ -45,16 +45,6 @@ class ConvertConfig:
     """Episodes that are left out, by their number or name; RECORDING/EPISODE where there are several recordings."""
     to: Target = "lerobot_v3"
     """Format of the result."""
-    format: str | None = None
-    """Format of the recording; found by content where not given."""
-    joints: Path | None = None
-    """Names of the action columns: a JSON list, a text file, or a robot whose joints they are."""
-    state_joints: Path | None = None
-    """Names of the recorded state columns, as for --joints; for files that name neither."""
-    articulation: str = ""
-    """Which recorded robot is meant where a file holds several, or its parts in order: left_arm,right_arm."""
-    fps: float | None = None
-    """Rate of the recording where it does not say it [Hz]."""
     annotations: Path | None = None
     """Sidecar of `athena data annotate` whose segments are written along."""
     video: bool = False
@@ -93,14 +83,7 @@ def convert(config: ConvertConfig, progress: Progress = quiet) -> ConvertResult:
     for name in config.fix:
         if name not in FIXES:
             raise UnknownName("fix", name, FIXES)
-    recording = open_recordings(
-        (config.input, *config.also),
-        format=config.format,
-        joints=read_names(config.joints),
-        fps=config.fps,
-        state_joints=read_names(config.state_joints),
-        articulations=read_list(config.articulation),
-    )
+    recording = config.open(config.input, *config.also)
     segments = read_annotations(config.annotations) if config.annotations else {}
     with (
         files.claim(

@@ -7,26 +7,16 @@ from typing import Any
 
 from athena_vla.embodiment import load
 from athena_vla.recordings.episode import RecordingInfo
-from athena_vla.recordings.formats import info_json, open_recording
-from athena_vla.recordings.formats.common import read_list, read_names
+from athena_vla.recordings.formats import info_json
+from athena_vla.recordings.reading import Reading
 
 
 @dataclass(frozen=True, kw_only=True)
-class InfoConfig:
+class InfoConfig(Reading):
     """Which recording is described."""
 
     input: Path
     """The recording: a folder or a file in any known format."""
-    format: str | None = None
-    """Format of the recording; found by content where not given."""
-    joints: Path | None = None
-    """Names of the action columns: a JSON list, a text file, or a robot whose joints they are."""
-    state_joints: Path | None = None
-    """Names of the recorded state columns, as for --joints; for files that name neither."""
-    articulation: str = ""
-    """Which recorded robot is meant where a file holds several, or its parts in order: left_arm,right_arm."""
-    fps: float | None = None
-    """Rate of the recording where it does not say it [Hz]."""
     robot: str = ""
     """Robot name or TOML file: say which of its joints and channels the recorded columns are, by name."""
 
@@ -94,14 +84,7 @@ class InfoResult:
 def info(config: InfoConfig) -> InfoResult:
     """Describe a recording. Raises `RecordingError`, and what `embodiment.load` raises for the robot."""
     robot = load(config.robot) if config.robot else None
-    recording = open_recording(
-        config.input,
-        format=config.format,
-        joints=read_names(config.joints),
-        fps=config.fps,
-        state_joints=read_names(config.state_joints),
-        articulations=read_list(config.articulation),
-    )
+    recording = config.open(config.input)
     found = recording.info()
     if robot is None:
         return InfoResult(config.input, found)

@@ -8,7 +8,8 @@ from athena_vla.errors import RecordingError
 from athena_vla.progress import Progress, quiet
 from athena_vla.recordings.convert import ConvertConfig, ConvertResult, Target, convert
 from athena_vla.recordings.episode import RecordingInfo
-from athena_vla.recordings.several import Several, open_recordings
+from athena_vla.recordings.reading import Reading
+from athena_vla.recordings.several import Several
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ def merge(config: MergeConfig, progress: Progress = quiet) -> ConvertResult:
     """Raises `RecordingError` where the recordings are not of one robot at one rate, with what differs."""
     if not config.also:
         raise RecordingError(f"'{config.input}' alone is nothing to merge; name two or more recordings before OUT.")
-    recording = open_recordings((config.input, *config.also))
+    recording = Reading().open(config.input, *config.also)
     assert isinstance(recording, Several)
     _require_one_robot({name: part.info() for name, part in recording.parts.items()})
     return convert(

@@ -1,12 +1,11 @@
 """Several recordings read as one: episodes of all, each with the name of its recording before its own."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from athena_vla.errors import AthenaError, RecordingError, UnknownName
 from athena_vla.recordings.episode import BrokenEpisode, Episode, Recording, RecordingInfo
-from athena_vla.recordings.formats import open_recording
 from athena_vla.recordings.notes import Note
 
 SEPARATOR = "/"  # between the name of a recording and the episode's own
@@ -64,24 +63,13 @@ class Several:
         )
 
 
-def open_recordings(
-    paths: Sequence[str | Path],
-    *,
-    format: str | None = None,
-    joints: tuple[str, ...] = (),
-    fps: float | None = None,
-    state_joints: tuple[str, ...] = (),
-    articulations: tuple[str, ...] = (),
-) -> Recording:
-    """One recording, or several as one; what is asserted holds for all of them. Raises `RecordingError`."""
-    resolved = [Path(p).resolve() for p in paths]
+def joined(paths: Sequence[Path], open_one: Callable[[Path], Recording]) -> Recording:
+    """One recording, or several as one. Raises `RecordingError`."""
+    resolved = [p.resolve() for p in paths]
     twice = next((p for p in resolved if resolved.count(p) > 1), None)
     if twice is not None:
         raise RecordingError(f"'{twice}' is named twice; its episodes would count double.")
-    parts = [
-        open_recording(p, format=format, joints=joints, fps=fps, state_joints=state_joints, articulations=articulations)
-        for p in paths
-    ]
+    parts = [open_one(p) for p in paths]
     return parts[0] if len(parts) == 1 else Several(parts)
 
 

@@ -48,8 +48,11 @@ def open_recording(
     `joints` names the action columns, `state_joints` the state columns and `fps` the rate where the recording does
     not; `articulations` chooses among several recorded robots. Raises `RecordingError`.
     """
-    path = Path(path)
-    options = OpenOptions(tuple(joints), fps, tuple(state_joints), tuple(articulations))
+    return open_with(Path(path), OpenOptions(tuple(joints), fps, tuple(state_joints), tuple(articulations)), format)
+
+
+def open_with(path: Path, options: OpenOptions, format: str | None = None) -> Recording:
+    """Open a recording with what is asserted about it. Raises `RecordingError`."""
     if not path.exists():
         raise RecordingError(f"There is nothing at '{path}'.")
     if path.is_dir() and not any(path.iterdir()):
@@ -65,7 +68,7 @@ def open_recording(
     several = sorted(p.name for p in path.glob("*.[hH]*5") if p.is_file()) if path.is_dir() else []
     if len(several) == 1:  # a download as it came: the file, and perhaps a README beside it
         only = path / several[0]
-        return open_recording(only, joints=joints, fps=fps, state_joints=state_joints, articulations=articulations)
+        return open_with(only, options)
     if several:
         raise RecordingError(f"'{path}' holds HDF5 files {several[:8]}; name one of them.")
     raise RecordingError(

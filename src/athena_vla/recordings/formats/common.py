@@ -23,6 +23,7 @@ from PIL import Image as PillowImage
 
 from athena_vla.embodiment import known_robots, load
 from athena_vla.errors import AthenaError, LfsPointer, RecordingError
+from athena_vla.recordings.action_terms import ActionTerms
 from athena_vla.recordings.episode import BrokenEpisode, Episode, Image, RecordingInfo
 from athena_vla.recordings.notes import Note
 
@@ -44,6 +45,7 @@ class OpenOptions:
     fps: float | None = None  # [Hz]
     state_joints: tuple[str, ...] = ()  # names of the state columns, in the recorder's order
     articulations: tuple[str, ...] = ()  # which of several recorded robots or parts are meant, in this order
+    terms: ActionTerms | None = None  # what an environment makes of recorded actions
 
 
 @contextlib.contextmanager

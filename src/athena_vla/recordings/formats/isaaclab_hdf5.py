@@ -19,6 +19,7 @@ from athena_vla.recordings.formats.common import (
     NOT_RGB,
     BaseRecording,
     OpenOptions,
+    are_placeholders,
     ask_for_names,
     depth_note,
     guarded,
@@ -155,17 +156,23 @@ class IsaacLabHDF5(BaseRecording):
         if actions.ndim != 2 or len(actions) != length:
             raise RecordingError(f"Demo '{demo}' of '{self.path}': {name} has shape {list(actions.shape)}.")
         states, relative, default = self._states(group, length, notes)
+        state_names = self._state_names(states.shape[1])
+        named: tuple[str, ...] | None = None
+        if self.options.terms is not None:
+            known = () if are_placeholders(state_names) else state_names
+            done = name == "processed_actions"
+            actions, named = self.options.terms.targets(actions, states, known, are_targets=done)
         streams, cameras = self._streams(group, length, notes)
         clock = self._clock(group, length, notes)
         declared = group.attrs.get("num_samples")
         if declared is not None and int(declared) != length:
             holds = f"{demo} declares {int(declared)} samples, it holds {length}"
             notes.append(Note("count.declared", holds, episode=demo))
-        if not self.options.joints:
+        if not self.options.joints and named is None:
             width = actions.shape[1]
             unnamed = f"the {width} action columns have no names, in Isaac's own order; {ask_for_names(width)}"
             notes.append(Note("column.unnamed", unnamed))
-        if actions.shape[1] != states.shape[1] and states.shape[1] and not self.options.joints:
+        if actions.shape[1] != states.shape[1] and states.shape[1] and not self.options.joints and named is None:
             widths = (
                 f"{actions.shape[1]} action columns for {states.shape[1]} joints: which joints they drive, if any, "
             )
@@ -174,9 +181,9 @@ class IsaacLabHDF5(BaseRecording):
         return Episode(
             id=demo,
             clock=clock,
-            joint_names=self.names("action", actions.shape[1], None),
+            joint_names=named or self.names("action", actions.shape[1], None),
             actions=actions,
-            state_names=self._state_names(states.shape[1]),
+            state_names=state_names,
             states=states,
             cameras=cameras,
             texts=said(self._instructions(group), length),
