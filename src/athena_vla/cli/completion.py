@@ -92,9 +92,10 @@ def _definition(module: str, name: str) -> tuple[str, ast.AST]:
 
 
 def _fields(module: str, node: ast.AST) -> list[tuple[str, tuple[str, ...]]]:
-    """(field, values) of a config and of the groups in it."""
+    """(field, values) of a config, of what it inherits and of the groups in it."""
     assert isinstance(node, ast.ClassDef)
-    found = []
+    bases = [d for b in node.bases if (d := _known(module, ast.unparse(b))) and isinstance(d[1], ast.ClassDef)]
+    found = [field for base in bases for field in _fields(*base)]
     for line in node.body:
         if not isinstance(line, ast.AnnAssign) or not isinstance(line.target, ast.Name):
             continue
