@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from athena_vla.dataset.normalize import Normalizer
 from athena_vla.dataset.sidecar import SIDECAR
 from athena_vla.errors import DatasetError
 from athena_vla.recordings.formats.common import read_json_object
@@ -72,7 +74,7 @@ def diff(config: DiffConfig) -> Diff:
         added=tuple(i for i in second if i not in first),
         removed=tuple(i for i in first if i not in second),
         changed=changed,
-        ranges=_ranges(one["normalizer"], two["normalizer"]),
+        ranges=_ranges(Normalizer.from_dict(one["normalizer"]), Normalizer.from_dict(two["normalizer"])),
     )
 
 
@@ -110,17 +112,21 @@ def _changes(one: Mapping[str, Any], two: Mapping[str, Any]) -> str:
     return "; ".join(said)
 
 
-def _ranges(one: Mapping[str, Any], two: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+def _ranges(one: Normalizer, two: Normalizer) -> dict[str, tuple[str, str]]:
     found: dict[str, tuple[str, str]] = {}
-    for what, names in (("action", "joint_names"), ("state", "state_names")):
-        ours, theirs = (
-            {n: (lo, hi) for n, lo, hi in zip(s[names], s[f"{what}_low"], s[f"{what}_high"], strict=True)}
-            for s in (one, two)
-        )
+    for what, ours, theirs in (
+        ("action", *(_of(n.joint_names, n.action_low, n.action_high) for n in (one, two))),
+        ("state", *(_of(n.state_names, n.state_low, n.state_high) for n in (one, two))),
+    ):
         for name in ours:
             if name in theirs and not np.allclose(ours[name], theirs[name], rtol=1e-6, atol=1e-9):
-                found[f"{what} {name}"] = tuple(f"{lo:.4f}..{hi:.4f}" for lo, hi in (ours[name], theirs[name]))  # pyright: ignore[reportArgumentType]
+                (a, b), (c, d) = ours[name], theirs[name]
+                found[f"{what} {name}"] = (f"{a:.4f}..{b:.4f}", f"{c:.4f}..{d:.4f}")
     return found
+
+
+def _of(names: Sequence[str], low: NDArray[np.float64], high: NDArray[np.float64]) -> dict[str, tuple[float, float]]:
+    return dict(zip(names, zip(low.tolist(), high.tolist(), strict=True), strict=True))
 
 
 def _some(names: Sequence[str]) -> str:
