@@ -12,7 +12,8 @@ from pathlib import Path
 from urllib.parse import unquote
 
 ROOT = "athena-vla"
-IMPORTED_AS = {"mcap-ros2-support": "mcap_ros2", "pyzmq": "zmq"}  # distributions whose module has another name
+# Distributions whose module has another name.
+IMPORTED_AS = {"mcap-ros2-support": "mcap_ros2", "pyzmq": "zmq", "pyyaml": "yaml"}
 _EXTRA = re.compile(r"([^;]+);.*\bextra\s*==\s*['\"]([\w-]+)['\"]")
 
 

@@ -30,6 +30,8 @@ class Reading:
     """Rate of the recording where it does not say it [Hz]."""
     env_config: Path | None = None
     """env.yaml that Isaac Lab wrote beside a run (params/env.yaml): names, scale and offset of its action terms."""
+    topics: Path | None = None
+    """TOML that says which topic of a ROS 2 bag is what; athena data info prints the guess to start from."""
     targets: Targets = "recorded"
     """recorded: the actions are the targets. next-state: the next joint positions are, for actions of another kind."""
 
@@ -41,6 +43,7 @@ class Reading:
             fps=self.fps or (terms.rate if terms else None),
             state_joints=read_names(self.state_joints),
             articulations=read_list(self.articulation),
+            topics=self.topics,
             terms=terms if self.targets == "recorded" else None,
         )
         recording = joined([Path(p) for p in paths], lambda p: open_with(p, options, self.format))

@@ -45,6 +45,7 @@ class OpenOptions:
     fps: float | None = None  # [Hz]
     state_joints: tuple[str, ...] = ()  # names of the state columns, in the recorder's order
     articulations: tuple[str, ...] = ()  # which of several recorded robots or parts are meant, in this order
+    topics: Path | None = None  # TOML that says which topic of a bag is what
     terms: ActionTerms | None = None  # what an environment makes of recorded actions
 
 

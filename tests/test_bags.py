@@ -1,0 +1,225 @@
+"""ROS 2 bags as recordings: own clocks, joints by name. Oracle: what is written here, by rosbags."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image as PillowImage
+
+from athena_vla.dataset.build import BuildConfig, build
+from athena_vla.dataset.dataset import Dataset
+from athena_vla.errors import RecordingError, UnknownName
+from athena_vla.recordings.bag_topics import guessed
+from athena_vla.recordings.convert import ConvertConfig, convert
+from athena_vla.recordings.formats import open_recording
+from athena_vla.recordings.info import InfoConfig, info
+from athena_vla.recordings.reading import Reading
+from lerobot_sets import number_of, numbered
+
+pytest.importorskip("rosbags")
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import Stores, get_typestore
+
+STORE = get_typestore(Stores.ROS2_HUMBLE)
+JOINTS = ["finger", "base", "shoulder"]  # as a driver may order them; the robot has another order
+START = 1_700_000_000.0
+ROWS, HZ, CAMERA_HZ = 60, 20, 8
+
+
+def kind(name: str) -> Any:
+    return STORE.types[name]
+
+
+def header(seconds: float) -> Any:
+    whole = int(seconds)
+    stamp = kind("builtin_interfaces/msg/Time")(sec=whole, nanosec=round((seconds - whole) * 1e9))
+    return kind("std_msgs/msg/Header")(stamp=stamp, frame_id="")
+
+
+def swing(seconds: np.ndarray) -> np.ndarray:
+    return 0.3 * np.sin(2 * np.pi * np.array([0.2, 0.3, 0.4]) * seconds[:, None]) + np.array([0.3, 0.0, 0.1])
+
+
+class Bag:
+    """A bag that is written message by message; every message is logged a little after its stamp."""
+
+    def __init__(self, path: Path, plugin: StoragePlugin = StoragePlugin.MCAP) -> None:
+        self.writer = Writer(path, version=9, storage_plugin=plugin)
+        self.writer.open()
+        self.topics: dict[str, Any] = {}
+
+    def add(self, topic: str, message: Any, seconds: float, delay: float = 0.004) -> None:
+        if topic not in self.topics:
+            self.topics[topic] = self.writer.add_connection(topic, message.__msgtype__, typestore=STORE)
+        data = STORE.serialize_cdr(message, message.__msgtype__)
+        self.writer.write(self.topics[topic], round((seconds + delay) * 1e9), data)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+def joint_state(seconds: float, names: list[str], position: np.ndarray, velocity: np.ndarray | None = None) -> Any:
+    nothing = np.zeros(0)
+    return kind("sensor_msgs/msg/JointState")(
+        header=header(seconds), name=names, position=np.asarray(position, np.float64),
+        velocity=nothing if velocity is None else np.asarray(velocity, np.float64), effort=nothing,
+    )  # fmt: skip
+
+
+def trajectory(names: list[str], position: np.ndarray) -> Any:
+    """Stamped zero: it starts at once, as controllers want it."""
+    duration = kind("builtin_interfaces/msg/Duration")(sec=0, nanosec=50_000_000)
+    nothing = np.zeros(0)
+    point = kind("trajectory_msgs/msg/JointTrajectoryPoint")(
+        positions=np.asarray(position, np.float64), velocities=nothing, accelerations=nothing, effort=nothing,
+        time_from_start=duration,
+    )  # fmt: skip
+    return kind("trajectory_msgs/msg/JointTrajectory")(header=header(0.0), joint_names=names, points=[point])
+
+
+def image(seconds: float, pixels: np.ndarray, encoding: str = "rgb8") -> Any:
+    height, width = pixels.shape[:2]
+    step = pixels.reshape(height, -1).nbytes // height
+    return kind("sensor_msgs/msg/Image")(
+        header=header(seconds), height=height, width=width, encoding=encoding, is_bigendian=0, step=step,
+        data=np.frombuffer(pixels.tobytes(), np.uint8),
+    )  # fmt: skip
+
+
+def compressed(seconds: float, pixels: np.ndarray) -> Any:
+    data = io.BytesIO()
+    PillowImage.fromarray(pixels).save(data, "PNG")
+    return kind("sensor_msgs/msg/CompressedImage")(
+        header=header(seconds), format="png", data=np.frombuffer(data.getvalue(), np.uint8)
+    )
+
+
+def text(words: str) -> Any:
+    return kind("std_msgs/msg/String")(data=words)
+
+
+def write(path: Path, plugin: StoragePlugin = StoragePlugin.MCAP, *, targets: bool = True, raw: bool = False) -> None:
+    bag = Bag(path, plugin)
+    seconds = np.arange(ROWS) / HZ
+    q = swing(seconds)
+    bag.add("/task", text("wave"), START - 0.5)
+    for i, t in enumerate(START + seconds):
+        bag.add("/joint_states", joint_state(t, JOINTS, q[i], np.gradient(q, 1 / HZ, axis=0)[i]), t)
+        if targets:  # commands at their own rate, 10 ms after the state
+            bag.add("/arm/joint_trajectory", trajectory(["base", "shoulder"], q[i, 1:] + 0.01), t + 0.01, delay=0.0)
+        bag.add("/wrench", kind("geometry_msgs/msg/Vector3")(x=float(i), y=2.0, z=3.0), t + 0.003, delay=0.0)
+    for k in range(int(ROWS / HZ * CAMERA_HZ) + 1):
+        t = START - 0.02 + k / CAMERA_HZ
+        bag.add("/front/image_raw", image(t, numbered(k)) if raw else compressed(t, numbered(k)), t)
+        bag.add("/front/depth", image(t, np.full((4, 4), 900, np.uint16), "16UC1"), t)
+    bag.add("/words", kind("std_msgs/msg/Header")(stamp=header(START).stamp, frame_id="x"), START + 1)
+    bag.add("/success", kind("std_msgs/msg/Bool")(data=True), START + ROWS / HZ)
+    bag.close()
+
+
+@pytest.mark.parametrize("plugin", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
+@pytest.mark.parametrize("raw", [False, True])
+def test_topics_become_streams_with_their_own_clocks(tmp_path: Path, plugin: StoragePlugin, raw: bool) -> None:
+    write(tmp_path / "take", plugin, raw=raw)
+    episode = open_recording(tmp_path / "take").read("take")
+    seconds = np.arange(ROWS) / HZ
+    q = swing(seconds)
+    assert episode.joint_names == tuple(JOINTS)
+    np.testing.assert_allclose(episode.states, q, atol=1e-12)
+    np.testing.assert_allclose(episode.timestamps, seconds, atol=1e-6)
+    assert episode.fps == HZ
+    # A row has the command that was in force at its stamp: the one of the row before. Fingers were never commanded.
+    np.testing.assert_allclose(episode.actions[1:, 1:], q[:-1, 1:] + 0.01)
+    np.testing.assert_allclose(episode.actions[:, 0], q[:, 0])
+    assert [n.items for n in episode.notes if n.code == "joint.unmatched"] == [("finger",)]
+    expected = np.floor((seconds + 0.02) * CAMERA_HZ + 1e-6).astype(int)
+    assert [number_of(episode.cameras["front"][i])[0] for i in range(ROWS)] == expected.tolist()
+    assert episode.instructions == ("wave",)
+    assert episode.success is True
+    wrench = episode.streams["wrench"]
+    np.testing.assert_array_equal(wrench.values[:, 0], np.arange(ROWS))
+    assert wrench.clock is not None
+    np.testing.assert_allclose(wrench.clock.stamps, seconds + 0.003, atol=1e-6)
+    assert episode.streams["velocity"].values.shape == (ROWS, 3)
+    assert {n.items for n in episode.notes if n.code == "stream.unused"} == {("/front/depth", "/words")}
+
+
+def test_a_folder_of_bags_is_built_and_a_file_alone_is_read(tmp_path: Path) -> None:
+    for number in (1, 2, 10):
+        write(tmp_path / "bags" / f"take_{number}")
+    recording = open_recording(tmp_path / "bags")
+    assert recording.ids() == ("take_1", "take_2", "take_10")
+    single = next((tmp_path / "bags/take_1").glob("*.mcap"))
+    assert open_recording(single).read(single.stem).fps == HZ
+    found = info(InfoConfig(input=tmp_path / "bags"))
+    assert (found.info.episodes, found.info.successes) == (3, 3)
+    assert 'state = "/joint_states"' in str(found)
+    build(
+        BuildConfig(
+            input=tmp_path / "bags", out=tmp_path / "set", robot="toy", workers=1, horizon=4, validation=0.0
+        )
+    )  # fmt: skip
+    dataset = Dataset.open(tmp_path / "set")
+    state = dataset[3].observation.state  # base, shoulder, finger at 10 Hz
+    np.testing.assert_allclose(state, swing(np.array([0.3]))[0][[1, 2, 0]], atol=1e-6)
+    convert(ConvertConfig(input=tmp_path / "bags", out=tmp_path / "folder", to="isaac_folder"))
+    again = open_recording(tmp_path / "folder").read("take_1")
+    np.testing.assert_array_equal(again.actions, recording.read("take_1").actions)
+
+
+def test_without_commands_the_next_positions_are_targets(tmp_path: Path) -> None:
+    write(tmp_path / "take", targets=False)
+    episode = open_recording(tmp_path / "take").read("take")
+    np.testing.assert_array_equal(episode.actions[:-1], episode.states[1:])
+    assert "action.next_positions" in {n.code for n in episode.notes}
+
+
+def test_two_publishers_of_one_topic_are_joined_by_name(tmp_path: Path) -> None:
+    bag = Bag(tmp_path / "take")
+    for i in range(20):
+        t = START + i / 10
+        bag.add("/joint_states", joint_state(t, ["gripper"], np.array([0.01 * i])), t)
+        bag.add("/joint_states", joint_state(t + 0.02, ["a", "b"], np.array([i, 2.0 * i])), t + 0.02)
+    bag.close()
+    episode = open_recording(tmp_path / "take").read("take")
+    assert episode.joint_names == ("gripper", "a", "b")
+    np.testing.assert_allclose(episode.states, [[0.01 * i, i, 2.0 * i] for i in range(20)])
+
+
+def test_topics_are_guessed_or_said(tmp_path: Path) -> None:
+    state, path = "sensor_msgs/msg/JointState", tmp_path / "topics.toml"
+    assert guessed({"/a/joint_states": state, "/a/joint_command": state}, "x").targets == ("/a/joint_command",)
+    with pytest.raises(RecordingError, match=r"/left/states, /right/states.*--topics"):
+        guessed({"/left/states": state, "/right/states": state}, "x")
+    with pytest.raises(RecordingError, match=r"none.*--topics"):
+        guessed({}, "x")
+    write(tmp_path / "take")
+    reading = Reading(topics=path)
+    path.write_text('state = "/joint_states"\n[cameras]\nhead = "/front/image_raw"\n')
+    episode = reading.open(tmp_path / "take").read("take")
+    assert list(episode.cameras) == ["head"]
+    assert episode.instructions == ()
+    for content, error, said in (
+        ('state = "/states"', UnknownName, "/joint_states"),
+        ('stat = "/joint_states"', UnknownName, "state"),
+        ('state = "/task"', RecordingError, "expected sensor_msgs/msg/JointState"),
+        ("state = 3", RecordingError, "must say"),
+        ("state = ", RecordingError, "no TOML"),
+    ):
+        path.write_text(content)
+        with pytest.raises(error, match=said):
+            reading.open(tmp_path / "take").read("take")
+
+
+def test_other_bags_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "old.bag").write_bytes(b"#ROSBAG V2.0\n" + bytes(100))
+    with pytest.raises(RecordingError, match=r"ROS 1.*rosbags-convert"):
+        open_recording(tmp_path / "old.bag")
+    write(tmp_path / "take")
+    file = next((tmp_path / "take").glob("*.mcap"))
+    data = bytearray(file.read_bytes())
+    file.write_bytes(data[: len(data) // 2])
+    with pytest.raises(RecordingError, match=r"take|mcap"):
+        open_recording(tmp_path / "take").read("take")
