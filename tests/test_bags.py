@@ -11,9 +11,9 @@ from PIL import Image as PillowImage
 from athena_vla.dataset.build import BuildConfig, build
 from athena_vla.dataset.dataset import Dataset
 from athena_vla.errors import RecordingError, UnknownName
-from athena_vla.recordings.bag_topics import guessed
 from athena_vla.recordings.convert import ConvertConfig, convert
 from athena_vla.recordings.formats import open_recording
+from athena_vla.recordings.formats.bags.bag_topics import guessed
 from athena_vla.recordings.info import InfoConfig, info
 from athena_vla.recordings.reading import Reading
 from lerobot_sets import number_of, numbered

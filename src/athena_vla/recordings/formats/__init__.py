@@ -18,7 +18,7 @@ FORMATS: dict[str, str] = {
     "lerobot": "athena_vla.recordings.formats.lerobot",
     "robomimic_hdf5": "athena_vla.recordings.formats.robomimic_hdf5",
     "isaaclab_hdf5": "athena_vla.recordings.formats.isaaclab_hdf5",
-    "ros2_bag": "athena_vla.recordings.formats.ros2_bag",
+    "ros2_bag": "athena_vla.recordings.formats.bags.ros2_bag",
     "rlds": "athena_vla.recordings.formats.rlds",
     "xr_teleoperate": "athena_vla.recordings.formats.xr_teleoperate",
     "mobilitygen": "athena_vla.recordings.formats.mobilitygen",

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from athena_vla.errors import RecordingError
 from athena_vla.recordings.episode import Image
-from athena_vla.recordings.formats.bag_messages import opened, time_of
+from athena_vla.recordings.formats.bags.bag_messages import opened, time_of
 from athena_vla.recordings.formats.common import decode_image, guarded, is_depth_image
 
 CHANNELS = {  # encodings of colour images: bytes a pixel, and which of them are red, green and blue

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from athena_vla.errors import RecordingError
-from athena_vla.recordings.bag_topics import BagTopics, guessed, read_topics
 from athena_vla.recordings.episode import BrokenEpisode, Episode, Frames, RecordingInfo
-from athena_vla.recordings.formats.bag_images import BagImages
-from athena_vla.recordings.formats.bag_messages import messages, numbers_in, opened, rate_of
+from athena_vla.recordings.formats.bags.bag_images import BagImages
+from athena_vla.recordings.formats.bags.bag_messages import messages, numbers_in, opened, rate_of
+from athena_vla.recordings.formats.bags.bag_topics import BagTopics, guessed, read_topics
 from athena_vla.recordings.formats.common import (
     BaseRecording,
     OpenOptions,

@@ -1,0 +1,1 @@
+"""ROS 2 bags: topics, messages in the order of their stamps, images on demand."""
