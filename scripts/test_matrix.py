@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / ".matrix"
 VERSIONS = ("3.10", "3.11", "3.12", "3.13")
-EXTRAS = "train,sim,export,serve"
+EXTRAS = "train,sim,export,serve,gpu,bags,isaaclab"
 TOOLS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "beartype", "scipy")
 ORACLES = ("transformers>=5", "datasets")  # they ask for newer packages than the oldest that we allow
 OLDEST = "oldest"
@@ -107,7 +107,7 @@ def oldest() -> str:
     """Every direct dependency at its lower bound."""
     text = (ROOT / "pyproject.toml").read_text()
     wanted = text[text.index("dependencies = [") : text.index("[project.scripts]")]
-    wanted = re.sub(r"\n(?:dev|ray|ros2|wandb|openvino|gr00t|gpu) = \[.*?\]", "", wanted, flags=re.S)
+    wanted = re.sub(r"\n(?:dev|ray|ros2|wandb|openvino|gr00t) = \[.*?\]", "", wanted, flags=re.S)
     bounds = re.findall(r"[\"']([\w.-]+)>=([\d.]+)[^\"']*[\"']", wanted)
     return "".join(f"{name}=={bound}\n" for name, bound in bounds)
 

@@ -367,3 +367,41 @@ def test_a_server_that_is_not_there_is_a_sentence():
         paraphrase(ParaphraseConfig(url="http://127.0.0.1:9/v1", model="m", timeout=2), "idle", "x", "task", [])
     with pytest.raises(DatasetError, match="not an http address"):
         paraphrase(ParaphraseConfig(url="file:///etc", model="m"), "idle", "x", "task", [])
+
+
+def test_segments_go_out_as_a_table_and_come_back_edited(tmp_path: Path) -> None:
+    """What is not touched stays what it was; what is changed is a person's; the build trains on it."""
+    write(tmp_path / "rec", clean(0), clean(1))
+    table = tmp_path / "segments.tsv"
+    config = AnnotateConfig(input=tmp_path / "rec", robot="toy", edit=table)
+    first = annotate(config)
+    before = read_annotations(first.path)
+    lines = table.read_text().splitlines()
+    assert lines[0] == "episode\tstart\tstop\tkind\ttext"
+    assert len(lines) == 1 + sum(len(s) for s in before.values())
+    annotate(config)
+    assert read_annotations(first.path) == before, "an unchanged table changes nothing"
+    rows = ("episode_0001\t0\t20\ttask\treach, then hold", "episode_0001\t20\t60\t\tlet go")
+    table.write_text("\n".join((lines[0], *rows)))
+    again = annotate(config)
+    assert table.name in str(again)
+    after = read_annotations(first.path)
+    assert after["episode_0000"] == ()
+    assert [(s.start, s.stop, s.text, s.source) for s in after["episode_0001"]] == [
+        (0, 20, "reach, then hold", "human"),
+        (20, 60, "let go", "human"),
+    ]
+    for line, wrong in (
+        ("episode_9\t0\t20\ttask\thold", "line 2 .*episode_9"),
+        ("episode_0001\t0\t61\ttask\thold", r"0\.\.61 lie outside the 60"),
+        ("episode_0001\t0\tx\ttask\thold", "frame numbers"),
+        ("episode_0001\t0\t20\ttask\t ", "says nothing"),
+        ("episode_0001\t0\t20\ttask\ta\nepisode_0001\t10\t30\ttask\tb", "overlap"),
+    ):
+        table.write_text(f"{lines[0]}\n{line}\n")
+        with pytest.raises(DatasetError, match=wrong):
+            annotate(config)
+        assert read_annotations(first.path) == after, "a table with a mistake changes nothing"
+    table.write_text("a,b\n")
+    with pytest.raises(DatasetError, match="tab-separated"):
+        annotate(config)

@@ -175,3 +175,22 @@ def test_a_diff_names_what_changed(two: tuple[Path, Path], tmp_path: Path) -> No
     assert "episode_0003" in str(found)
     with pytest.raises(DatasetError, match="no built set"):
         diff(DiffConfig(a=a, b=b))
+
+
+@pytest.mark.parametrize("stage", ["build", "convert"])
+def test_a_recording_larger_than_the_free_disk_is_refused_before_the_first_byte(
+    two: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    import shutil
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=64 * 2**20 + 1000))
+    before = sorted(tmp_path.rglob("*"))
+    start = {
+        "build": lambda: build(BuildConfig(input=two[0], out=tmp_path / "set", robot="toy", workers=1)),
+        "convert": lambda: convert(ConvertConfig(input=two[0], out=tmp_path / "set")),
+    }[stage]
+    with pytest.raises((DatasetError, RecordingError), match=r"needs about .*free\. Make room"):
+        start()
+    assert sorted(tmp_path.rglob("*")) == before
+    build(BuildConfig(input=two[0], out=tmp_path / "set", robot="toy", workers=1, image_size=(16, 16)))

@@ -54,6 +54,9 @@ def build(config: BuildConfig, progress: Progress = quiet) -> BuildResult:
     config.require()
     if config.dry_run:
         config = replace(config, link=True)  # numbers and checks alone: no image is copied
+    if not config.link and config.image_size is None:
+        smaller = "--image-size makes the images smaller, --link leaves them in the recording."
+        files.require_room(config.out, files.size_of(config.inputs), "The set", DatasetError, otherwise=smaller)
     with files.claim(
         config.out,
         overwrite=config.overwrite,

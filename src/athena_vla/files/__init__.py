@@ -12,6 +12,7 @@ from athena_vla.files.content import (
 )
 from athena_vla.files.leftovers import Leftover, discard, leftovers, settle
 from athena_vla.files.locks import lock
+from athena_vla.files.space import require_room, size_of
 from athena_vla.files.whole import whole_file, whole_folder
 
 __all__ = [
@@ -24,8 +25,10 @@ __all__ = [
     "read_json",
     "read_json_object",
     "require_free",
+    "require_room",
     "settle",
     "sha256",
+    "size_of",
     "whole_file",
     "whole_folder",
     "write_bytes",

@@ -85,6 +85,7 @@ def convert(config: ConvertConfig, progress: Progress = quiet) -> ConvertResult:
             raise UnknownName("fix", name, FIXES)
     recording = config.open(config.input, *config.also)
     segments = read_annotations(config.annotations) if config.annotations else {}
+    files.require_room(config.out, files.size_of((config.input, *config.also)), "The result", RecordingError)
     with (
         files.claim(
             config.out,
