@@ -31,6 +31,8 @@ ALLOWED: dict[str, set[str]] = {
     "channels": {"robot_parts"},
     "robot_columns": {"robot_parts", "channels"},
     "embodiment": {"errors", "robot_parts", "channels", "robot_columns"},
+    "robot_description": {"errors"},
+    "robot_import": {"robot_description"},
     "recordings": set(),
     "annotate": {"recordings"},
     "check": {"recordings", "annotate"},

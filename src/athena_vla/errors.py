@@ -41,6 +41,12 @@ class InvalidEmbodiment(AthenaError):
         super().__init__(f"Robot '{robot}': {problem}")
 
 
+class RobotFileError(AthenaError):
+    """A robot description that cannot be read, or does not say what a robot needs."""
+
+    code = "robot.file"
+
+
 class InvalidObservation(AthenaError):
     """An observation that does not fit the robot or the model."""
 

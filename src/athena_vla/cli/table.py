@@ -42,6 +42,9 @@ COMMANDS: dict[str, Command] = {
         ("out",),
         kept="finished recordings",
     ),
+    "robot import": Command(
+        "robot_import", "import_robot", "RobotImportConfig", "a robot's file from its URDF or MJCF", ("input", "out")
+    ),
     "data info": Command("recordings.info", "info", "InfoConfig", "what a recording is, from its content", ("input",)),
     "data check": Command("check", "check", "CheckConfig", "every defect of a recording, named", ("input",)),
     "data align": Command("check.lags", "align", "AlignConfig", "lags between streams, and the real rate", ("input",)),
