@@ -43,7 +43,11 @@ COMMANDS: dict[str, Command] = {
         kept="finished recordings",
     ),
     "robot import": Command(
-        "robot_import", "import_robot", "RobotImportConfig", "a robot's file from its URDF or MJCF", ("input", "out")
+        "robot_import.importing",
+        "import_robot",
+        "RobotImportConfig",
+        "a robot's file from its URDF or MJCF",
+        ("input", "out"),
     ),
     "data info": Command("recordings.info", "info", "InfoConfig", "what a recording is, from its content", ("input",)),
     "data check": Command("check", "check", "CheckConfig", "every defect of a recording, named", ("input",)),

@@ -1,0 +1,1 @@
+"""A robot's file from its published URDF or MJCF."""
