@@ -9,8 +9,8 @@ import pytest
 
 from athena_vla.embodiment import load
 from athena_vla.errors import RobotFileError
-from athena_vla.robot_import.description import read_description
-from athena_vla.robot_import.importing import RobotImportConfig, import_robot
+from athena_vla.robot_import.robot_description import read_description
+from athena_vla.robot_import.robot_importing import RobotImportConfig, import_robot
 
 URDF = """<robot name="Desk Arm">
   <link name="base"/>

@@ -43,7 +43,7 @@ COMMANDS: dict[str, Command] = {
         kept="finished recordings",
     ),
     "robot import": Command(
-        "robot_import.importing",
+        "robot_import.robot_importing",
         "import_robot",
         "RobotImportConfig",
         "a robot's file from its URDF or MJCF",

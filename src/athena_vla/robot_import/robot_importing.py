@@ -14,7 +14,7 @@ from pathlib import Path
 from athena_vla import files
 from athena_vla.embodiment import load
 from athena_vla.errors import RobotFileError
-from athena_vla.robot_import.description import ImportedRobot, read_description
+from athena_vla.robot_import.robot_description import ImportedRobot, read_description
 
 SETTLES = 0.2  # [s] in which a guessed acceleration reaches the velocity limit
 SNAPS = 0.05  # [s] in which a guessed jerk reaches the acceleration
