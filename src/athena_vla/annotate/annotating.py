@@ -10,8 +10,8 @@ from typing import Any
 import athena_vla.embodiment as embodiment
 from athena_vla import files
 from athena_vla.annotate.paraphrase import ParaphraseConfig
+from athena_vla.annotate.segment_table import edited, write_table
 from athena_vla.annotate.segments import episode_segments
-from athena_vla.annotate.table import edited, write_table
 from athena_vla.errors import RecordingError
 from athena_vla.progress import Progress, quiet
 from athena_vla.recordings.episode import BrokenEpisode, Segment
