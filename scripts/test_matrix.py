@@ -4,13 +4,13 @@
     python scripts/test_matrix.py --only 3.10 --tests tests/test_safety.py
     python scripts/test_matrix.py --only oldest
 
-Each job has an environment of its own under `.matrix`, kept for the next time. `oldest` takes the lower bound of every
-dependency of pyproject.toml, with the oldest Python found. Hours of one core in all: no part of continuous integration.
+Each job has an environment of its own under `.matrix`, kept for the next time. `oldest` takes the lowest version that
+pyproject.toml allows of every dependency, as uv resolves them, with the oldest Python found; torch comes with its CUDA
+libraries there. Hours of one core in all: no part of continuous integration.
 """
 
 import argparse
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -71,18 +71,27 @@ def run(name: str, python: str, tests: list[str], work: Path) -> str:
     if not (environment / "bin" / "python").exists():
         subprocess.run([python, "-m", "venv", str(environment)], check=True)
     own = environment / "bin" / "python"
-    constraints = environment / "constraints.txt"
-    constraints.write_text(oldest() if name == OLDEST else pins(name))
     pip = [str(own), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--prefer-binary"]
     # The pip of an old Python's venv searches without end; av from source needs ffmpeg's headers.
     subprocess.run([*pip, "--upgrade", "pip"], check=False)
     pip += ["--only-binary", "av"]
     started = time.monotonic()
-    if subprocess.run([*pip, "-c", str(constraints), "-e", f"{ROOT}[{EXTRAS}]", *TOOLS], check=False).returncode:
+    package = f"{ROOT}[{EXTRAS}]"
+    if name == OLDEST:
+        subprocess.run([*pip, "uv"], check=True)
+        uv = [str(own.with_name("uv")), "pip", "install", "--quiet", "--python", str(own)]
+        only = ["--only-binary", ":all:", "--no-binary", "athena-vla"]
+        first = [*uv, "--resolution", "lowest-direct", *only, "-e", package]
+    else:
+        constraints = environment / "constraints.txt"
+        constraints.write_text(pins(name))
+        first = [*pip, "-c", str(constraints), "-e", package, *TOOLS]
+    if subprocess.run(first, check=False).returncode:
         return "failed to install"
     # In a second call: with all the pins beside them pip's search for the oracles does not end. What is there stays.
-    if name != OLDEST and subprocess.run([*pip, *ORACLES], check=False).returncode:
-        print("the oracles could not be installed; their tests are skipped", flush=True)
+    more = TOOLS if name == OLDEST else ORACLES
+    if subprocess.run([*pip, *more], check=False).returncode:
+        print(f"{', '.join(more)} could not be installed; what needs them is skipped", flush=True)
     installed = time.monotonic() - started
     words = [str(own), "-m", "pytest", "-p", "no:cacheprovider", *tests]
     # Deprecations of other versions are no failures here; the suite's own filter makes warnings errors.
@@ -101,15 +110,6 @@ def pins(version: str) -> str:
     """The constraints of a version: 3.10 has its own, since newer packages have left it."""
     name = "constraints-py310.txt" if version == "3.10" else "constraints.txt"
     return (ROOT / name).read_text()
-
-
-def oldest() -> str:
-    """Every direct dependency at its lower bound."""
-    text = (ROOT / "pyproject.toml").read_text()
-    wanted = text[text.index("dependencies = [") : text.index("[project.scripts]")]
-    wanted = re.sub(r"\n(?:dev|ray|ros2|wandb|openvino|gr00t) = \[.*?\]", "", wanted, flags=re.S)
-    bounds = re.findall(r"[\"']([\w.-]+)>=([\d.]+)[^\"']*[\"']", wanted)
-    return "".join(f"{name}=={bound}\n" for name, bound in bounds)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from athena_vla.dataset.dataset import Dataset
 from athena_vla.errors import DatasetError, RecordingError
 from athena_vla.recordings.convert import ConvertConfig, convert
 from athena_vla.recordings.formats import open_recording
-from athena_vla.recordings.formats.common import success_of
+from athena_vla.recordings.formats.common import save_arrays, success_of
 from athena_vla.recordings.formats.metadata import rate_in, texts_in
 from athena_vla.recordings.formats.tfrecord import build_example, write_record
 from athena_vla.recordings.overlaps import groups
@@ -490,3 +490,13 @@ def test_a_conversion_keeps_or_names_a_stream_with_its_own_clock(tmp_path: Path,
     recording = open_recording(tmp_path / "out")
     kept = "force" in recording.read(recording.ids()[0]).streams
     assert (kept, named) == ((True, False) if target == "isaac_folder" else (False, True))
+
+
+def test_an_npz_holds_what_it_was_given_and_nothing_that_would_be_pickled(tmp_path: Path) -> None:
+    """With numpy before 2.1 `savez(allow_pickle=False)` writes an array of that name."""
+    save_arrays(tmp_path / "a.npz", {"x": np.arange(3), "words": np.array(["a", "b"])})
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as archive:
+        assert sorted(archive.files) == ["words", "x"]
+    with pytest.raises(RecordingError, match="'y' holds objects"):
+        save_arrays(tmp_path / "b.npz", {"y": np.array([{}], dtype=object)})
+    assert not (tmp_path / "b.npz").exists()

@@ -28,7 +28,7 @@ from athena_vla.gate import Gate
 from athena_vla.manifest import FORMAT, FileEntry, Manifest, Stage
 from athena_vla.models.contract import HostLoop, Spec, loop_type, spec_from_dict
 from athena_vla.models.robot_sizes import Sizes
-from athena_vla.recordings.formats.common import npz_headers
+from athena_vla.recordings.formats.common import npz_headers, save_arrays
 from athena_vla.version import __version__
 
 __all__ = ["FORMAT", "Bundle", "Golden", "Manifest", "Stage"]
@@ -58,7 +58,7 @@ class Golden:
         arrays["chunk"] = self.chunks
         given = {i: o.action_prefix for i, o in enumerate(self.observations) if o.action_prefix is not None}
         arrays |= {f"{PREFIX_KEYS[0]}.{i}": rows for i, rows in given.items()}
-        np.savez_compressed(path, allow_pickle=False, **arrays)
+        save_arrays(path, arrays, compressed=True)
 
     @classmethod
     def load(cls, path: Path, cameras: tuple[str, ...]) -> "Golden":

@@ -120,6 +120,8 @@ def _map_to_array(raw: dict[Any, Any]) -> Any:
         kind = _dtype(raw[b"dtype"])
         if not isinstance(raw[b"data"], (bool, int, float)):
             raise WireError("A scalar in the message is not a number.")
+        if kind.kind in "iu" and not np.iinfo(kind).min <= raw[b"data"] <= np.iinfo(kind).max:
+            raise WireError(f"A scalar in the message is no {kind}.")  # numpy 1 would wrap it around
         return kind.type(raw[b"data"])
     return raw
 

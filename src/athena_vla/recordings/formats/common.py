@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -186,6 +186,18 @@ def npz_arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
     headers = npz_headers(path)
     with guarded(f"'{path}'"), np.load(path, allow_pickle=False) as archive:
         return {n: archive[n] for n in names if n in headers}
+
+
+def save_arrays(file: IO[bytes] | Path, arrays: Mapping[str, NDArray[Any]], *, compressed: bool = False) -> None:
+    """Write an npz of plain arrays. Raises `RecordingError` for objects, which would be pickled.
+
+    `numpy.savez(allow_pickle=False)` does the same from numpy 2.1 on; before, it writes an array of that name.
+    """
+    for name, array in arrays.items():
+        if np.asarray(array).dtype.hasobject:
+            raise RecordingError(f"Array '{name}' holds objects; only numbers and texts are written.")
+    write = np.savez_compressed if compressed else np.savez
+    write(file, **dict(arrays))  # pyright: ignore[reportArgumentType]
 
 
 def decode_image(data: bytes, what: str) -> Image:

@@ -30,6 +30,7 @@ from athena_vla.recordings.formats.common import (
     npz_arrays,
     npz_headers,
     read_json_object,
+    save_arrays,
     success_of,
     text_list,
     unused,
@@ -232,7 +233,7 @@ def write_episode(root: Path, episode: Episode) -> Path:
             arrays["timestamps"] = episode.timestamps
             arrays |= {f"{STREAM}{k}": s.values for k, s in episode.streams.items()}
             arrays |= {f"{STREAM_CLOCK}{k}": s.clock.stamps for k, s in episode.streams.items() if s.clock}
-            np.savez(file, allow_pickle=False, **arrays)  # pyright: ignore[reportArgumentType]
+            save_arrays(file, arrays)
         names = list(episode.cameras)
         single = names == [DEFAULT_CAMERA]
         for name, stream in episode.cameras.items():
