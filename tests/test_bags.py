@@ -10,7 +10,7 @@ from PIL import Image as PillowImage
 
 from athena_vla.dataset.build import BuildConfig, build
 from athena_vla.dataset.dataset import Dataset
-from athena_vla.errors import RecordingError, UnknownName
+from athena_vla.errors import DatasetError, RecordingError, UnknownName
 from athena_vla.recordings.convert import ConvertConfig, convert
 from athena_vla.recordings.formats import open_recording
 from athena_vla.recordings.formats.bags.bag_topics import guessed
@@ -223,3 +223,14 @@ def test_other_bags_are_refused_by_name(tmp_path: Path) -> None:
     file.write_bytes(data[: len(data) // 2])
     with pytest.raises(RecordingError, match=r"take|mcap"):
         open_recording(tmp_path / "take").read("take")
+
+
+def test_a_linked_set_of_a_bag_cannot_forget_its_topics(tmp_path: Path) -> None:
+    write(tmp_path / "take")
+    (tmp_path / "topics.toml").write_text('state = "/joint_states"\n')
+    with pytest.raises(DatasetError, match="--topics"):
+        build(
+            BuildConfig(
+                input=tmp_path / "take", out=tmp_path / "set", robot="toy", link=True, topics=tmp_path / "topics.toml"
+            )
+        )

@@ -88,6 +88,8 @@ class BuildConfig(Reading):
                 raise DatasetError(f"{name} is {value}; it must be at least {least}.")
         if self.link and self.also:
             raise DatasetError("--link points at one recording; of several, build a set of their images.")
+        if self.link and self.topics:
+            raise DatasetError("--link opens the bag again without --topics; build a set of its images instead.")
         if not 0 <= self.validation < 1:
             raise DatasetError(f"validation is {self.validation}; it is a share of the episodes in [0, 1).")
         for code in self.allow:

@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from athena_vla.errors import AthenaError, RecordingError
+from athena_vla.errors import RecordingError
 from athena_vla.recordings.episode import BrokenEpisode, Episode, Recording, RecordingInfo
 from athena_vla.recordings.notes import Note
+from athena_vla.recordings.several import read_or_broken
 from athena_vla.recordings.streams import Stream
 
 SAID = "targets are the next joint positions (--targets next-state); the recorded actions are the stream 'actions'"
@@ -44,11 +45,7 @@ class NextState:
         )
 
     def episodes(self) -> Iterator[Episode | BrokenEpisode]:
-        for episode_id in self.ids():
-            try:
-                yield self.read(episode_id)
-            except AthenaError as error:
-                yield BrokenEpisode(episode_id, f"{self.path}#{episode_id}", str(error), error.code)
+        return (read_or_broken(self, episode_id) for episode_id in self.ids())
 
     def info(self) -> RecordingInfo:
         found = self.recording.info()
