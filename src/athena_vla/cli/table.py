@@ -80,6 +80,7 @@ COMMANDS: dict[str, Command] = {
         presets="PRESETS",
         config_module="finetune.finetune_config",
     ),
+    "runs": Command("evaluate.runs", "runs", "RunsConfig", "one table over the trainings below a folder", ("input",)),
     "checkpoint": Command(
         "finetune",
         "bundle_of_checkpoint",
