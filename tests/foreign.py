@@ -155,6 +155,13 @@ def lerobot_v20(root: Path) -> Path:
     return path
 
 
+def bag(root: Path) -> Path:
+    """Without the topic that has a clock of its own: a table has no place for it."""
+    from bags import write as write_bag
+
+    return write_bag(root / "take", wrench=False)
+
+
 FOREIGN: dict[str, Callable[[Path], Path]] = {
     "isaac_folder": isaac_folder,
     "isaac_folder, second variant": second_variant,
@@ -167,6 +174,7 @@ FOREIGN: dict[str, Callable[[Path], Path]] = {
     "lerobot v3.0": converted("lerobot_v3"),
     "lerobot v3.0, video and language": converted("lerobot_v3", video=True, language_columns=True),
     "rlds": converted("rlds"),
+    "ros2_bag": bag,
     "xr_teleoperate": xr_teleoperate,
     "mobilitygen": mobilitygen,
     "motion_npz": motion,
