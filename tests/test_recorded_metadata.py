@@ -500,3 +500,27 @@ def test_an_npz_holds_what_it_was_given_and_nothing_that_would_be_pickled(tmp_pa
     with pytest.raises(RecordingError, match="'y' holds objects"):
         save_arrays(tmp_path / "b.npz", {"y": np.array([{}], dtype=object)})
     assert not (tmp_path / "b.npz").exists()
+
+
+def test_what_holds_for_all_episodes_is_said_in_full(tmp_path: Path) -> None:
+    """Two depth cameras and a segmentation in every episode are three findings, not the first of each code."""
+    names = ["head_depth", "wrist_depth"]
+    for take in range(3):
+        write(tmp_path / "in", clean(take))
+        for name in names:
+            folder = tmp_path / f"in/episode_{take:04d}/images/{name}"
+            folder.mkdir()
+            for i in range(60):
+                Image.fromarray(np.full((8, 8), 700 + i, np.uint16)).save(folder / f"rgb_{i:04d}.png")
+    found = [f for f in check(CheckConfig(input=tmp_path / "in")).findings if f.code == "camera.depth"]
+    assert [f.episode for f in found] == [None, None]
+    for name in names:
+        assert any(name in f.message and "all 3 episodes" in f.message for f in found)
+
+
+def test_two_findings_of_half_the_episodes_are_not_all() -> None:
+    from athena_vla.check.checking import merged
+    from athena_vla.check.findings import finding
+
+    twice = [finding("camera.depth", f"'{n}' holds depth.", e) for e in ("0", "1") for n in "ab"]
+    assert [f.episode for f in merged(twice, 4)] == ["0", "0", "1", "1"]

@@ -263,15 +263,14 @@ def of_recording(notes: Sequence[Note]) -> list[Finding]:
 def merged(found: list[Finding], episodes: int) -> Iterator[Finding]:
     """One finding in place of the same one for every episode."""
     found = _commands(found, episodes)
-    said: dict[str, int] = {}
+    said: dict[str, set[str]] = {}  # code -> episodes
     for f in found:
         if f.code in COLLECTIVE and f.episode is not None:
-            said[f.code] = said.get(f.code, 0) + 1
-    done: set[str] = set()
+            said.setdefault(f.code, set()).add(f.episode)
+    first: dict[str, str] = {}  # code -> the episode that speaks for all; it may have several findings of the code
     for f in found:
-        if f.code in said and f.episode is not None and said[f.code] >= max(episodes, 2):
-            if f.code not in done:
-                done.add(f.code)
+        if f.episode is not None and len(said.get(f.code, ())) >= max(episodes, 2):
+            if first.setdefault(f.code, f.episode) == f.episode:
                 yield Finding(
                     f.code, f.severity, f"{f.message} (all {episodes} episodes)", None, f.frames, f.why, f.fix
                 )
