@@ -1,5 +1,6 @@
 """Images of one topic of a ROS 2 bag, raw or compressed, read from the bag when they are asked for."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from athena_vla.errors import RecordingError
 from athena_vla.recordings.episode import Image
-from athena_vla.recordings.formats.bags.bag_messages import opened, time_of
+from athena_vla.recordings.formats.bags.bag_messages import kept_open, time_of
 from athena_vla.recordings.formats.common import decode_image, guarded, is_depth_image
 
 CHANNELS = {  # encodings of colour images: bytes a pixel, and which of them are red, green and blue
@@ -56,7 +57,8 @@ class BagImages:
     def __getitem__(self, index: int, /) -> Image:
         number = index if self.place is None else int(self.place[index])
         when = self.logged[number]
-        with guarded(f"image {number} of '{self.topic}' in '{self.path}'"), opened(self.path) as bag:
+        with guarded(f"image {number} of '{self.topic}' in '{self.path}'"):
+            bag = kept_open(self.path, os.getpid())
             connections = [c for c in bag.connections if c.topic == self.topic]
             for connection, _, raw in bag.messages(connections=connections, start=when, stop=when + 1):
                 return _pixels(bag.deserialize(raw, connection.msgtype), self.topic)

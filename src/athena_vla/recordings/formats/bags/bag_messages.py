@@ -1,5 +1,6 @@
 """Messages of a ROS 2 bag in the order of their own stamps, by the `rosbags` library."""
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from numpy.typing import NDArray
 
 from athena_vla.errors import MissingDependency
 from athena_vla.recordings.formats.common import guarded
+
+OPEN_BAGS = 4  # kept open while their images are read
 
 
 def opened(path: Path) -> Any:
@@ -20,6 +23,17 @@ def opened(path: Path) -> Any:
         raise MissingDependency("rosbags", "bags", "to read ROS 2 bags") from error
     with guarded(f"bag '{path}'"):
         return AnyReader([path], default_typestore=get_typestore(Stores.ROS2_HUMBLE))
+
+
+@functools.lru_cache(maxsize=OPEN_BAGS)
+def kept_open(path: Path, process: int) -> Any:
+    """The same for many single reads: opening a bag reads its index and all definitions of messages again.
+
+    `process` keeps a child from reading through its parent's file.
+    """
+    bag = opened(path)
+    bag.open()
+    return bag
 
 
 def messages(bag: Any, topic: str) -> Iterator[tuple[float, Any]]:
