@@ -52,3 +52,10 @@ def test_every_module_that_names_shapes_is_watched() -> None:
         spec = importlib.import_module(name).__spec__
         assert spec is not None
         assert type(spec.loader).__module__.startswith("jaxtyping"), f"{name} was imported before the hook"
+
+
+def test_arrays_are_named_by_a_class() -> None:
+    """jaxtyping takes classes alone; from NumPy 2.5 on its aliases are none, and the package could not be imported."""
+    from athena_vla.models.contract import Array
+
+    assert isinstance(Array, type)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from athena_vla.errors import UnknownName
 
-Array: TypeAlias = NDArray[Any]
+Array: TypeAlias = np.ndarray  # no alias of NumPy: from 2.5 on those are no classes, which jaxtyping needs
 Value: TypeAlias = Any  # an array on the host, or an engine's own: a tensor, an address on a device
 Values: TypeAlias = dict[str, Value]
 Call: TypeAlias = Callable[[str, Values], Values]  # run(graph_name, inputs) -> outputs
