@@ -11,7 +11,7 @@ PYTEST := $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile
 
 CAPPED_TESTS := $(addprefix tests/test_,precision.py finetune.py lora.py packed_linear.py native.py)
 
-.PHONY: setup setup-dev demo test test-capped test-all test-matrix check format bench docs browser interop clean help
+.PHONY: setup setup-dev demo test test-capped test-gpu bench-gpu test-all test-matrix check format bench docs browser interop clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -51,6 +51,14 @@ test-capped: setup-dev  ## the training tests and a short demo, as on a processo
 	scripts/capped.sh $(PYTEST) $(CAPPED_TESTS)
 	rm -rf runs/ci-capped && scripts/capped.sh $(BIN)/athena demo --quick --out runs/ci-capped
 	ATHENA_DEMO=runs/ci-capped scripts/capped.sh $(BIN)/pytest -m demo tests/test_precision.py
+
+test-gpu: setup-dev  ## what needs a CUDA card: every family and engine on it, beside the processor
+	ATHENA_TEST_GPU=1 $(PYTEST) -n 0 -m gpu
+
+bench-gpu: setup-dev  ## times and memory on a CUDA card at full size, at most 8 minutes each; without a card each says so
+	timeout 480 $(BIN)/python benchmarks/bench_gpu_deploy.py
+	timeout 480 $(BIN)/python benchmarks/bench_gpu_train.py
+	timeout 480 $(BIN)/python benchmarks/bench_gpu_models.py
 
 test-all: setup-dev browser  ## also the slow tests
 	$(PYTEST) -m 'slow or not slow'

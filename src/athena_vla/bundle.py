@@ -188,11 +188,11 @@ class Bundle:
 
         if self.manifest.adapter:
             settings = LoraSettings(**self.manifest.adapter)
-            return opening.adapted(self._body(settings, device), settings, self.path / ADAPTER_FILE)
+            return opening.adapted(self._body(settings, device), settings, self.path / ADAPTER_FILE, device)
         kind = architecture.family(self.manifest.family)
         return opening.open_model(kind, self.spec, self.tokenizer_files(), self.store(), device)
 
-    def packed_model(self):
+    def packed_model(self, device: str = "cpu"):
         """The torch model of a quantised bundle on its codes as they are stored: see `models.weights.packed_linear`."""
         from athena_vla.models.weights.packed_linear import packed_model
 
@@ -201,7 +201,7 @@ class Bundle:
                 f"'{self.path}' is {self.manifest.stage}; only a quantised bundle runs on its codes. Quantise it, "
                 "or take another backend."
             )
-        return packed_model(self.meta_model(), self.store())
+        return packed_model(self.meta_model(), self.store(), device)
 
     def _body(self, settings: Any, device: str) -> Any:
         """What the adapter was trained on, with this bundle's heads."""

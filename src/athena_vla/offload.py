@@ -29,11 +29,14 @@ def opened(bundle: Bundle, device: str = "auto") -> Iterator[Policy]:
     They are computed with on `device`: a card needs room for the largest layer and for what stays resident.
     """
     with bundle.store() as store:
-        if not is_large(store):
-            yield Policy.of(bundle, "torch", device=device)
-            return
-        model, choice = bundle.meta_model().eval(), torch_device(device)
+        choice = torch_device(device)
         taken = Taken("torch", choice.device, choice.name, choice.why, precision="float32")
+        if not is_large(store):
+            # Eagerly on a card too: who opens a model so looks into its layers, and a replayed graph runs no hooks.
+            model = bundle.model(choice.device)
+            yield Policy(bundle.robot, bundle.normalizer, model.loop, TorchEngine(model, taken), name=bundle.path.name)
+            return
+        model = bundle.meta_model().eval()
         with streamed(model, store, device=choice.device):
             # The engine is made inside: it asks the weights where inputs belong.
             engine = TorchEngine(model, taken)

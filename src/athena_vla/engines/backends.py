@@ -16,7 +16,6 @@ from athena_vla.models.contract import Engine, HostLoop
 Name = Literal["auto", "torch", "packed", "onnxruntime", "openvino", "tensorrt"]
 TORCH = ("torch", "packed")
 EXPORTED = ("onnxruntime", "openvino", "tensorrt")
-_WIDER = 4  # times the bytes of 4-bit weights in 16 bits
 LARGE = 1_000_000_000  # [bytes] of quantised weights from which they are run as they are stored
 
 
@@ -25,10 +24,10 @@ def open_backend(
 ) -> tuple[HostLoop, Engine]:
     """The model's host loop, and the engine that runs its graphs; `engine.taken` says what it runs on.
 
-    `packed` is torch on quantised weights as they are stored, memory-mapped, in bfloat16. `auto` is ONNX Runtime for
-    exported bundles, packed for large quantised ones and torch for the others. `device` is auto, cpu, cuda or cuda:N.
-    Raises `ExportError` where the bundle does not hold what the backend runs, `DeviceError` for a card that was asked
-    for and cannot be had.
+    `packed` is torch on quantised weights as they are stored, in bfloat16. `auto` is ONNX Runtime for exported bundles,
+    packed for quantised ones that are large or run on a card, and torch for the others. `device` is auto, cpu, cuda or
+    cuda:N. Raises `ExportError` where the bundle does not hold what the backend runs, `DeviceError` for a card that was
+    asked for and cannot be had.
     """
     if name not in ("auto", *TORCH, *EXPORTED):
         raise UnknownName("backend", name, ("auto", *TORCH, *EXPORTED))
@@ -37,8 +36,9 @@ def open_backend(
         from athena_vla.engines.torch_engine import open_packed, open_torch, torch_device
 
         as_stored = name == "packed"
-        if name == "auto" and bundle.manifest.stage == "quantized" and (size := bundle.store().bytes) > LARGE:
-            as_stored = not torch_device(device, needs=_WIDER * size).is_cuda
+        if name == "auto" and bundle.manifest.stage == "quantized":
+            size = bundle.store().bytes
+            as_stored = size > LARGE or torch_device(device, needs=size).is_cuda
         engine = open_packed(bundle, device) if as_stored else open_torch(bundle, device)
         return engine.model.loop, engine
     if not exported:

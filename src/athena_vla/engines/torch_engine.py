@@ -1,6 +1,6 @@
 """A bundle's model in torch: float weights, or quantised ones on their codes as they are stored (`packed`).
 
-Says which device it took, and why not a card. The way to a card was not run on one by us.
+Says which device it took, and why not a card.
 """
 
 import torch
@@ -8,7 +8,7 @@ import torch
 from athena_vla.bundle import Bundle
 from athena_vla.errors import DeviceError
 from athena_vla.machine.device import Choice, Runtime, choose, version_of
-from athena_vla.models.architecture import TorchEngine
+from athena_vla.models.architecture import Architecture, TorchEngine
 from athena_vla.models.contract import Taken
 
 
@@ -31,19 +31,27 @@ def torch_device(word: str, needs: int = 0) -> Choice:
 
 
 def open_torch(bundle: Bundle, device: str = "auto") -> TorchEngine:
-    """The bundle's model in torch. Raises `BundleError`, `DeviceError`."""
+    """The bundle's model in torch; on a card by captured calls. Raises `BundleError`, `DeviceError`."""
     choice = torch_device(device, _bytes(bundle))
     model = bundle.model(choice.device)
     kinds = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()})
-    return TorchEngine(model, Taken("torch", choice.device, choice.name, choice.why, precision=", ".join(kinds)))
+    return engine_of(model, Taken("torch", choice.device, choice.name, choice.why, precision=", ".join(kinds)))
 
 
 def open_packed(bundle: Bundle, device: str = "auto") -> TorchEngine:
-    """A quantised bundle on its codes, on the processor. Raises `BundleError`, `DeviceError`."""
-    if device not in ("auto", "cpu"):
-        raise DeviceError(f"Backend 'packed' computes on the processor, not on '{device}'; take --backend torch.")
-    why = "" if device == "cpu" else "packed computes on the processor"
-    return TorchEngine(bundle.packed_model(), Taken("packed", "cpu", why=why, precision="bfloat16"))
+    """A quantised bundle on its codes as they are stored. Raises `BundleError`, `DeviceError`."""
+    choice = torch_device(device, _bytes(bundle))
+    taken = Taken("packed", choice.device, choice.name, choice.why, precision="bfloat16")
+    return engine_of(bundle.packed_model(choice.device), taken)
+
+
+def engine_of(model: Architecture, taken: Taken) -> TorchEngine:
+    """Eagerly on a processor; on a card each kind of call is captured once and replayed."""
+    if torch.device(taken.device).type != "cuda":
+        return TorchEngine(model, taken)
+    from athena_vla.models.captured import CapturedEngine
+
+    return CapturedEngine(model, taken)
 
 
 def _bytes(bundle: Bundle) -> int:

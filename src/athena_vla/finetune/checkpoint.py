@@ -174,13 +174,16 @@ def restore_optimizer(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter], tensors: Mapping[str, Tensor]
 ) -> None:
     """Inverse of `optimizer_tensors`. Raises `TrainingError` for a parameter that is not there."""
+    groups = [g for g in optimizer.param_groups if g.get("fused") or g.get("capturable")]
+    fused = {parameter for group in groups for parameter in group["params"]}
     for full, tensor in tensors.items():
         name, _, key = full.rpartition("|")
         if name not in parameters:
             raise TrainingError(f"The checkpoint's optimiser has '{name}', which does not train in this run.")
         parameter = parameters[name]
-        # Step counters stay on the CPU; moments live where the weights do.
-        optimizer.state[parameter][key] = tensor.clone() if tensor.ndim == 0 else like(tensor.clone(), parameter)
+        # Moments live where the weights do; step counters on the host, but for kernels that read them on the card.
+        counter = tensor.to(parameter.device if parameter in fused else "cpu", copy=True) if tensor.ndim == 0 else None
+        optimizer.state[parameter][key] = like(tensor.clone(), parameter) if counter is None else counter
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -178,12 +178,19 @@ class TorchEngine(Engine):
         self.taken = taken or Taken("torch", str(self.device))
 
     def run(self, graph: str, values: Values, /) -> Values:
+        return self.compute(graph, self.placed(graph, values))
+
+    @torch.inference_mode()
+    def placed(self, graph: str, values: Values) -> Tensors:
+        """The inputs where the graph's weights are, floats in their type."""
         if graph not in self.graphs:
             raise UnknownName("graph", graph, self.graphs)
-        weight = self.weights[graph]
-        with torch.inference_mode():
-            placed = {k: _placed(v, weight) for k, v in values.items()}
-            return dict(zip(self.graphs[graph].outputs, self.graphs[graph].module(**placed), strict=True))
+        return {k: _placed(v, self.weights[graph]) for k, v in values.items()}
+
+    @torch.inference_mode()
+    def compute(self, graph: str, placed: Tensors) -> Tensors:
+        """The graph's outputs by name, eagerly."""
+        return dict(zip(self.graphs[graph].outputs, self.graphs[graph].module(**placed), strict=True))
 
     def wait(self) -> None:
         if self.device.type == "cuda":
@@ -219,4 +226,6 @@ def run_torch(model: Architecture) -> Run:
 def _placed(value: Value, weight: Tensor) -> Tensor:
     """Where the weight is, floats in its type."""
     tensor = value if isinstance(value, Tensor) else torch.from_numpy(value)
-    return tensor.to(weight.device, weight.dtype if tensor.is_floating_point() else tensor.dtype)
+    kind = weight.dtype if tensor.is_floating_point() else tensor.dtype
+    # From the host without waiting for the card: what is not pinned has been read when this returns.
+    return tensor.to(weight.device, kind, non_blocking=tensor.device.type == "cpu" and weight.is_cuda)

@@ -84,6 +84,8 @@ class OpenVLA(VisionLanguageModel):
         super().__init__(spec, tokenizer_files, body)
         self.token_spec = spec
         self.action_tokens = ActionTokens(spec.body.text.vocabulary)
+        # No buffer: it stays in float64 whatever the weights become.
+        self.edges = torch.from_numpy(self.action_tokens.edges)
 
     def choices(self, hidden: Float[Tensor, "b l e"]) -> Float[Tensor, "b l v"]:
         """Logits of the tokens that may be answered: the action tokens alone, where the choice is held to them."""
@@ -114,12 +116,26 @@ class OpenVLA(VisionLanguageModel):
     def loss(self, inputs: Tensors, target: Float[Tensor, "b h d"], valid: Shaped[Tensor, "b h"]) -> Float[Tensor, ""]:
         """Cross entropy over action tokens and the end token, averaged over the batch's counted tokens."""
         batch = target.shape[0]
-        tokens = torch.from_numpy(self.action_tokens.encode(target.detach().float().cpu().numpy()))
-        tokens = tokens.reshape(batch, -1).to(target.device)
+        tokens = self._tokens_of(target.detach().float()).reshape(batch, -1)
         logits = self.answer_logits(inputs, tokens).float()
         wanted = torch.cat([tokens, torch.full_like(tokens[:, :1], EOS)], dim=1)
         each = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").reshape(wanted.shape)
-        return (each * self._counted_tokens(valid)).sum() / self.counted(valid).clamp(min=SMALLEST_WEIGHT)
+        loss = (each * self._counted_tokens(valid)).sum() / self.counted(valid).clamp(min=SMALLEST_WEIGHT)
+        # On a card nobody has looked for NaN: it becomes the loss, which the training stops at.
+        return loss + 0.0 * target.sum() if target.is_cuda else loss
+
+    def _tokens_of(self, unit: Tensor) -> Tensor:
+        """`ActionTokens.encode` where the actions are; on a card without reading them."""
+        if not unit.is_cuda:
+            return torch.from_numpy(self.action_tokens.encode(unit.numpy()))
+        return self.encoded(unit)
+
+    def encoded(self, unit: Tensor) -> Tensor:
+        """The same in torch; NaN is not refused."""
+        if self.edges.device != unit.device:
+            self.edges = self.edges.to(unit.device, non_blocking=True)
+        below = torch.bucketize(unit.clamp(-1.0, 1.0).double(), self.edges, right=True)
+        return self.action_tokens.vocabulary - below
 
     def counted(self, valid: Shaped[Tensor, "b h"]) -> Float[Tensor, ""]:
         """Tokens: one per joint of a valid step, and the end token of a chunk whose last step is valid."""

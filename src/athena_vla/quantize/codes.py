@@ -35,11 +35,11 @@ def compensated(weight: Float[Tensor, "out in"], bits: Bits, group: int, moment:
     work = weight.float().t().contiguous()  # [in, out]: one input's weights lie together, which is all the speed
     factor = _inverse_factor(moment)
     diagonal = moment.diagonal()
-    codes = torch.zeros(columns, rows, dtype=torch.int8)
-    scales = torch.zeros(columns // group, rows, dtype=torch.float16)
+    codes = torch.zeros(columns, rows, dtype=torch.int8, device=work.device)
+    scales = torch.zeros(columns // group, rows, dtype=torch.float16, device=work.device)
     for start in range(0, columns, BLOCK):
         stop = min(start + BLOCK, columns)
-        errors = torch.zeros(stop - start, rows)
+        errors = torch.zeros(stop - start, rows, device=work.device)
         for k in range(start, stop):
             if k % group == 0:
                 # The scale is chosen on the weights as they are now, with the errors already pushed into them.

@@ -60,8 +60,8 @@ def _placed(stored: Tensor | Packed, device: str, wide: bool) -> Tensor:
     return stored.to(device, torch.float32 if wide else stored.dtype)
 
 
-def adapted(model: Architecture, settings: lora.LoraSettings, file: Path) -> Architecture:
-    """A base with the adapter and the heads of a file."""
+def adapted(model: Architecture, settings: lora.LoraSettings, file: Path, device: str = "cpu") -> Architecture:
+    """A base with the adapter and the heads of a file, all of it on `device`: heads are made on the host."""
     lora.attach(model, settings)
     lora.load(model, load_file(file))
-    return model.eval()
+    return model.eval().to(device)

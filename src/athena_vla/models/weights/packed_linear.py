@@ -7,6 +7,7 @@ file. Unpacking a weight pays for many rows; a few, as in decoding, go through a
 """
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from athena_vla.errors import ModelError
 from athena_vla.models.architecture import Architecture
 from athena_vla.models.precision import multiply_natively, product_type
 from athena_vla.models.weights import gemv_kernel
-from athena_vla.models.weights.packed import CODES, SCALES
+from athena_vla.models.weights.packed import CODES, SCALES, Packed, from_nibbles
 from athena_vla.models.weights.store import TensorStore, misfits
 
 BLOCK = 1 << 20  # weights unpacked at a time: 2 MB in 16 bits, which a core's cache holds
@@ -140,8 +141,54 @@ class PackedLinear(nn.Module):
         )
 
 
-def packed_model(meta_model: Architecture, store: TensorStore) -> Architecture:
-    """The model with the weights of a quantised folder, codes and 16-bit tensors memory-mapped.
+class CardLinear(nn.Module):
+    """The same layer on an NVIDIA card: by Triton's kernels, or where Triton is absent by unpacking the weight."""
+
+    codes: Tensor
+    scales: Tensor
+    bias: Tensor | None
+
+    def __init__(self, codes: Tensor, scales: Tensor, bits: int, bias: Tensor | None) -> None:
+        super().__init__()
+        self.bits = bits
+        self.out_features = codes.shape[0]
+        self.in_features = codes.shape[1] * (2 if bits == 4 else 1)
+        self.register_buffer("codes", codes)
+        self.register_buffer("scales", scales)
+        self.register_buffer("bias", bias)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, self.in_features).to(torch.bfloat16)
+        kernels = card_kernels() if rows.is_cuda else None
+        if kernels is None:
+            y = F.linear(rows, unpacked(self.codes, self.scales, self.bits))
+        else:
+            y = kernels.linear(rows, self.codes, self.scales, self.bits)
+        if self.bias is not None:
+            y += self.bias
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+
+@cache
+def card_kernels() -> Any:
+    """The module of Triton's kernels; None where Triton is not installed, as on a Jetson."""
+    try:
+        from athena_vla.models.weights import triton_kernel
+    except ImportError:
+        return None
+    return triton_kernel
+
+
+def unpacked(codes: Tensor, scales: Tensor, bits: int) -> Tensor:
+    """The weight in bfloat16, where its codes are, by torch alone."""
+    whole = from_nibbles(codes) if bits == 4 else codes
+    return Packed(whole, scales, 4 if bits == 4 else 8).dequantize().to(torch.bfloat16)
+
+
+def packed_model(meta_model: Architecture, store: TensorStore, device: str = "cpu") -> Architecture:
+    """The model with the weights of a quantised folder: on a processor codes and 16-bit tensors memory-mapped, on a
+    card copied to it as they are.
 
     Everything is handed on in bfloat16 but in the robot's own heads: they are small, and nothing comes after them to
     hide a rounding. Raises `ModelError` where weights and model do not fit.
@@ -155,19 +202,25 @@ def packed_model(meta_model: Architecture, store: TensorStore) -> Architecture:
         prefix = f"{path}." if path else ""
         for name in [n for n, _ in module.named_parameters(recurse=False) if prefix + n not in store.packed]:
             kind = torch.float32 if prefix.startswith(heads) else torch.bfloat16
-            setattr(module, name, nn.Parameter(store.mapped(prefix + name).to(kind), requires_grad=False))
-    scratch = Scratch()
+            setattr(module, name, nn.Parameter(store.mapped(prefix + name).to(device, kind), requires_grad=False))
+    scratch = Scratch() if torch.device(device).type == "cpu" else None
     for path in (n.removesuffix(".weight") for n in sorted(store.packed)):
         parent, _, name = path.rpartition(".")
         module = meta_model.get_submodule(path)
         if not isinstance(module, nn.Linear):
             raise ModelError(f"'{path}' is quantised but is no linear layer; de-quantise it, or quantise again.")
-        parts = _parts(store, f"{path}.weight")
-        setattr(meta_model.get_submodule(parent), name, PackedLinear(**parts, bias=module.bias, scratch=scratch))
-    multiply_natively(meta_model, "cpu")
+        parts = _parts(store, f"{path}.weight", device)
+        layer = (
+            PackedLinear(**parts, bias=module.bias, scratch=scratch)
+            if scratch
+            else CardLinear(**parts, bias=module.bias)
+        )
+        setattr(meta_model.get_submodule(parent), name, layer)
+    multiply_natively(meta_model, device)
     return meta_model.eval()
 
 
-def _parts(store: TensorStore, name: str) -> Mapping[str, Any]:
+def _parts(store: TensorStore, name: str, device: str) -> Mapping[str, Any]:
     bits = next(b for b, suffix in CODES.items() if name + suffix in store.places)
-    return {"codes": store.mapped(name + CODES[bits]), "scales": store.mapped(name + SCALES), "bits": bits}
+    codes, scales = (store.mapped(name + suffix).to(device) for suffix in (CODES[bits], SCALES))
+    return {"codes": codes, "scales": scales, "bits": bits}
