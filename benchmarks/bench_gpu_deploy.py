@@ -1,10 +1,10 @@
-"""The full-size policies on a CUDA GPU: a chunk in bf16, tokens in bf16 and int4, as CUDA graphs, beside transformers.
+"""The full-size policies on a CUDA GPU through the product's own engine: a chunk and tokens, in bf16 and in 4 bits.
 
-    python benchmarks/bench_gpu_deploy.py       # from a bare checkout; needs torch with CUDA; gpu_deploy.json
-    python benchmarks/bench_gpu_deploy.py --dry # a small model on the CPU, nothing measured: tries the script itself
+    python benchmarks/bench_gpu_deploy.py       # needs torch with CUDA, 40 GB of its memory and 16 GB of disk
+    python benchmarks/bench_gpu_deploy.py --dry # small models on the CPU, nothing measured: tries the script itself
 
-Random weights are made on the card: only times mean anything. Targets on an H200-class card: a chunk of 16 steps in at
-most 20 ms; decoding at half of the measured bandwidth or more. Not yet run on a GPU by us.
+Random weights: only times, memory and the distance between CPU and GPU mean anything. A time's floor is the larger of
+its arithmetic and its bytes, at what this card reached just before. Writes benchmarks/gpu_deploy.json.
 """
 # transformers types its configurations and models as the arguments of a decorator.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
@@ -13,6 +13,7 @@ import argparse
 import gc
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,9 +26,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from athena_vla.engines.torch_engine import engine_of
+from athena_vla.models.architecture import TorchEngine
+from athena_vla.models.contract import ModelInput, Taken
+from athena_vla.models.vla import VisionLanguageModel
+from athena_vla.models.weights.packed_linear import CardLinear
+from athena_vla.policy import Policy
+from bench_load_7b import Peak
+from seven_b import FAMILIES, frame, meta_model, write_bundle
+
 OUT = Path(__file__).with_name("gpu_deploy.json")
 GROUP = 128
-SLOTS, FILLED, ROWS, TOKENS = 320, 300, 306, 23  # cache, position in it, rows of a chunk's pass, tokens of an action
+WORDS = "pick up the red cube and put it into the box"
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,7 @@ class Place:
 
     @property
     def repeats(self) -> tuple[int, int]:
-        return (1, 2) if self.dry else (20, 200)
+        return (1, 2) if self.dry else (10, 100)
 
     def synchronize(self) -> None:
         if not self.dry:
@@ -49,129 +59,192 @@ class Place:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry", action="store_true")
-    dry = parser.parse_args().dry
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args()
+    dry = options.dry
     if not dry and not torch.cuda.is_available():
         print("bench_gpu_deploy: not run. There is no CUDA device.")
         return
-    place = Place("cpu" if dry else "cuda", dry)
+    place = Place("cpu" if dry else "cuda:0", dry)
     report: dict[str, Any] = {
         "kind": "dry run, nothing measured" if dry else "measured_here",
-        "command": sys.argv,
+        "command": "python " + " ".join(sys.argv),
         "gpu": None if dry else torch.cuda.get_device_name(0),
-        "torch": torch.__version__,
-        "bandwidth_gbs": bandwidth(place),
-        "targets": {"act_ms": 20.0, "decode_share": 0.5},
+        "versions": {"torch": torch.__version__, "cuda": torch.version.cuda},
+        "ceilings": ceilings(place),
+        "wanted": {"chunk_times_floor": 3.0, "decode_share_bf16": 0.6, "decode_share_int4": 0.3},
     }
     parts: dict[str, Callable[[], Any]] = {
-        "chunk": lambda: chunk(place),
+        "chunk_bf16": lambda: chunk(place, report["ceilings"], four_bit=False),
+        "chunk_int4": lambda: chunk(place, report["ceilings"], four_bit=True),
+        "tokens_bf16": lambda: tokens(place, report["ceilings"], four_bit=False),
+        "tokens_int4": lambda: tokens(place, report["ceilings"], four_bit=True),
         "transformers": lambda: rival(place),
-        "decode": lambda: decode(place, report["bandwidth_gbs"]),
+        "bundle": lambda: from_disk(place),
     }
     for name, part in parts.items():
+        start = time.perf_counter()
         try:
             report[name] = part()
-        except RuntimeError as error:  # out of memory on a smaller card, or a kernel it lacks: the others still count
+        except (RuntimeError, ImportError) as error:  # out of memory on a smaller card: the others still count
             report[name] = {"status": "failed", "problem": str(error)[:500]}
+        report[name]["part_took_s"] = time.perf_counter() - start
         gc.collect()
+        if not dry:
+            torch.cuda.empty_cache()
+            part_file = options.out.with_suffix(".part")
+            part_file.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
+        print(name, json.dumps(report[name]), flush=True)
     if not dry:
-        OUT.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
-    print(json.dumps(report, indent=1, sort_keys=True))
+        options.out.with_suffix(".part").rename(options.out)
     failed = [n for n in parts if report[n].get("status") == "failed"]
     sys.exit(f"bench_gpu_deploy: {', '.join(failed)} failed." if failed else 0)
 
 
-def policy(place: Place, kind: str) -> Any:
-    """A family with random bf16 weights made where they are used."""
-    from athena_vla.models import openvla, openvla_chunk, sizes
-
-    wanted: dict[str, Any] = {"action_dim": 23, "state_dim": 23, "cameras": 1}
-    wanted["horizon"] = 16 if kind == "openvla_chunk" else 1
-    module = {"openvla": openvla, "openvla_chunk": openvla_chunk}[kind]
-    small = {"width": 256, "mlp_width": 512, "layers": 2, "heads": 2, "kv_heads": 2}
-    spec = module.tiny_spec(**wanted, **small) if place.dry else sizes.full_size(kind, **wanted)
-    model = sizes.weightless(kind, spec).to(torch.bfloat16).to_empty(device=place.device)
+def policy(place: Place, kind: str, *, four_bit: bool) -> VisionLanguageModel:
+    """A family with random weights made where they are used; with `four_bit` every layer of decoder and towers."""
+    model = meta_model(kind, place.dry).to(torch.bfloat16).to_empty(device=place.device)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.02)
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(0, parameter.shape[-1] ** -0.5)
+            else:
+                parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+    heads = tuple(model.head_modules())
+    if four_bit:
+        for path, module in list(model.named_modules()):
+            if isinstance(module, nn.Linear) and not path.startswith(heads) and not module.in_features % GROUP:
+                parent, _, name = path.rpartition(".")
+                setattr(model.get_submodule(parent), name, quantized(module))
     return model.eval()
 
 
-def chunk(place: Place) -> dict[str, Any]:
-    """Graph by graph, and the three after each other with one wait: one camera, 16 steps."""
-    graphs = {g.name: graphed(place, g.module, g.example) for g in policy(place, "openvla_chunk").graphs()}
-
-    def act() -> None:
-        for run in graphs.values():
-            run()
-
-    return {"stages_ms": {n: timed(place, run) for n, run in graphs.items()}, "act_ms": timed(place, act)}
+def quantized(layer: nn.Linear) -> CardLinear:
+    """The layer on random codes of the same spread."""
+    rows, columns = layer.weight.shape
+    codes = torch.randint(0, 256, (rows, columns // 2), dtype=torch.uint8, device=layer.weight.device)
+    scales = torch.full((rows, columns // GROUP), columns**-0.5 / 4.6, dtype=torch.float16, device=codes.device)
+    return CardLinear(codes, scales, 4, layer.bias)
 
 
-def decode(place: Place, measured: float) -> dict[str, Any]:
-    """Single-token steps against a cache of 320 slots, output rows included: bf16 weights, then int4."""
-    model = policy(place, "openvla")
-    language = model.body.language_model
+def observed(model: VisionLanguageModel, seed: int = 0) -> ModelInput:
+    random = np.random.default_rng(seed)
+    images = tuple(random.integers(0, 256, (224, 224, 3), dtype=np.uint8) for _ in range(model.spec.cameras))
+    return ModelInput(images, random.uniform(-1, 1, model.spec.state_dim).astype(np.float32), WORDS)
 
-    class Step(nn.Module):
-        def forward(self, token: Tensor, position: Tensor, keys: Tensor, values: Tensor) -> Any:
-            valid = torch.ones_like(token, dtype=torch.bool)
-            hidden, key, value = language.extend(language.embed(token), valid, position, keys, values)
-            return model.choices(hidden).argmax(-1), key, value
 
-    spec = language.spec
-    shape = (spec.layers, 1, spec.kv_heads, SLOTS, spec.head_width)
-    inputs = {
-        "token": torch.zeros(1, 1, dtype=torch.int64, device=place.device),
-        "position": torch.tensor([FILLED], device=place.device),
-        "keys": torch.zeros(shape, dtype=torch.bfloat16, device=place.device),
-        "values": torch.zeros(shape, dtype=torch.bfloat16, device=place.device),
+def engine(place: Place, model: VisionLanguageModel) -> TorchEngine:
+    return engine_of(model, Taken("torch", place.device))
+
+
+def sizes_of(model: VisionLanguageModel) -> dict[str, dict[str, float]]:
+    """Weights and stored bytes by part of the model."""
+    parts = {
+        "vision": [model.get_submodule("body.vision_backbone"), model.get_submodule("body.projector")],
+        "layers": [model.body.language_model.model.layers],
     }
-    weights = sum(m.weight.numel() for m in language.model.layers.modules() if isinstance(m, nn.Linear))
-    rest = 256 * spec.width * 2 + 2 * inputs["keys"].nbytes
-    result = {"bf16": share(timed(place, graphed(place, Step(), inputs)), weights * 2 + rest, measured)}
-    for layer in language.model.layers:
-        shrink(place, layer)
-    bits = 4 + 32 / GROUP  # torch's kernel keeps a scale and a zero point in 16 bits for each group
-    result["int4"] = share(timed(place, graphed(place, Step(), inputs)), weights * bits / 8 + rest, measured)
-    return result
+    found: dict[str, dict[str, float]] = {}
+    for name, modules in parts.items():
+        plain = [p for m in modules for p in m.parameters()]
+        four = [c for m in modules for c in m.modules() if isinstance(c, CardLinear)]
+        found[name] = {
+            "weights": float(sum(p.numel() for p in plain) + sum(c.out_features * c.in_features for c in four)),
+            "bytes": float(
+                sum(p.nbytes for p in plain)
+                + sum(b.nbytes for c in four for b in (c.codes, c.scales, c.bias) if b is not None)
+            ),
+        }
+    return found
 
 
-def share(times: dict[str, float], moved: float, measured: float) -> dict[str, float]:
-    rate = 1e3 / times["median"]
-    return {**times, "tokens_per_second": rate, "bytes": moved, "share_of_bandwidth": rate * moved / 1e9 / measured}
+def chunk(place: Place, ceiling: dict[str, float], *, four_bit: bool) -> dict[str, Any]:
+    """One camera, 16 steps, one pass: from a camera image and words to numbers on the host, and the pass by itself."""
+    model = policy(place, "chunk", four_bit=four_bit)
+    runs = engine(place, model)
+    inputs, item = model.loop.collate([observed(model)]), observed(model, 1)
+    ready = {n: torch.from_numpy(v).to(place.device) for n, v in inputs.items() if n in ("pixel_values", "state")}
+    rows = model.body_spec.patches + inputs["input_ids"].shape[1] + model.spec.horizon + 1
+    parts = sizes_of(model)
+    work = 2 * (parts["vision"]["weights"] * model.body_spec.patches + parts["layers"]["weights"] * rows)
+    arithmetic = work / ceiling["flops_per_s"] * 1e3
+    moved = (parts["vision"]["bytes"] + parts["layers"]["bytes"]) / ceiling["bytes_per_s"] * 1e3
+    ways = {
+        "act": lambda: model.loop.decode(runs, model.loop.collate([item]), {}),
+        "decode": lambda: model.loop.decode(runs, {**inputs, **ready}, {}),
+    }
+    result: dict[str, Any] = {n: timed(place, w) for n, w in ways.items()}
+    eager = TorchEngine(model)
+    result["eager"] = timed(place, lambda: model.loop.decode(eager, inputs, {}), 3, 20)
+    result["collate"] = timed(place, lambda: model.loop.collate([item]), 3, 20)
+    floor = max(arithmetic, moved)
+    return {
+        "ms": result,
+        "rows": rows,
+        "floor_ms": {"arithmetic": arithmetic, "bytes": moved},
+        "times_floor": {n: result[n]["median"] / floor for n in ("act", "decode", "eager")},
+        "actions_per_s": model.spec.horizon * 1e3 / result["act"]["median"],
+        "memory_gb": memory(place),
+        "captured": facts(runs),
+    }
 
 
-class Int4Linear(nn.Module):
-    """torch's own int4 kernel on random codes."""
+def tokens(place: Place, ceiling: dict[str, float], *, four_bit: bool) -> dict[str, Any]:
+    """23 tokens, one after the other, and the step between them: two horizons in the same run."""
+    model = policy(place, "tokens", four_bit=four_bit)
+    runs = engine(place, model)
+    inputs, item = model.loop.collate([observed(model)]), observed(model, 1)
+    act = timed(place, lambda: model.loop.decode(runs, model.loop.collate([item]), {}), 5, 40)
+    stages: dict[str, list[float]] = {}
+    tapped = Clocked(runs, stages, place)
+    for _ in range(2 if place.dry else 8):
+        model.loop.decode(tapped, inputs, {})
+    count = model.spec.horizon * model.spec.action_dim
+    first = float(np.median(stages["vision"]) + np.median(stages["prefill"]))
+    step = (act["median"] - first) / (count - 1)
+    parts = sizes_of(model)
+    cache = 2 * model.body_spec.text.layers * model.body_spec.text.width * 2 * (model.body_spec.patches + 64)
+    moved = parts["layers"]["bytes"] + 256 * model.body_spec.text.width * 2 + cache
+    return {
+        "act_ms": act,
+        "stages_ms": {n: float(np.median(v)) for n, v in stages.items()},
+        "ms_per_token": step,
+        "tokens_per_s_while_decoding": 1e3 / step,
+        "tokens_per_s_whole_act": count * 1e3 / act["median"],
+        "bytes_per_token": moved,
+        "share_of_bandwidth": moved / (step / 1e3) / ceiling["bytes_per_s"],
+        "memory_gb": memory(place),
+        "captured": facts(runs),
+    }
 
-    def __init__(self, place: Place, rows: int, columns: int) -> None:
-        super().__init__()
-        aten = torch.ops.aten
-        if place.dry:
-            codes = torch.randint(0, 16, (rows, columns), dtype=torch.int32)
-            self.codes, self.multiply = (
-                aten._convert_weight_to_int4pack_for_cpu(codes, 1),
-                aten._weight_int4pack_mm_for_cpu,
-            )
-        else:
-            pairs = torch.randint(0, 255, (rows, columns // 2), dtype=torch.uint8, device=place.device)
-            self.codes, self.multiply = aten._convert_weight_to_int4pack(pairs, 8), aten._weight_int4pack_mm
-        self.scales = torch.full((columns // GROUP, rows, 2), 0.01, dtype=torch.bfloat16, device=place.device)
-        self.rows = rows
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.multiply(x.reshape(-1, x.shape[-1]), self.codes, GROUP, self.scales).reshape(
-            *x.shape[:-1], self.rows
-        )
+class Clocked(TorchEngine):
+    """The same engine with a clock around every call."""
+
+    def __init__(self, engine: TorchEngine, stages: dict[str, list[float]], place: Place) -> None:
+        self.inner, self.stages, self.place = engine, stages, place
+        self.model, self.memory, self.taken = engine.model, engine.memory, engine.taken
+
+    def run(self, graph: str, values: Any, /) -> Any:
+        from athena_vla.models.loops.shared_loop import stage_of
+
+        self.place.synchronize()
+        start = time.perf_counter()
+        out = self.inner.run(graph, values)
+        self.place.synchronize()
+        self.stages.setdefault(stage_of(graph, values), []).append((time.perf_counter() - start) * 1e3)
+        return out
 
 
-def shrink(place: Place, module: nn.Module) -> None:
-    """Every linear layer below the module becomes an int4 one."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.Linear):
-            setattr(module, name, Int4Linear(place, child.out_features, child.in_features))
-        else:
-            shrink(place, child)
+def facts(runs: TorchEngine) -> dict[str, Any]:
+    return {"calls": len(getattr(runs, "calls", ())), "refused": getattr(runs, "refused", "")}
+
+
+def memory(place: Place) -> float | None:
+    if place.dry:
+        return None
+    peak = torch.cuda.max_memory_allocated() / 1e9
+    torch.cuda.reset_peak_memory_stats()
+    return peak
 
 
 def rival(place: Place) -> dict[str, Any]:
@@ -194,8 +267,9 @@ def rival(place: Place) -> dict[str, Any]:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.02)
-    rows = torch.randn(1, ROWS, width, dtype=torch.bfloat16, device=place.device)
-    mask = torch.ones(1, ROWS, dtype=torch.int64, device=place.device)
+    rows = torch.randn(1, 306, width, dtype=torch.bfloat16, device=place.device)
+    mask = torch.ones(1, 306, dtype=torch.int64, device=place.device)
+    count = 23
 
     def generate(count: int) -> Callable[[], None]:
         options: dict[str, Any] = {"do_sample": False, "min_new_tokens": count, "max_new_tokens": count}
@@ -203,36 +277,64 @@ def rival(place: Place) -> dict[str, Any]:
 
     with torch.inference_mode():
         once = timed(place, lambda: model.model(inputs_embeds=rows, attention_mask=mask, use_cache=False), 3, 20)
-        first, whole = (timed(place, generate(n), 1, 5) for n in (1, TOKENS))
-    rate = 1e3 * (TOKENS - 1) / (whole["median"] - first["median"])
+        first, whole = (timed(place, generate(n), 1, 4) for n in (1, count))
+    rate = 1e3 * (count - 1) / (whole["median"] - first["median"])
     return {"pass_ms": once, "generate_ms": whole, "tokens_per_second": rate}
 
 
-def graphed(place: Place, module: nn.Module, inputs: dict[str, Tensor]) -> Callable[[], Any]:
-    """One call captured in a CUDA graph: no launch overhead, fixed addresses."""
-    held = {k: v.clone() for k, v in inputs.items()}
+def from_disk(place: Place) -> dict[str, Any]:
+    """A bundle of 15 GB opened on the card: seconds, memory of the host; and its answer beside the processor's."""
+    maker = torch.Generator(place.device).manual_seed(0)
+    like = meta_model("chunk", place.dry).state_dict()
 
-    def call() -> Any:
-        with torch.inference_mode():
-            return module(**held)
+    def read(name: str) -> Tensor:
+        shape = like[name].shape
+        if len(shape) < 2:
+            return (torch.zeros if name.endswith("bias") else torch.ones)(shape, dtype=torch.bfloat16)
+        weight = torch.randn(shape, generator=maker, device=place.device) * shape[-1] ** -0.5
+        return weight.to("cpu", torch.bfloat16)
 
-    if place.dry:
-        return call
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        path = write_bundle(Path(folder) / "base", "chunk", place.dry, read, "base", {})
+        written = time.perf_counter() - start
+        peak = Peak()
+        before = anonymous_gb()
+        peak.start()
+        start = time.perf_counter()
+        card = Policy.load(path, "torch", device=place.device)
+        place.synchronize()
+        opened = time.perf_counter() - start
+        peak.done.set()
+        peak.join()
+        start = time.perf_counter()
+        card.act(frame())
+        first = time.perf_counter() - start
+        there = [card.chunks([frame(s) for s in range(2)]) for _ in range(4)][-1]
+        taken = str(card.engine.taken)
+        del card
+        torch.set_num_threads(max(1, torch.get_num_threads()))
+        start = time.perf_counter()
+        host = Policy.load(path, "torch", device="cpu", threads=torch.get_num_threads())
+        here = host.chunks([frame(s) for s in range(2)])
+        on_host = time.perf_counter() - start
+    return {
+        "family": FAMILIES["chunk"],
+        "written_s": written,
+        "open_s": opened,
+        "first_act_s": first,
+        "host_peak_anonymous_gb": peak.bytes / 1e9 - before,
+        "taken": taken,
+        "cpu_open_and_two_acts_s": on_host,
+        "cpu_against_gpu_rad": {"max": float(np.abs(here - there).max()), "mean": float(np.abs(here - there).mean())},
+        "spread_of_answers_rad": float(here.std()),
+    }
 
-    def replay() -> Any:
-        graph.replay()
-        return held, module  # the graph knows their addresses only: they must live as long as it is replayed
 
-    return replay
+def anonymous_gb() -> float:
+    from bench_load_7b import anonymous
+
+    return anonymous() / 1e9
 
 
 def timed(place: Place, call: Callable[[], Any], warmup: int = 0, runs: int = 0) -> dict[str, float]:
@@ -250,18 +352,16 @@ def timed(place: Place, call: Callable[[], Any], warmup: int = 0, runs: int = 0)
     return {"median": float(np.median(samples)), "p95": float(np.quantile(samples, 0.95)), "n": len(samples)}
 
 
-def bandwidth(place: Place) -> float:
-    """[GB/s] best copy of 4 GB, reads and writes counted."""
-    source = torch.empty(1 << (20 if place.dry else 32), dtype=torch.uint8, device=place.device)
+def ceilings(place: Place) -> dict[str, float]:
+    """What this card reaches: bytes copied per second, reads and writes counted, and bf16 operations per second."""
+    count, side, repeats = (1 << 20, 64, 2) if place.dry else (1 << 32, 8192, 10)
+    source = torch.empty(count, dtype=torch.uint8, device=place.device)
     target = torch.empty_like(source)
-    best = 0.0
-    for _ in range(10):
-        place.synchronize()
-        start = time.perf_counter()
-        target.copy_(source)
-        place.synchronize()
-        best = max(best, 2 * source.numel() / (time.perf_counter() - start) / 1e9)
-    return best
+    copy = timed(place, lambda: target.copy_(source), 3, repeats)["median"]
+    del source, target
+    a = torch.randn(side, side, dtype=torch.bfloat16, device=place.device)
+    product = timed(place, lambda: a @ a, 3, repeats)["median"]
+    return {"bytes_per_s": 2e3 * count / copy, "flops_per_s": 2e3 * side**3 / product}
 
 
 if __name__ == "__main__":

@@ -20,14 +20,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from athena_vla.engines.torch_engine import engine_of
 from athena_vla.models import architecture
 from athena_vla.models import input_gates as gates
 from athena_vla.models.architecture import Tensors, run_torch
 from athena_vla.models.body.body_spec import PrismaticSpec, tiny_body
 from athena_vla.models.body.tiny_tokenizer import tiny_tokenizer_files
-from athena_vla.models.contract import ModelInput
+from athena_vla.models.contract import ModelInput, Taken
 from athena_vla.models.loops.shared_loop import VlaSpec
 from athena_vla.models.released import released_weights as checkpoint
 from athena_vla.models.robot_sizes import Sizes
@@ -159,23 +159,6 @@ def train_step(model: VisionLanguageModel, inputs: Tensors) -> dict[str, Any]:
     }
 
 
-def graphed(model: VisionLanguageModel, inputs: Tensors) -> tuple[Callable[[], Any], Tensor] | None:
-    """One whole call captured as a CUDA graph, and where its actions appear; token families decide on the host."""
-    if model.reads_tokens or not inputs["input_ids"].is_cuda:
-        return None
-    run = run_torch(model)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream), torch.inference_mode():
-        for _ in range(3):
-            model.decode(run, inputs, {})
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.inference_mode(), torch.cuda.graph(graph):
-        actions = model.decode(run, inputs, {})
-    return graph.replay, actions
-
-
 def measure(
     family: str, source: Path | None, ceiling: dict[str, float], repeats: int, device: str, *, tiny: bool
 ) -> dict[str, Any]:
@@ -195,16 +178,14 @@ def measure(
         "decode_eager": lambda: model.decode(run, inputs, {}),
         "act_eager": lambda: model.decode(run, model.collate([item]), {}).float().cpu(),
     }
-    if (captured := graphed(model, inputs)) is not None:
-        replay, actions = captured
-
-        def act() -> Tensor:
-            for name, value in model.collate([item]).items():
-                inputs[name].copy_(value)
-            replay()
-            return actions.float().cpu()
-
-        ways |= {"decode_cuda_graph": replay, "act_cuda_graph": act}
+    if inputs["input_ids"].is_cuda:
+        held = engine_of(model, Taken("torch", device))
+        arrays = model.loop.collate([item])
+        ready = arrays | {n: v for n, v in inputs.items() if v.is_floating_point()}
+        ways |= {
+            "decode_cuda_graph": lambda: model.loop.decode(held, ready, {}),
+            "act_cuda_graph": lambda: model.loop.decode(held, model.loop.collate([item]), {}),
+        }
     for name, work in ways.items():
         with torch.inference_mode():
             seconds = sorted(timed(work, repeats))
