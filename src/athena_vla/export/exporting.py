@@ -117,7 +117,7 @@ def _export(config: ExportConfig, source: Bundle, progress: Progress) -> ExportR
         info["graphs"] = write_graphs(source, store, folder / "weights", how, fixed, progress)
         note = "The graphs run on ONNX Runtime and OpenVINO."
         if on_device:
-            note = device.write_scripts(folder, source, info, config.target)
+            note = device.widened(store) + device.write_scripts(folder, source, info, config.target)
         predicted = _predicted(source, info, config.target) if on_device else None
         record = deployment_config(source, config.target, config.out, info, predicted=predicted)
         files.write_json(folder / "deployment_config.json", record, BundleError, sort_keys=True)
@@ -148,8 +148,8 @@ def linear_form(config: ExportConfig, store: TensorStore) -> LinearForm:
     """How layers are written for the target. Raises `ExportError` for a combination no runtime takes."""
     if config.target != "cpu":
         if config.precision == "float32":
-            return LinearForm("qdq", 1, torch.float32)
-        return LinearForm("qdq", 1, torch.float16)
+            return LinearForm("qdq", 1, torch.float32, tensorrt=True)
+        return LinearForm("qdq", 1, torch.float16, tensorrt=True)
     if config.precision == "float16":
         raise ExportError("The CPU target computes in float32: ONNX Runtime has no float16 kernels on x86.")
     rounded = config.accuracy == "int8" or (config.accuracy == "auto" and store.bytes > LARGE)

@@ -11,6 +11,7 @@ import torch
 from onnx import TensorProto
 from torch import Tensor
 
+from athena_vla.export import tensorrt_operators
 from athena_vla.export.writer import ELEMENT, GraphWriter
 from athena_vla.models.weights.packed import Packed, nibbles
 
@@ -25,10 +26,13 @@ class LinearForm:
     form: Form
     accuracy: Literal[1, 4] = 1
     dtype: torch.dtype = torch.float32  # of activations
+    tensorrt: bool = False  # weights that TensorRT would not keep as they are stored are written in 16 bits
 
 
 def linear(writer: GraphWriter, x: str, name: str, weight: Tensor | Packed, bias: str | None, how: LinearForm) -> str:
     """x [.., in] times the weight `[out, in]` transposed, plus bias."""
+    if isinstance(weight, Packed) and how.tensorrt and not tensorrt_operators.takes(weight):
+        weight = weight.dequantize().half()
     if isinstance(weight, Packed):
         if how.form == "contrib" and how.dtype == torch.float32 and _block(weight) is not None:
             y = _matmul_nbits(writer, x, name, weight, how.accuracy)

@@ -19,7 +19,7 @@ from athena_vla.models.body.prismatic import Prismatic
 from athena_vla.models.contract import Spec
 from athena_vla.models.loops.parallel_loop import ChunkSpec
 from athena_vla.models.loops.shared_loop import VlaSpec
-from athena_vla.models.parallel import ParallelModel
+from athena_vla.models.parallel import ParallelModel, positions_behind
 from athena_vla.models.robot_sizes import Sizes
 
 _TIME_WAVES = 32  # sines and cosines that tell one query from the next
@@ -131,9 +131,8 @@ class OpenVLAChunk(ParallelModel):
         extra = [queries] if state is None else [self.state_projector(state).to(x.dtype), queries]
         x = torch.cat([x, *extra], dim=1)
         real = torch.ones_like(valid[:, :1]).expand(-1, x.shape[1] - valid.shape[1])
+        positions = positions_behind(valid, real, prompt_mask)
         valid = torch.cat([valid, real], dim=1)
-        # Padding lies between prompt and queries: positions count real tokens, so its amount changes nothing.
-        positions = valid.long().cumsum(dim=1) - 1
         return self.body.language_model(x, attention_mask(valid), positions, tail=self.chunk_spec.horizon)
 
     def head_modules(self) -> list[str]:

@@ -17,7 +17,7 @@ from athena_vla.models.body.prismatic import Prismatic
 from athena_vla.models.body.prompt import EOS
 from athena_vla.models.contract import Spec
 from athena_vla.models.loops.parallel_loop import OftSpec
-from athena_vla.models.parallel import ParallelModel
+from athena_vla.models.parallel import ParallelModel, positions_behind
 
 
 def tiny_spec(*, action_dim: int, state_dim: int, horizon: int = 4, cameras: int = 1, **body: int | float) -> OftSpec:
@@ -102,9 +102,8 @@ def placeholder_states(
     x = torch.cat([x, blank, end], dim=1)
     real = torch.ones_like(valid[:, :1]).expand(-1, count + 1)
     last = patches.shape[1] + prompt_mask.long().sum(dim=1) - 1
+    positions = positions_behind(valid, real, prompt_mask)
     valid = torch.cat([valid, real], dim=1)
-    # Padding lies between prompt and placeholders; positions count real tokens, so its amount changes nothing.
-    positions = valid.long().cumsum(dim=1) - 1
     hidden = body.language_model(x, attention_mask(valid, causal=False), positions)
     first = torch.gather(hidden, 1, last[:, None, None].expand(-1, 1, width))
     return torch.cat([first, hidden[:, length : length + count - 1]], dim=1)

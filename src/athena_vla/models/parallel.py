@@ -6,6 +6,7 @@ A family says which hidden states stand for its actions, and brings the head tha
 from abc import abstractmethod
 from collections.abc import Mapping
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
@@ -14,6 +15,17 @@ from athena_vla.models.architecture import SMALLEST_WEIGHT, Graph, Tensors
 from athena_vla.models.body.prismatic import Prismatic
 from athena_vla.models.loops.parallel_loop import ParallelSpec
 from athena_vla.models.vla import LONGEST_PROMPT, VisionLanguageModel
+
+
+def positions_behind(valid: Tensor, real: Tensor, prompt_mask: Tensor) -> Tensor:
+    """Positions `[b, l + n]` of rows of which the prompt's `valid` `[b, l]` and the `real` `[b, n]` behind it count.
+
+    The prompt's padding lies between the two and is not counted, so its amount changes nothing. By the prompt's length
+    and no running sum, which TensorRT turns into a loop over rows.
+    """
+    behind = torch.cat([torch.zeros_like(valid), real], dim=1)
+    padded = (~prompt_mask).long().sum(dim=1, keepdim=True)
+    return torch.arange(behind.shape[1], device=valid.device)[None] - padded * behind.long()
 
 
 class StateProjector(nn.Module):

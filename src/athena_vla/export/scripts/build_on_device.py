@@ -9,6 +9,8 @@ fallback), 4 an engine that is not what was asked for, 1 a build that failed.
 """
 
 import argparse
+import ctypes
+import gc
 import hashlib
 import json
 import os
@@ -81,8 +83,12 @@ def build(tensorrt, settings: dict, name: str) -> dict:
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         return {"status": "failed", "problem": "the builder returned no engine; see its messages above"}
-    write(cache_file, bytes(config.get_timing_cache().serialize()))
-    write(WEIGHTS / f"{name}.plan", bytes(plan))
+    write(cache_file, memoryview(config.get_timing_cache().serialize()))
+    # The plan is written from where it lies, and all that built it goes before the engine is opened: on a board
+    # processor and GPU share one memory, and each of them is as large as the weights.
+    write(WEIGHTS / f"{name}.plan", memoryview(plan))
+    del plan, cache, config, parser, network, builder
+    gc.collect()
     layers = inspect(tensorrt, logger, WEIGHTS / f"{name}.plan")
     write(WEIGHTS / f"{name}.layers.json", json.dumps(layers, indent=1).encode())
     entry = {
@@ -149,14 +155,7 @@ def device() -> dict:
     release = pathlib.Path("/etc/nv_tegra_release")
     if release.is_file():
         found["l4t"] = release.read_text().splitlines()[0]
-    try:
-        import torch
-
-        if torch.cuda.is_available():
-            found["gpu"] = torch.cuda.get_device_name(0)
-            found["sm"] = "".join(map(str, torch.cuda.get_device_capability(0)))
-    except ImportError:
-        pass
+    found["gpu"], found["sm"] = gpu()
     questions = {
         "power_mode": ["nvpmodel", "-q"],
         "driver": ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"],
@@ -169,6 +168,23 @@ def device() -> dict:
     return found
 
 
+def gpu() -> tuple:
+    """Name and compute capability of the first GPU as its driver says them; empty without one."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "", ""
+    handle, name, numbers = ctypes.c_int(0), ctypes.create_string_buffer(256), []
+    if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(handle), 0):
+        return "", ""
+    cuda.cuDeviceGetName(name, 256, handle)
+    for attribute in (75, 76):  # compute capability: major, minor
+        value = ctypes.c_int(0)
+        cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, handle)
+        numbers.append(value.value)
+    return name.value.decode(errors="replace"), "".join(map(str, numbers))
+
+
 def report(result: dict, status: int) -> int:
     result["exit_status"] = status
     write(WEIGHTS / "engines.json", json.dumps(result, indent=1, sort_keys=True).encode())
@@ -176,7 +192,7 @@ def report(result: dict, status: int) -> int:
     return status
 
 
-def write(path: pathlib.Path, content: bytes) -> None:
+def write(path: pathlib.Path, content) -> None:
     temporary = path.with_name("." + path.name)
     temporary.write_bytes(content)
     os.replace(temporary, path)
