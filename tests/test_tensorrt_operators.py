@@ -1,6 +1,7 @@
 """What TensorRT's parser takes is known before a board is at hand: every node and type, blocks, and 8-bit weights."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,7 +19,7 @@ from small_bundles import write_base
 NX = "jetson-orin-nx-16gb"
 
 
-def graph(operator: str, kinds: list[int], domain: str = "", **attributes: int) -> onnx.ModelProto:
+def graph(operator: str, kinds: list[int], domain: str = "", **attributes: Any) -> onnx.ModelProto:
     """One node on inputs of these types."""
     names = [f"x{i}" for i in range(len(kinds))]
     node = helper.make_node(operator, names, ["y"], name="planted", domain=domain, **attributes)

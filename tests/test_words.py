@@ -32,6 +32,7 @@ ALLOWED = {
     ("src/athena_vla/export/tensors.py", "Cast"),  # an operator of ONNX
     ("src/athena_vla/export/linear.py", "Cast"),
     ("src/athena_vla/export/operators.py", "Cast"),
+    ("src/athena_vla/export/tensorrt_operators.py", "Cast"),
 }
 
 
