@@ -60,7 +60,7 @@ def parse(name: str, command: Command, module: Any, words: list[str], *, as_json
 
 def in_order(command: Command, words: Sequence[str]) -> list[str]:
     """The words with positional fields in front, also those given by their flag. Raises `UsageError`."""
-    words = _gathered(command, list(words))
+    words = _weighted(command, _gathered(command, list(words)))
     named = {f: v for f in command.positional if (v := _taken(words, f"--{f.replace('_', '-')}")) is not None}
     if not named:
         return words
@@ -85,6 +85,18 @@ def _gathered(command: Command, words: list[str]) -> list[str]:
     return [*words[:first], *words[bare - 1 :], f"--{command.several}", *words[first : bare - 1]]
 
 
+def _weighted(command: Command, words: list[str]) -> list[str]:
+    """`--data A=1 B=0.3` behind the flag of the field that takes sets with weights; one plain path stays."""
+    option, field = (f"--{name}" for name in command.weighted)
+    if not command.weighted[0] or option not in words:
+        return words
+    at = words.index(option)
+    given = list(itertools.takewhile(lambda w: not w.startswith("-"), words[at + 1 :]))
+    if len(given) < 2 and not any("=" in w and not Path(w).expanduser().exists() for w in given):
+        return words
+    return [*words[:at], field, *given, *words[at + 1 + len(given) :]]
+
+
 def require_inputs(name: str, command: Command, words: Sequence[str]) -> None:
     """Raises `UsageError` where a path that the command reads is not there; reads the words only."""
     if {"-h", "--help"} & set(words):
@@ -100,6 +112,12 @@ def require_inputs(name: str, command: Command, words: Sequence[str]) -> None:
         more = rest[rest.index(f"--{command.several}") + 1 :]
         for value in itertools.takewhile(lambda w: not w.startswith("-"), more):
             _require(value, f"{command.positional[0].upper()} of athena {name}")
+    mixed = f"--{command.weighted[1]}"
+    if command.weighted[0] and mixed in rest:
+        for value in itertools.takewhile(lambda w: not w.startswith("-"), rest[rest.index(mixed) + 1 :]):
+            path = value if Path(value).expanduser().exists() else value.rpartition("=")[0] or value
+            _require(path, f"--{command.weighted[0]}")
+        return
     for flag in _INPUT_FLAGS:
         value = _taken(list(words), flag)
         if value is not None:

@@ -23,6 +23,7 @@ class Command:
     presets: str = ""  # name in the module of a table of configs for --preset
     config_module: str = ""  # where config and presets live, where that is another module: one that is read at once
     several: str = ""  # field that takes the words between the first and the last positional one
+    weighted: tuple[str, str] = ("", "")  # option of one path, and the field that takes several with their weights
     kept: str = ""  # what an interrupted run leaves for the next one, where the command itself does not say it
 
     @property
@@ -78,6 +79,7 @@ COMMANDS: dict[str, Command] = {
         "FinetuneConfig",
         "fine-tune with LoRA, QLoRA or DoRA",
         presets="PRESETS",
+        weighted=("data", "mix"),
         config_module="finetune.finetune_config",
     ),
     "runs": Command("evaluate.runs", "runs", "RunsConfig", "one table over the trainings below a folder", ("input",)),

@@ -141,6 +141,12 @@ class Dataset:
         """Number of the frame that each sample shows; samples of one frame differ in their words."""
         return self._sample_frame
 
+    def training_numbers(self) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """States `[T, S]` and actions `[T, D]` of each episode of the training split: what statistics rest on."""
+        for episode, (begin, end) in zip(self.episodes, itertools.pairwise(self._first), strict=True):
+            if episode["split"] != "validation":
+                yield self._states[begin:end], self._actions[begin:end]
+
     def cache_frames(self, size: tuple[int, int] | None = None) -> None:
         """Decode every image once into a memory map beside the set, resized to `size` (height, width) if given.
 

@@ -7,6 +7,7 @@ import torch
 import athena_vla.bundle as bundles
 from athena_vla.bundle import Bundle
 from athena_vla.dataset.dataset import Dataset
+from athena_vla.dataset.mixed import MixedSet, WeightedSet
 from athena_vla.errors import InvalidObservation, TrainingError
 from athena_vla.finetune.finetune_config import FinetuneConfig
 from athena_vla.models import lora
@@ -40,6 +41,11 @@ def start(config: FinetuneConfig, dataset: Dataset, device: str = "cpu") -> Star
     require_sayable(model, dataset)
     settings = LoraSettings(**config.lora())
     return Start(dataset, base, model, settings, lora.attach(model, settings))
+
+
+def open_sets(config: FinetuneConfig) -> Dataset:
+    """What is trained on: a set, a recording in place, or several sets as one. Raises `DatasetError`."""
+    return MixedSet.open_all([WeightedSet.parse(s) for s in config.sets], config.robot)
 
 
 def open_base(config: FinetuneConfig) -> Bundle | Release:

@@ -4,6 +4,7 @@ So a resumed run sees what an uninterrupted one would have seen, without any sto
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from athena_vla.dataset.augment import AugmentConfig, augment
 from athena_vla.dataset.dataset import Dataset
+from athena_vla.dataset.mixed import MixedSet
 from athena_vla.errors import AthenaError, TrainingError
 from athena_vla.finetune.features import Features
 from athena_vla.finetune.finetune_config import FinetuneConfig
@@ -46,7 +48,8 @@ class Batch:
 class Order:
     """Sample indices of every step: epochs without repetition, or balanced over the named kinds of task.
 
-    Samples whose recording names no kind are drawn together, as one kind.
+    Samples whose recording names no kind are drawn together, as one kind. Of several sets each is drawn by its weight,
+    and kinds are balanced within a set.
     """
 
     def __init__(self, dataset: Dataset, indices: NDArray[np.intp], config: FinetuneConfig, world: int) -> None:
@@ -54,9 +57,17 @@ class Order:
         self.frames = dataset.frame_of_sample
         self.seed = config.seed
         self.batch, self.accumulation, self.world = config.batch, config.accumulation, world
+        sets, shares = None, (1.0,)
+        if isinstance(dataset, MixedSet):
+            sets, shares = dataset.set_of_sample[indices], dataset.shares
         kinds = np.array([dataset.named_kinds[i] for i in indices])
-        self.kinds = sorted(set(kinds.tolist())) if config.balance else [""]
-        self.groups = [indices[kinds == k] for k in self.kinds] if config.balance else [indices]
+        self.groups: list[NDArray[np.intp]] = []
+        self.shares: list[float] = []  # of all draws, by group
+        for number, share in enumerate(shares):
+            own = np.ones(len(indices), bool) if sets is None else sets == number
+            names = sorted(set(kinds[own].tolist())) if config.balance else [""]
+            self.groups += [indices[own & (kinds == k)] if config.balance else indices[own] for k in names]
+            self.shares += [share / len(names)] * len(names)
         self._step, self._drawn = 0, 0  # where this process took up the run: steps done, samples drawn in them
 
     @property
@@ -106,7 +117,7 @@ class Order:
         said += f" ({len(per_frame):,} frames, {texts:.3g} texts each). " if texts > 1 else ". "
         part = "" if total <= _COUNTED else f"first {_COUNTED:,} of {total:,} draws of the "
         said += f"In the {part}{total / count:.3g} epochs of this run a frame is drawn {least} to {most} times"
-        if len(self.groups) > 1:
+        if len(self.groups) > 1 and len(set(self.shares)) == 1:
             largest, smallest = (f(len(g) for g in self.groups) for f in (max, min))
             said += (
                 f": {len(self.groups)} kinds are drawn equally often, so a sample of the smallest kind is drawn "
@@ -123,10 +134,10 @@ class Order:
         """One epoch's indices: kinds in turn, each kind in its own endless shuffled order."""
         count = len(self.indices)
         rng = np.random.default_rng([self.seed, 101, epoch])
-        share = -(-count // len(self.groups))
         drawn = []
-        for group in self.groups:
+        for group, part in zip(self.groups, self.shares, strict=True):
             # Small kinds are repeated, large ones cut; the cut falls elsewhere in every epoch.
+            share = math.ceil(count * part - 1e-9)
             repeats = -(-share // len(group))
             drawn.append(np.concatenate([rng.permutation(group) for _ in range(repeats)])[:share])
         mixed = np.concatenate(drawn)

@@ -47,6 +47,9 @@ class FinetuneConfig:
     openvla/openvla-7b or openvla/openvla-7b@REVISION."""
     data: Path = Path("dataset")
     """A built dataset (athena data build); or, with --robot, any recording, trained on in place."""
+    mix: tuple[str, ...] = ()
+    """Several sets of one robot in place of `data`, each with its weight: A=1 B=0.3 draws B 0.3 times for 1.3 draws.
+    Written so after --data they come here."""
     robot: str = ""
     """Robot name or TOML file, where `data` is a recording: statistics and splits are made beside it, in the user's
     cache, and its images stay where they are."""
@@ -181,6 +184,7 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "targets", tuple(self.targets))
         object.__setattr__(self, "weight", tuple(self.weight))
+        object.__setattr__(self, "mix", tuple(self.mix))
         choices = {f.name: get_args(f.type) for f in dataclasses.fields(self) if get_args(f.type)}
         for name, known in choices.items():
             value = getattr(self, name)
@@ -198,6 +202,11 @@ class FinetuneConfig:
         """Logs, curves, checkpoints."""
         return self.out.with_name(f"{self.out.name}.run")
 
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """The sets to train on, as they were written."""
+        return self.mix or (str(self.data),)
+
     def lora(self) -> dict[str, Any]:
         """The fields that decide what trains, as `models.lora.LoraSettings` takes them."""
         return {name: getattr(self, name) for name in _LORA_FIELDS}
@@ -206,7 +215,7 @@ class FinetuneConfig:
         """JSON-serialisable; goes into the bundle."""
         raw = dataclasses.asdict(self)
         del raw["overwrite"]  # of this run, not of its result
-        for name in ("prefix", "weight"):  # a run without them is written, and hashed, as before there were any
+        for name in ("prefix", "weight", "mix"):  # a run without them is written, and hashed, as before there were any
             if not raw[name]:
                 del raw[name]
         return {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in raw.items()}
@@ -271,7 +280,7 @@ _LORA_FIELDS = (
 # What changes no weight of a given step: where it lies, how it is watched, how long it runs, what of it is kept, and
 # how the work is split, up to the rounding of sums. The data is compared by its hash.
 NO_EFFECT = frozenset(
-    {"data", "out", "model", "robot", "log_every", "tensorboard", "wandb", "progress"}
+    {"data", "mix", "out", "model", "robot", "log_every", "tensorboard", "wandb", "progress"}
     | {
         "epochs",
         "max_steps",

@@ -18,10 +18,11 @@ import athena_vla.bundle as bundles
 from athena_vla import files
 from athena_vla.bundle import Golden
 from athena_vla.dataset.dataset import Dataset
+from athena_vla.dataset.mixed import MixedSet
 from athena_vla.errors import TrainingError
 from athena_vla.finetune import checkpoint as checkpoints
 from athena_vla.finetune import features, launch, sharding
-from athena_vla.finetune.base import Start, start
+from athena_vla.finetune.base import Start, open_sets, start
 from athena_vla.finetune.batches import Loader
 from athena_vla.finetune.evaluation import weak_joints
 from athena_vla.finetune.finetune_config import FinetuneConfig
@@ -87,19 +88,21 @@ def finetune(
 
 def _finetune(config: FinetuneConfig, accelerator: Accelerator, started: list[Start], told: Progress) -> FinetuneResult:
     with accelerator.main_process_first():  # a recording trained on in place is prepared by one process
-        dataset = Dataset.open(config.data, config.robot)
+        dataset = open_sets(config)
     begin = start(config, dataset, str(accelerator.device))
     started.append(begin)
     model, base, settings, trainables = begin.model, begin.base, begin.settings, begin.trainables
     if config.gradient_checkpointing:
         model.checkpoint_layers()
     log = RunLog(config, main=accelerator.is_main_process, progress=told)
-    if Path(config.data).resolve() != dataset.path.resolve():  # a recording trained on in place: what its build says
+    _start_again(config, accelerator, log)
+    if isinstance(dataset, MixedSet):
+        log.note(f"Data: {dataset.meaning}")
+    elif Path(config.sets[0]).resolve() != dataset.path.resolve():  # trained on in place: what its build says
         frames = sum(int(e["length"]) for e in dataset.episodes)
         log.note(f"Data: '{config.data}' is trained on in place; {len(dataset.episodes)} episodes, {frames} frames.")
         for line in dataset.told:
             log.note(f"Data: {line}")
-    _start_again(config, accelerator, log)
     if isinstance(base, Release):
         log.note(
             f"Base: the released checkpoint {base.source}, family {model.family}. Its own action statistics are of "

@@ -55,7 +55,11 @@ class RunLog:
         self._line({"step": step, "validation": measured})
         flat = {f"validation/{k}": measured[k] for k in ("loss", "mae_rad")}
         flat |= {f"joint_rad/{k}": v for k, v in measured["per_joint_rad"].items()}
+        of = measured.get("sets", {})
+        flat |= {f"validation/{name}/{k}": one[k] for name, one in of.items() for k in ("loss", "mae_rad")}
         self._curves(step, flat)
+        for name, one in of.items():
+            self.note(f"step {step}: {name}: validation loss {one['loss']:.4f}, error {one['mae_rad']:.4f} rad")
         self.note(f"step {step}: validation loss {measured['loss']:.4f}, error {measured['mae_rad']:.4f} rad")
 
     def note(self, text: str) -> None:

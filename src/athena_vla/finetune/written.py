@@ -16,7 +16,7 @@ from athena_vla.bundle import Bundle, Golden, Manifest
 from athena_vla.dataset.dataset import Dataset
 from athena_vla.errors import TrainingError, UnknownName
 from athena_vla.finetune import checkpoint as checkpoints
-from athena_vla.finetune.base import Start, start
+from athena_vla.finetune.base import Start, open_sets, start
 from athena_vla.finetune.checkpoint_config import CheckpointConfig
 from athena_vla.finetune.evaluation import EvaluationAt
 from athena_vla.finetune.finetune_config import FinetuneConfig
@@ -75,7 +75,7 @@ def bundle_of_checkpoint(config: CheckpointConfig) -> CheckpointResult:
     best = newest.progress.best_step
     step = config.step or (best if best in steps else steps[-1])
     found, identity = checkpoints.load(folder / "checkpoints", step)
-    begin = start(settings, Dataset.open(settings.data, settings.robot))
+    begin = start(settings, open_sets(settings))
     for what, now in (("dataset", begin.dataset.hash), ("base", begin.base.hash)):
         if identity.get(what) != now:
             raise TrainingError(
