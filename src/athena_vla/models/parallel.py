@@ -20,12 +20,14 @@ from athena_vla.models.vla import LONGEST_PROMPT, VisionLanguageModel
 def positions_behind(valid: Tensor, real: Tensor, prompt_mask: Tensor) -> Tensor:
     """Positions `[b, l + n]` of rows of which the prompt's `valid` `[b, l]` and the `real` `[b, n]` behind it count.
 
-    The prompt's padding lies between the two and is not counted, so its amount changes nothing. By the prompt's length
-    and no running sum, which TensorRT turns into a loop over rows.
+    The prompt's padding lies between the two and is not counted, so its amount changes nothing; its own rows stand
+    where the last word does. By the prompt's length: a running sum is a loop over rows in TensorRT.
     """
+    counted = torch.cat([valid, real], dim=1)
     behind = torch.cat([torch.zeros_like(valid), real], dim=1)
     padded = (~prompt_mask).long().sum(dim=1, keepdim=True)
-    return torch.arange(behind.shape[1], device=valid.device)[None] - padded * behind.long()
+    place = torch.arange(counted.shape[1], device=valid.device)[None] - padded * behind.long()
+    return torch.where(counted, place, valid.long().sum(dim=1, keepdim=True) - 1)
 
 
 class StateProjector(nn.Module):
