@@ -24,6 +24,7 @@ from athena_vla.finetune.sharding import like
 from athena_vla.models.weights.store import save as save_file
 
 _PREFIX = "step-"
+AVERAGE = "average.safetensors"
 
 
 @dataclass
@@ -51,6 +52,12 @@ class Checkpoint:
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]  # "parameter name.state name" -> tensor
     progress: Standing
+    average: dict[str, Tensor] = field(default_factory=dict)  # of the weights, where the run keeps one
+
+    @property
+    def chosen(self) -> dict[str, Tensor]:
+        """What becomes a bundle: the average, where there is one."""
+        return self.average or self.weights
 
 
 def save(folder: Path, checkpoint: Checkpoint, identity: Mapping[str, Any]) -> Path:
@@ -61,6 +68,8 @@ def save(folder: Path, checkpoint: Checkpoint, identity: Mapping[str, Any]) -> P
         with files.whole_folder(target, TrainingError) as temporary:
             save_file(_plain(checkpoint.weights), temporary / "adapter.safetensors")
             save_file(_plain(checkpoint.optimizer), temporary / "optimizer.safetensors")
+            if checkpoint.average:
+                save_file(_plain(checkpoint.average), temporary / AVERAGE)
             (temporary / "state.json").write_text(json.dumps(content, indent=1, sort_keys=True))
     except TrainingError as error:
         raise TrainingError(
@@ -93,6 +102,7 @@ def load(folder: Path, step: int) -> tuple[Checkpoint, dict[str, Any]]:
             load_file(path / "adapter.safetensors"),
             load_file(path / "optimizer.safetensors"),
             Standing(**content["progress"]),
+            load_file(path / AVERAGE) if (path / AVERAGE).is_file() else {},
         )
         return checkpoint, content["identity"]
     except (OSError, SafetensorError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:

@@ -31,6 +31,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ),
     *((n, 0, math.inf) for n in ("augment_variants", "prefix")),
     ("dropout", 0, _BELOW_ONE),
+    ("ema", 0, _BELOW_ONE),
     ("augment_crop", 0.01, 1),
 )
 
@@ -116,6 +117,9 @@ class FinetuneConfig:
     """Of the forward pass; auto = bf16 where the hardware has it, else fp32."""
     gradient_checkpointing: bool = False
     """Recompute each decoder layer in the backward pass: less memory, a third more time."""
+    ema: float = 0.0
+    """Decay of a running average of all that trains, such as 0.999: the average is evaluated and becomes the bundle,
+    training and resuming go on from the weights themselves; 0 = no average."""
     compile: bool = False
     """torch.compile the decoder layers: worth it on GPUs in long runs; on CPUs it takes a minute and gains nothing."""
     not_finite: NotFinite = "refuse"
@@ -215,7 +219,7 @@ class FinetuneConfig:
         """JSON-serialisable; goes into the bundle."""
         raw = dataclasses.asdict(self)
         del raw["overwrite"]  # of this run, not of its result
-        for name in ("prefix", "weight", "mix"):  # a run without them is written, and hashed, as before there were any
+        for name in ("prefix", "weight", "mix", "ema"):  # a run without is written, and hashed, as before they were
             if not raw[name]:
                 del raw[name]
         return {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in raw.items()}

@@ -142,6 +142,7 @@ def _finetune(config: FinetuneConfig, accelerator: Accelerator, started: list[St
     peak = launch.peak_memory_gb()
     progress = trainer.progress
     chosen = steps
+    trainer.settle()
     if config.select == "best" and progress.best_step not in (0, steps):
         if progress.best_step in checkpoints.steps(trainer.folder):
             chosen = progress.best_step

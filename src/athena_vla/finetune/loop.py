@@ -19,6 +19,7 @@ from athena_vla.dataset.dataset import Dataset
 from athena_vla.errors import TrainingError
 from athena_vla.finetune import checkpoint as checkpoints
 from athena_vla.finetune import sharding
+from athena_vla.finetune.average import Average
 from athena_vla.finetune.batches import Batch, Loader, Order
 from athena_vla.finetune.checkpoint import Checkpoint, Standing
 from athena_vla.finetune.evaluation import Evaluation, measure
@@ -65,6 +66,7 @@ class Trainer:
         else:
             self.wrapped, self.optimizer = accelerator.prepare(self.root, optimizer)
         self.plain_optimizer: torch.optim.Optimizer = cast(Any, self.optimizer).optimizer  # inside accelerate's
+        self.average = Average(self.parameters, config.ema) if config.ema else None
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.last_good = 0
         self.skipped_in_a_row = 0
@@ -145,9 +147,14 @@ class Trainer:
         return 0 < self.config.patience <= self.progress.bad_evaluations
 
     def restore(self, step: int) -> None:
-        """Put the weights of that step's checkpoint into the model."""
+        """Put what would become a bundle of that step's checkpoint into the model."""
         found, _ = checkpoints.load(self.folder, step)
-        self._load_weights(found.weights)
+        self._load_weights(found.chosen)
+
+    def settle(self) -> None:
+        """Put what becomes the bundle of the last step into the model."""
+        if self.average is not None:
+            self.average.put()
 
     def weights(self) -> dict[str, Tensor]:
         """Everything that trains, whole; with sharding every process has to call it."""
@@ -163,7 +170,8 @@ class Trainer:
         """
         self.model.eval()
         try:
-            return measure(self.model, self.root, self.loader, self.config, self.accelerator)
+            with self.average.in_place() if self.average is not None else contextlib.nullcontext():
+                return measure(self.model, self.root, self.loader, self.config, self.accelerator)
         finally:
             self.model.train()
 
@@ -211,6 +219,8 @@ class Trainer:
             for gradient in gradients:
                 gradient.mul_(scale)
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update(step + 1)
         self.optimizer.zero_grad(set_to_none=True)
         return loss, norm
 
@@ -267,8 +277,9 @@ class Trainer:
         weights = self.weights()
         state = sharding.whole(checkpoints.optimizer_tensors(self.plain_optimizer, names))
         require_finite({**weights, **state}, done, self._kept())
+        average = {} if self.average is None else self.average.whole()
         if self.accelerator.is_main_process:
-            checkpoints.save(self.folder, Checkpoint(done, weights, state, self.progress), identity)
+            checkpoints.save(self.folder, Checkpoint(done, weights, state, self.progress, average), identity)
         self.last_good = done
         if self.accelerator.is_main_process:
             self._prune()
@@ -284,6 +295,8 @@ class Trainer:
         state, theirs = found
         changed = checkpoints.require_same(theirs, identity, self.folder)
         self._load_weights(state.weights)
+        if self.average is not None:
+            self.average.load(state.average)
         checkpoints.restore_optimizer(self.plain_optimizer, self.parameters, state.optimizer)
         self.progress = state.progress
         if self.accelerator.scaler is not None:

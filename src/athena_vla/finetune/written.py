@@ -81,10 +81,10 @@ def bundle_of_checkpoint(config: CheckpointConfig) -> CheckpointResult:
             raise TrainingError(
                 f"The run in '{folder}' used {what} {identity.get(what)}; now it is {now}: not the same."
             )
-    lora.load(begin.model, found.weights)
+    lora.load(begin.model, found.chosen)
     golden, gates = answers(begin.model, begin.dataset)
     outcome = Outcome(found.step, found.step, found.progress.evaluations)
-    write_bundle(dataclasses.replace(settings, out=config.out), begin, found.weights, golden, gates, outcome)
+    write_bundle(dataclasses.replace(settings, out=config.out), begin, found.chosen, golden, gates, outcome)
     missed = [g.label for g in failed(gates.values())]
     notes = (f"It fails gates and is not served: {', '.join(missed)}.",) if missed else ()
     return CheckpointResult(config.out, step, tuple(steps), notes)
