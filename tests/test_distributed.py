@@ -51,10 +51,13 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     return load_file(path / "weights" / "adapter.safetensors")
 
 
-@pytest.mark.parametrize(("sharding", "quantization"), [("ddp", "none"), ("fsdp2", "none"), ("fsdp2", "nf4")])
-def test_two_processes_equal_one(base_config, tmp_path, sharding, quantization):
+@pytest.mark.parametrize(
+    ("sharding", "quantization", "ema"),
+    [("ddp", "none", 0.0), ("ddp", "none", 0.9), ("fsdp2", "none", 0.0), ("fsdp2", "none", 0.9), ("fsdp2", "nf4", 0.0)],
+)
+def test_two_processes_equal_one(base_config, tmp_path, sharding, quantization, ema):
     """Horizon 1: every row is valid, so the mean over processes is the mean over samples."""
-    one = dataclasses.replace(base_config, out=tmp_path / "one", quantization=quantization)
+    one = dataclasses.replace(base_config, out=tmp_path / "one", quantization=quantization, ema=ema)
     two = dataclasses.replace(one, out=tmp_path / "two", batch=2, processes=2, sharding=sharding)
     finetune(one)
     result = finetune(two)
