@@ -531,3 +531,12 @@ def test_another_robot_gets_fresh_heads_of_its_sizes(world, tmp_path, athena, ca
     assert bundle.robot.name == "toy"
     assert "was made for 'athena', the dataset holds motions of 'toy'" in capsys.readouterr().err
     assert require_replay(Policy.of(bundle), bundle)["max_rad"] == 0.0
+
+
+def test_cards_that_stay_idle_are_named(monkeypatch) -> None:
+    card = torch.device("cuda:0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert "shows 4 cards and the run uses one" in launch.unused_cards(card, 1)
+    assert launch.unused_cards(card, 4) == launch.unused_cards(torch.device("cpu"), 1) == ""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert launch.unused_cards(card, 1) == ""

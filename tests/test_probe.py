@@ -9,7 +9,7 @@ from athena_vla.errors import UnknownName
 from athena_vla.finetune.finetune_config import FinetuneConfig
 from athena_vla.models import lora, openvla_chunk
 from athena_vla.models.lora import LoraSettings
-from athena_vla.plan import PlanConfig, plan, probe
+from athena_vla.plan import DEVICES, PlanConfig, plan, probe
 from athena_vla.plan.probe import Probe, StepTime, _Shallow
 from athena_vla.plan.training import TrainingMemory
 from small_bundles import write_base
@@ -123,6 +123,16 @@ def test_a_card_of_the_table_is_recognised_by_its_drivers_name(monkeypatch) -> N
         ("NVIDIA GeForce RTX 4090", "rtx4090"),
         ("NVIDIA A100-SXM4-80GB", "a100-80gb"),
         ("NVIDIA H200", "h200"),
+        ("NVIDIA GeForce RTX 3090", "rtx3090"),
+        ("NVIDIA GeForce RTX 5090", "rtx5090"),
+        ("NVIDIA RTX A6000", "rtx-a6000"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA L40S", ""),
+        ("NVIDIA GeForce RTX 4080 SUPER", ""),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", ""),
+        ("NVIDIA RTX 6000 Ada Generation", ""),
+        ("NVIDIA A100-SXM4-40GB", ""),
     ):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda driver=driver: driver)
-        assert [n for n in ("rtx4090", "a100-80gb", "h200") if probe.is_here(n)] == [name]
+        assert [n for n in DEVICES if probe.is_here(n)] == [name][: bool(name)]

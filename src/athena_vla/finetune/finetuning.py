@@ -115,6 +115,8 @@ def _finetune(config: FinetuneConfig, accelerator: Accelerator, started: list[St
         )
     log.note(str(trainables))
     log.note(f"Precision: {config.precision}. {precision.sentence(accelerator.device)}")
+    if unused := launch.unused_cards(accelerator.device, accelerator.num_processes):
+        log.note(unused)
     missing = lora.left_out(model, settings)
     notes = (f"No adapter on {', '.join(missing)}: the family {model.family} has no such layer.",) if missing else ()
     for note in notes:

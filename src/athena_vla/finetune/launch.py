@@ -164,3 +164,14 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def unused_cards(device: torch.device, processes: int) -> str:
+    """A sentence where a run of one process leaves cards idle; empty where none is."""
+    cards = torch.cuda.device_count() if device.type == "cuda" and processes == 1 else 1
+    if cards == 1:
+        return ""
+    return (
+        f"This machine shows {cards} cards and the run uses one of them: torchrun --nproc-per-node {cards} -m "
+        "athena_vla.cli train ... uses all."
+    )

@@ -6,6 +6,7 @@ in turn: what a layer adds, times the layers, is the step. Preparing batches is 
 """
 
 import dataclasses
+import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -242,11 +243,16 @@ def here() -> tuple[Device, torch.device]:
 
 
 def is_here(name: str) -> bool:
-    """Whether a device of the table is this machine's GPU: all parts of its name are in the driver's."""
+    """Whether a device of the table is this machine's GPU: all parts of its name are words of the driver's, which names
+    no other model of it (an L40S is no L4, a laptop's 4090 none of a desktop).
+    """
     if not torch.cuda.is_available():
         return False
-    driver = torch.cuda.get_device_name().lower().replace(" ", "")
-    return all(part in driver for part in name.split("-"))
+    driver = re.sub(r"[\s-]+", " ", torch.cuda.get_device_name().lower())
+    if re.search(r"\b(super|ti|laptop|max q|d)\b", driver):
+        return False
+    parts = [re.sub(r"(?<=[a-z])(?=\d)", " ?", part) for part in name.split("-")]
+    return all(re.search(rf"\b{part}\b", driver) for part in parts)
 
 
 def _dense_tflops(place: torch.device) -> float:
