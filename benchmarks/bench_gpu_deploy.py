@@ -32,7 +32,8 @@ from athena_vla.models.contract import ModelInput, Taken
 from athena_vla.models.vla import VisionLanguageModel
 from athena_vla.models.weights.packed_linear import CardLinear
 from athena_vla.policy import Policy
-from bench_load_7b import Peak
+from bench_gpu_models import ceilings
+from bench_load_7b import Peak, anonymous
 from seven_b import FAMILIES, frame, meta_model, write_bundle
 
 OUT = Path(__file__).with_name("gpu_deploy.json")
@@ -71,7 +72,7 @@ def main() -> None:
         "command": "python " + " ".join(sys.argv),
         "gpu": None if dry else torch.cuda.get_device_name(0),
         "versions": {"torch": torch.__version__, "cuda": torch.version.cuda},
-        "ceilings": ceilings(place),
+        "ceilings": ceilings(place.device, tiny=dry),
         "wanted": {"chunk_times_floor": 3.0, "decode_share_bf16": 0.6, "decode_share_int4": 0.3},
     }
     parts: dict[str, Callable[[], Any]] = {
@@ -299,7 +300,7 @@ def from_disk(place: Place) -> dict[str, Any]:
         path = write_bundle(Path(folder) / "base", "chunk", place.dry, read, "base", {})
         written = time.perf_counter() - start
         peak = Peak()
-        before = anonymous_gb()
+        before = anonymous() / 1e9
         peak.start()
         start = time.perf_counter()
         card = Policy.load(path, "torch", device=place.device)
@@ -313,7 +314,6 @@ def from_disk(place: Place) -> dict[str, Any]:
         there = [card.chunks([frame(s) for s in range(2)]) for _ in range(4)][-1]
         taken = str(card.engine.taken)
         del card
-        torch.set_num_threads(max(1, torch.get_num_threads()))
         start = time.perf_counter()
         host = Policy.load(path, "torch", device="cpu", threads=torch.get_num_threads())
         here = host.chunks([frame(s) for s in range(2)])
@@ -331,12 +331,6 @@ def from_disk(place: Place) -> dict[str, Any]:
     }
 
 
-def anonymous_gb() -> float:
-    from bench_load_7b import anonymous
-
-    return anonymous() / 1e9
-
-
 def timed(place: Place, call: Callable[[], Any], warmup: int = 0, runs: int = 0) -> dict[str, float]:
     """[ms]"""
     usual = place.repeats
@@ -350,18 +344,6 @@ def timed(place: Place, call: Callable[[], Any], warmup: int = 0, runs: int = 0)
         place.synchronize()
         samples.append((time.perf_counter() - start) * 1e3)
     return {"median": float(np.median(samples)), "p95": float(np.quantile(samples, 0.95)), "n": len(samples)}
-
-
-def ceilings(place: Place) -> dict[str, float]:
-    """What this card reaches: bytes copied per second, reads and writes counted, and bf16 operations per second."""
-    count, side, repeats = (1 << 20, 64, 2) if place.dry else (1 << 32, 8192, 10)
-    source = torch.empty(count, dtype=torch.uint8, device=place.device)
-    target = torch.empty_like(source)
-    copy = timed(place, lambda: target.copy_(source), 3, repeats)["median"]
-    del source, target
-    a = torch.randn(side, side, dtype=torch.bfloat16, device=place.device)
-    product = timed(place, lambda: a @ a, 3, repeats)["median"]
-    return {"bytes_per_s": 2e3 * count / copy, "flops_per_s": 2e3 * side**3 / product}
 
 
 if __name__ == "__main__":

@@ -55,38 +55,51 @@ class Scratch:
                 self.zero = torch.zeros(groups)
 
 
-class PackedLinear(nn.Module):
+class CodedLinear(nn.Module):
     """A linear layer on codes in the stored layout (`packed.store`): computes what the de-quantised weight would."""
 
     codes: Tensor
     scales: Tensor
     bias: Tensor | None
 
-    def __init__(self, codes: Tensor, scales: Tensor, bits: int, bias: Tensor | None, scratch: Scratch) -> None:
+    def __init__(self, codes: Tensor, scales: Tensor, bits: int, bias: Tensor | None) -> None:
         super().__init__()
         self.bits = bits
         self.out_features = codes.shape[0]
         self.in_features = codes.shape[1] * (2 if bits == 4 else 1)
         self.group = self.in_features // scales.shape[1]
-        self.fits = gemv_kernel.fits(self.in_features, scales.shape[1])
-        self.scratch = scratch
-        if bits == 4:
-            if self.group % PLANES:
-                raise ModelError(f"Groups of {self.group} inputs cannot be unpacked by {PLANES}; quantise with 32.")
-            aligned = codes if codes.storage_offset() % 2 == 0 else codes.clone()
-            codes = aligned.view(torch.int16)
         self.register_buffer("codes", codes)
         self.register_buffer("scales", scales)
         self.register_buffer("bias", bias)
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, self.in_features).to(torch.bfloat16)
-        kernel = gemv_kernel.kernel() if self.fits and len(rows) <= FEW else None
-        y = kernel(rows, self.codes, self.scales, self.bits).to(torch.bfloat16) if kernel else self._many(rows)
+        y = self.product(x.reshape(-1, self.in_features).to(torch.bfloat16))
         if self.bias is not None:
             y += self.bias
         return y.reshape(*x.shape[:-1], self.out_features)
+
+    def product(self, rows: Tensor) -> Tensor:
+        """`[rows, outputs]` in bfloat16, without the bias."""
+        raise NotImplementedError
+
+
+class PackedLinear(CodedLinear):
+    """The layer on a processor: codes unpacked into memory that all layers share, or by the compiled kernel."""
+
+    def __init__(self, codes: Tensor, scales: Tensor, bits: int, bias: Tensor | None, scratch: Scratch) -> None:
+        super().__init__(codes, scales, bits, bias)
+        self.fits = gemv_kernel.fits(self.in_features, scales.shape[1])
+        self.scratch = scratch
+        if bits == 4:
+            if self.group % PLANES:
+                raise ModelError(f"Groups of {self.group} inputs cannot be unpacked by {PLANES}; quantise with 32.")
+            aligned = codes if codes.storage_offset() % 2 == 0 else codes.clone()
+            self.codes = aligned.view(torch.int16)
+
+    def product(self, rows: Tensor) -> Tensor:
+        kernel = gemv_kernel.kernel() if self.fits and len(rows) <= FEW else None
+        return kernel(rows, self.codes, self.scales, self.bits).to(torch.bfloat16) if kernel else self._many(rows)
 
     def _many(self, rows: Tensor) -> Tensor:
         if self.bits == 4:
@@ -141,33 +154,14 @@ class PackedLinear(nn.Module):
         )
 
 
-class CardLinear(nn.Module):
-    """The same layer on an NVIDIA card: by Triton's kernels, or where Triton is absent by unpacking the weight."""
+class CardLinear(CodedLinear):
+    """The layer on an NVIDIA card: by Triton's kernels, or where Triton is absent by unpacking the weight."""
 
-    codes: Tensor
-    scales: Tensor
-    bias: Tensor | None
-
-    def __init__(self, codes: Tensor, scales: Tensor, bits: int, bias: Tensor | None) -> None:
-        super().__init__()
-        self.bits = bits
-        self.out_features = codes.shape[0]
-        self.in_features = codes.shape[1] * (2 if bits == 4 else 1)
-        self.register_buffer("codes", codes)
-        self.register_buffer("scales", scales)
-        self.register_buffer("bias", bias)
-
-    @torch.no_grad()
-    def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, self.in_features).to(torch.bfloat16)
+    def product(self, rows: Tensor) -> Tensor:
         kernels = card_kernels() if rows.is_cuda else None
         if kernels is None:
-            y = F.linear(rows, unpacked(self.codes, self.scales, self.bits))
-        else:
-            y = kernels.linear(rows, self.codes, self.scales, self.bits)
-        if self.bias is not None:
-            y += self.bias
-        return y.reshape(*x.shape[:-1], self.out_features)
+            return F.linear(rows, unpacked(self.codes, self.scales, self.bits))
+        return kernels.linear(rows, self.codes, self.scales, self.bits)
 
 
 @cache
