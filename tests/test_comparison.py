@@ -123,6 +123,20 @@ def test_what_black_pictures_and_other_words_take_away_stands_in_columns(compare
     assert raw["ablations"]["tuned"]["black_image"]["error_added"] == lost.error_added.to_dict()
 
 
+def test_what_the_reference_kept_of_the_other_policy_is_counted(compared: tuple[Comparison, Path]) -> None:
+    result, _ = compared
+    others = [r.name for r in result.rows if r.kind == "policy" and r.ablation == "none" and r.name != result.reference]
+    assert list(result.kept) == others
+    for name, tasks in result.kept.items():
+        mine, theirs = ({e.scene: e.success for e in result.episodes[n]} for n in (result.reference, name))
+        counted = {k: sum(getattr(t, k) for t in tasks.values()) for k in ("kept", "lost", "gained", "neither")}
+        assert sum(counted.values()) == len(mine.keys() & theirs.keys())
+        assert counted["lost"] == result.paired[name].only_second
+        assert counted["gained"] == result.paired[name].only_first
+        assert f"{result.reference} of {name}" in str(result)
+    assert result.to_dict()["kept"].keys() == result.kept.keys()
+
+
 def test_it_says_what_untuned_means(compared: tuple[Comparison, Path]) -> None:
     assert any("before any fine-tuning" in n and "'athena'" in n for n in compared[0].notes)
 

@@ -18,7 +18,7 @@ from athena_vla.evaluate.baselines import Actor, Library
 from athena_vla.evaluate.openloop import FRAMES, OpenLoopResult, open_loop, other_instructions, spread
 from athena_vla.evaluate.results import SCENES, EpisodeResult, Setup
 from athena_vla.evaluate.statistics import PairedTest
-from athena_vla.evaluate.summary import ActorSummary, Lost, compare_pair
+from athena_vla.evaluate.summary import ActorSummary, Kept, Lost, compare_pair, kept_by_task
 from athena_vla.progress import Progress, quiet
 
 LIBRARY = "library.npz"
@@ -59,6 +59,15 @@ class Comparison:
                 found.setdefault(row.ablates, {})[row.ablation] = self._lost(row)
         return found
 
+    @property
+    def kept(self) -> dict[str, dict[str, Kept]]:
+        """By each other policy and task: what the reference kept of it, lost and gained; empty without a simulator."""
+        others = [r.name for r in self.rows if r.kind == "policy" and r.ablation == "none" and r.name != self.reference]
+        if self.reference not in self.episodes:
+            return {}
+        mine = self.episodes[self.reference]
+        return {n: kept_by_task(self.episodes[n], mine) for n in others if n in self.episodes}
+
     def _lost(self, row: ActorSpec) -> Lost:
         closed, lost = self.closed.get(row.name), None
         if row.name in self.episodes:
@@ -74,6 +83,7 @@ class Comparison:
             "rows": [r.__dict__ for r in self.rows],
             "closed_loop": {k: v.to_dict() for k, v in self.closed.items()},
             "paired": {k: v.to_dict() for k, v in self.paired.items()},
+            "kept": {n: {t: k.to_dict() for t, k in tasks.items()} for n, tasks in self.kept.items()},
             "ablations": {k: {a: x.to_dict() for a, x in v.items()} for k, v in self.ablations.items()},
             "open_loop": None if self.open is None else self.open.to_dict(),
             "notes": list(self.notes),
@@ -89,6 +99,7 @@ class Comparison:
         if self.closed:
             closed = {n: self.closed[n] for n in whole}
             parts += [tables.closed_table(closed, self.paired, self.reference, lost), tables.task_table(closed)]
+            parts += [tables.kept_table(self.reference, n, tasks) for n, tasks in self.kept.items() if tasks]
         if self.open is not None:
             policies = [r.name for r in self.rows if r.kind == "policy" and r.ablation == "none"]
             parts += [tables.open_table(self.open, whole, lost), tables.task_error_table(self.open, whole)]

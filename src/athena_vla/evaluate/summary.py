@@ -54,6 +54,30 @@ class Lost:
         return {k: None if v is None else v.to_dict() for k, v in self.__dict__.items()}
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Scenes that two policies both played, by who solved them: what the later one kept, lost and gained."""
+
+    kept: int = 0
+    lost: int = 0
+    gained: int = 0
+    neither: int = 0
+
+    def to_dict(self) -> dict[str, int]:
+        return dict(self.__dict__)
+
+
+def kept_by_task(before: Sequence[EpisodeResult], after: Sequence[EpisodeResult]) -> dict[str, Kept]:
+    """By task, of the scenes that both played."""
+    earlier = {e.scene: e.success for e in before}
+    counts: dict[str, Counter[str]] = {}
+    for e in after:
+        if e.scene in earlier:
+            how = ("neither", "gained", "lost", "kept")[2 * earlier[e.scene] + e.success]
+            counts.setdefault(e.task, Counter())[how] += 1
+    return {task: Kept(**found) for task, found in sorted(counts.items())}
+
+
 def summarise(episodes: Sequence[EpisodeResult]) -> ActorSummary:
     """Raises `EvaluationError` when there is no episode to summarise."""
     if not episodes:

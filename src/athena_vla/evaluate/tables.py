@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from athena_vla.evaluate.actors import ABLATIONS, Ablation
 from athena_vla.evaluate.openloop import OpenLoopResult
 from athena_vla.evaluate.statistics import PairedTest
-from athena_vla.evaluate.summary import ActorSummary, Lost
+from athena_vla.evaluate.summary import ActorSummary, Kept, Lost
 from athena_vla.evaluate.table_text import aligned, p_value, proportion
 
 Losses = Mapping[str, Mapping[Ablation, Lost]]
@@ -61,6 +61,13 @@ def task_table(closed: Mapping[str, ActorSummary]) -> str:
         for name, s in closed.items()
     ]
     return aligned(["per task", *tasks], rows)
+
+
+def kept_table(reference: str, other: str, tasks: Mapping[str, Kept]) -> str:
+    """What the reference still does of what another policy did, by task: counts of the scenes that both played."""
+    whole = [sum(getattr(k, n) for k in tasks.values()) for n in ("kept", "lost", "gained", "neither")]
+    rows = [[t, str(k.kept), str(k.lost), str(k.gained), str(k.neither)] for t, k in tasks.items()]
+    return aligned([f"{reference} of {other}", "kept", "lost", "gained", "neither"], [*rows, ["all", *map(str, whole)]])
 
 
 def open_table(result: OpenLoopResult, names: Sequence[str], losses: Losses) -> str:
