@@ -536,7 +536,35 @@ def test_another_robot_gets_fresh_heads_of_its_sizes(world, tmp_path, athena, ca
 def test_cards_that_stay_idle_are_named(monkeypatch) -> None:
     card = torch.device("cuda:0")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert "shows 4 cards and the run uses one" in launch.unused_cards(card, 1)
+    assert "shows 4 cards and the run uses one of them; --gpus 4 uses all" in launch.unused_cards(card, 1)
     assert launch.unused_cards(card, 4) == launch.unused_cards(torch.device("cpu"), 1) == ""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert launch.unused_cards(card, 1) == ""
+
+
+def test_each_card_gets_a_process(monkeypatch) -> None:
+    """What a child is told: its rank, its card, and no word of the processor. Several cards were never run by us."""
+    told: list[tuple[FinetuneConfig, dict[str, str]]] = []
+    kept = {k: os.environ.get(k) for k in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")}
+    for gpus in (2, 0):
+        with monkeypatch.context() as patched:
+            for name in (*kept, "MASTER_PORT", "OMP_NUM_THREADS", "ACCELERATE_USE_CPU"):
+                patched.delenv(name, raising=False)
+            seen = lambda c: told.append((c, dict(os.environ)))  # noqa: E731
+            launch._child(FinetuneConfig(gpus=gpus, processes=1 if gpus else 2), seen, 1, 2, 1234, None)
+            for name in (*kept, "MASTER_PORT", "OMP_NUM_THREADS", "ACCELERATE_USE_CPU"):
+                os.environ.pop(name, None)
+    (card, on_card), (processor, on_processor) = told
+    assert (card.device, processor.device) == ("cuda", "cpu")
+    assert on_card["LOCAL_RANK"] == on_processor["LOCAL_RANK"] == "1"
+    assert on_card["WORLD_SIZE"] == on_processor["WORLD_SIZE"] == "2"
+    assert "ACCELERATE_USE_CPU" not in on_card
+    assert on_processor["ACCELERATE_USE_CPU"] == "true"
+
+
+def test_more_cards_than_there_are_are_refused(world, tmp_path) -> None:
+    with pytest.raises(TrainingError, match=r"--gpus 4 was asked for, and torch sees 0"):
+        finetune(config(world, tmp_path / "x", gpus=4))
+    with pytest.raises(TrainingError, match="leave --device and --processes out"):
+        finetune(config(world, tmp_path / "x", gpus=2, processes=2))
+    assert not (tmp_path / "x").exists()

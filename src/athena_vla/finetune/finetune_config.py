@@ -27,7 +27,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     *((n, 0, math.inf) for n in ("warmup_steps", "weight_decay", "clip_norm", "max_steps", "evaluate_every")),
     *(
         (n, 0, math.inf)
-        for n in ("max_hours", "checkpoint_every", "patience", "head_learning_rate", "state_noise", "workers")
+        for n in ("gpus", "max_hours", "checkpoint_every", "patience", "head_learning_rate", "state_noise", "workers")
     ),
     *((n, 0, math.inf) for n in ("augment_variants", "prefix")),
     ("dropout", 0, _BELOW_ONE),
@@ -181,7 +181,9 @@ class FinetuneConfig:
     threads: int = 1
     """CPU threads per process; two on busy cores are slower than one."""
     processes: int = 1
-    """Processes started on this machine's CPU cores. On GPUs use torchrun, which is recognised."""
+    """Processes started on this machine's CPU cores."""
+    gpus: int = 0
+    """Cards of this machine to train on, a process for each; 0 = one. torchrun is recognised too."""
     sharding: Sharding = "ddp"
     """Several processes: ddp copies the model, fsdp2 shards it."""
 
@@ -219,7 +221,7 @@ class FinetuneConfig:
         """JSON-serialisable; goes into the bundle."""
         raw = dataclasses.asdict(self)
         del raw["overwrite"]  # of this run, not of its result
-        for name in ("prefix", "weight", "mix", "ema"):  # a run without is written, and hashed, as before they were
+        for name in ("prefix", "weight", "mix", "ema", "gpus"):  # without them as before they were, and hashed so
             if not raw[name]:
                 del raw[name]
         return {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in raw.items()}
@@ -296,7 +298,7 @@ NO_EFFECT = frozenset(
         "keep",
         "select",
     }
-    | {"resume", "device", "threads", "workers", "sharding", "compile", "gradient_checkpointing", "not_finite"}
+    | {"resume", "device", "gpus", "threads", "workers", "sharding", "compile", "gradient_checkpointing", "not_finite"}
 )
 
 # The user's three, exactly their numbers: learning rate 5e-5, batch 1 x accumulation 16, 3 epochs, 100 warm-up steps.

@@ -8,18 +8,22 @@ import os
 import platform
 import socket
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs, KwargsHandler
 
 from athena_vla.errors import AthenaError, TrainingError
 from athena_vla.finetune.finetune_config import FinetuneConfig
 from athena_vla.machine import peak_resident_gb
 from athena_vla.models import precision as precisions
 from athena_vla.stopping import Stop, until_asked
+
+PATIENCE = timedelta(hours=12)  # of processes that wait for one of them
 
 
 def is_distributed() -> bool:
@@ -28,17 +32,20 @@ def is_distributed() -> bool:
 
 
 def run(config: FinetuneConfig, train: Callable[[FinetuneConfig], object]) -> None:
-    """Run `train`, a function of a module, in `config.processes` new processes over gloo; returns when all are done.
+    """Run `train`, a function of a module, in new processes; returns when all are done.
 
-    Raises `TrainingError` with the first process's own sentence when one fails, and ends the others; `Interrupted`
-    with theirs when they were asked to stop.
+    `config.gpus` of them with a card each over NCCL (never run by us), else `config.processes` on the processor over
+    gloo. Raises `TrainingError` with the first process's own sentence when one fails, and ends the others, and
+    `Interrupted` with theirs when they were asked to stop.
     """
+    require_cards(config)
+    count = config.gpus or config.processes
     context = multiprocessing.get_context("spawn")  # a forked child of a process with threads can deadlock
     failures = context.SimpleQueue()
     port = _free_port()
     children = [
-        context.Process(target=_child, args=(config, train, rank, port, failures), daemon=True)
-        for rank in range(config.processes)
+        context.Process(target=_child, args=(config, train, rank, count, port, failures), daemon=True)
+        for rank in range(count)
     ]
     for child in children:
         child.start()
@@ -71,26 +78,41 @@ def _failure(failures: Any, status: int, stop: Stop) -> BaseException:
 
 
 def _child(
-    config: FinetuneConfig, train: Callable[[FinetuneConfig], object], rank: int, port: int, failures: Any
+    config: FinetuneConfig,
+    train: Callable[[FinetuneConfig], object],
+    rank: int,
+    count: int,
+    port: int,
+    failures: Any,
 ) -> None:
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(config.processes),
-        LOCAL_WORLD_SIZE=str(config.processes),
+        WORLD_SIZE=str(count),
+        LOCAL_WORLD_SIZE=str(count),
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
         OMP_NUM_THREADS=str(config.threads),
-        ACCELERATE_USE_CPU="true",
+        **({} if config.gpus else {"ACCELERATE_USE_CPU": "true"}),
     )
     try:
-        train(dataclasses.replace(config, device="cpu"))
+        train(dataclasses.replace(config, device="cuda" if config.gpus else "cpu"))
     except AthenaError as error:
         failures.put(("failed", str(error)))
         raise SystemExit(2) from error
     except KeyboardInterrupt as error:
         failures.put(("interrupted", str(error)))
         raise SystemExit(130) from error
+
+
+def require_cards(config: FinetuneConfig) -> None:
+    """Raises `TrainingError` where more cards are asked for than torch sees."""
+    if not config.gpus:
+        return
+    if config.device == "cpu" or config.processes > 1:
+        raise TrainingError("--gpus takes a card for each process; leave --device and --processes out.")
+    if config.gpus > (seen := torch.cuda.device_count()):
+        raise TrainingError(f"--gpus {config.gpus} was asked for, and torch sees {seen}. Ask athena doctor.")
 
 
 def keep_freed_memory() -> None:
@@ -138,8 +160,12 @@ def with_precision(config: FinetuneConfig) -> FinetuneConfig:
 def one_accelerator(config: FinetuneConfig) -> Iterator[Accelerator]:
     """accelerate keeps its state per process: it is cleared, so that runs in one process do not see each other."""
     AcceleratorState._reset_state(True)
+    # One process may compute what the others wait for, such as the features of all images: for hours.
+    patient: list[KwargsHandler] = [InitProcessGroupKwargs(timeout=PATIENCE)] if is_distributed() else []
     accelerator = Accelerator(
-        cpu=uses_cpu(config), mixed_precision="no" if config.precision == "fp32" else config.precision
+        cpu=uses_cpu(config),
+        mixed_precision="no" if config.precision == "fp32" else config.precision,
+        kwargs_handlers=patient,
     )
     try:
         yield accelerator
@@ -171,7 +197,4 @@ def unused_cards(device: torch.device, processes: int) -> str:
     cards = torch.cuda.device_count() if device.type == "cuda" and processes == 1 else 1
     if cards == 1:
         return ""
-    return (
-        f"This machine shows {cards} cards and the run uses one of them: torchrun --nproc-per-node {cards} -m "
-        "athena_vla.cli train ... uses all."
-    )
+    return f"This machine shows {cards} cards and the run uses one of them; --gpus {cards} uses all."
