@@ -565,6 +565,15 @@ def test_each_card_gets_a_process(monkeypatch) -> None:
 def test_more_cards_than_there_are_are_refused(world, tmp_path) -> None:
     with pytest.raises(TrainingError, match=r"--gpus 4 was asked for, and torch sees 0"):
         finetune(config(world, tmp_path / "x", gpus=4))
+    with pytest.raises(TrainingError, match=r"--gpus 1 was asked for, and torch sees 0"):
+        finetune(config(world, tmp_path / "x", gpus=1))
     with pytest.raises(TrainingError, match="leave --device and --processes out"):
         finetune(config(world, tmp_path / "x", gpus=2, processes=2))
     assert not (tmp_path / "x").exists()
+
+
+def test_one_card_needs_no_process_of_its_own(world, tmp_path, monkeypatch) -> None:
+    """A child of a run with one card is alone too: it would start a child in its turn."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(launch, "run", lambda *_: pytest.fail("a process was started"))
+    assert finetune(config(world, tmp_path / "one", gpus=1)).steps == 6

@@ -61,7 +61,8 @@ def finetune(
     """
     started: list[Start] = []
     try:
-        if (config.processes > 1 or config.gpus) and not launch.is_distributed():
+        launch.require_cards(config)
+        if max(config.processes, config.gpus) > 1 and not launch.is_distributed():
             launch.run(config, functools.partial(finetune, out_of_memory=out_of_memory))
             return result_of(config)
         config = launch.with_precision(config)

@@ -38,8 +38,7 @@ def run(config: FinetuneConfig, train: Callable[[FinetuneConfig], object]) -> No
     gloo. Raises `TrainingError` with the first process's own sentence when one fails, and ends the others, and
     `Interrupted` with theirs when they were asked to stop.
     """
-    require_cards(config)
-    count = config.gpus or config.processes
+    count = max(config.gpus, config.processes)
     context = multiprocessing.get_context("spawn")  # a forked child of a process with threads can deadlock
     failures = context.SimpleQueue()
     port = _free_port()
