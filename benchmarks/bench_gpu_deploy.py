@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from athena_vla.engines.torch_engine import engine_of
 from athena_vla.models.architecture import TorchEngine
-from athena_vla.models.contract import ModelInput, Taken
+from athena_vla.models.contract import ModelInput, Taken, Tapped, Values
+from athena_vla.models.loops.shared_loop import stage_of
 from athena_vla.models.vla import VisionLanguageModel
 from athena_vla.models.weights.packed_linear import CardLinear
 from athena_vla.policy import Policy
@@ -196,7 +197,7 @@ def tokens(place: Place, ceiling: dict[str, float], *, four_bit: bool) -> dict[s
     inputs, item = model.loop.collate([observed(model)]), observed(model, 1)
     act = timed(place, lambda: model.loop.decode(runs, model.loop.collate([item]), {}), 5, 40)
     stages: dict[str, list[float]] = {}
-    tapped = Clocked(runs, stages, place)
+    tapped = clocked(runs, stages, place)
     for _ in range(2 if place.dry else 8):
         model.loop.decode(tapped, inputs, {})
     count = model.spec.horizon * model.spec.action_dim
@@ -218,22 +219,18 @@ def tokens(place: Place, ceiling: dict[str, float], *, four_bit: bool) -> dict[s
     }
 
 
-class Clocked(TorchEngine):
+def clocked(engine: TorchEngine, stages: dict[str, list[float]], place: Place) -> Tapped:
     """The same engine with a clock around every call."""
 
-    def __init__(self, engine: TorchEngine, stages: dict[str, list[float]], place: Place) -> None:
-        self.inner, self.stages, self.place = engine, stages, place
-        self.model, self.memory, self.taken = engine.model, engine.memory, engine.taken
-
-    def run(self, graph: str, values: Any, /) -> Any:
-        from athena_vla.models.loops.shared_loop import stage_of
-
-        self.place.synchronize()
+    def call(graph: str, values: Values) -> Values:
+        place.synchronize()
         start = time.perf_counter()
-        out = self.inner.run(graph, values)
-        self.place.synchronize()
-        self.stages.setdefault(stage_of(graph, values), []).append((time.perf_counter() - start) * 1e3)
+        out = engine.run(graph, values)
+        place.synchronize()
+        stages.setdefault(stage_of(graph, values), []).append((time.perf_counter() - start) * 1e3)
         return out
+
+    return Tapped(engine, call)
 
 
 def facts(runs: TorchEngine) -> dict[str, Any]:

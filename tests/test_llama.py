@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from athena_vla.models.body.body_spec import LlamaSpec
-from athena_vla.models.body.llama import Llama, attention_mask
+from athena_vla.models.body.llama import Llama, SelfAttention, _bias, attention_mask, rotary
 
 SPEC = LlamaSpec(width=48, mlp_width=80, layers=3, heads=6, kv_heads=6, rows=96)
 
@@ -113,3 +113,20 @@ def test_epsilon_of_the_norm_is_used() -> None:
     models[1].load_state_dict(models[0].state_dict())
     a, b = (m(x, attention_mask(valid), torch.arange(4)[None]) for m in models)
     assert (a - b).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("kv_heads", [6, 2])
+def test_a_card_attends_to_a_joined_cache_as_a_processor_to_two_parts(rows: int, kv_heads: int) -> None:
+    """The two ways are one attention: slots that are not filled yet are no part of either."""
+    torch.manual_seed(0)
+    spec = dataclasses.replace(SPEC, kv_heads=kv_heads)
+    attention, slots, filled = SelfAttention(spec), 9, torch.tensor([7, 5])
+    x = torch.randn(2, rows, spec.width)
+    cos, sin = rotary(filled[:, None] + torch.arange(rows), spec.head_width, spec.rope_theta)
+    keys, values = torch.randn(2, 2, kv_heads, slots, spec.head_width)
+    past = (torch.arange(slots)[None] < filled[:, None])[:, None, None]
+    biases = (_bias(past, x.dtype), _bias(attention_mask(torch.ones(2, rows, dtype=torch.bool)), x.dtype))
+    asked = (x, cos, sin, (keys, values), attention.project(x, cos, sin), biases)
+    with torch.no_grad():
+        torch.testing.assert_close(attention._attend_joined(*asked), attention.attend_cached(*asked))

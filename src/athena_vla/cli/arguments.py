@@ -117,7 +117,6 @@ def require_inputs(name: str, command: Command, words: Sequence[str]) -> None:
         for value in itertools.takewhile(lambda w: not w.startswith("-"), rest[rest.index(mixed) + 1 :]):
             path = value if Path(value).expanduser().exists() else value.rpartition("=")[0] or value
             _require(path, f"--{command.weighted[0]}")
-        return
     for flag in _INPUT_FLAGS:
         value = _taken(list(words), flag)
         if value is not None:

@@ -28,7 +28,7 @@ from athena_vla.dataset.learned_limits import with_learned_limits
 from athena_vla.dataset.normalize import Normalizer, NormalizerFit
 from athena_vla.dataset.prepare import ACTION, STATE, Job, preparer, read_windows, shard_path
 from athena_vla.dataset.sidecar import SIDECAR, SIDECAR_VERSION, episode_texts, sidecar_content, write_set
-from athena_vla.dataset.windows import chunks, samples_of, starts
+from athena_vla.dataset.windows import samples_of
 from athena_vla.dataset.within_limits import within_limits
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import DatasetError
@@ -238,9 +238,7 @@ def _fit(
         if f["id"] in held_out:
             continue
         states, actions = _numbers(work, f)
-        first = starts(f["length"], config.stride)
-        windows, valid = chunks(actions, first, config.horizon)
-        fit.add(windows, states[first], valid)
+        fit.add_episode(states, actions, config.horizon, config.stride)
     return fit.finish()
 
 

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from athena_vla.dataset.dataset import Dataset
 from athena_vla.dataset.normalize import Normalizer, NormalizerFit
-from athena_vla.dataset.windows import chunks, starts
 from athena_vla.errors import DatasetError
 from athena_vla.recordings.episode import Sample
 
@@ -142,9 +141,7 @@ def _fitted(sets: Sequence[Dataset]) -> Normalizer:
     fit = NormalizerFit(robot, dict(zip(columns, modes, strict=True)))
     for one in sets:
         for states, actions in one.training_numbers():
-            begin = starts(len(states), one.stride)
-            windows, valid = chunks(actions, begin, one.horizon)
-            fit.add(windows, states[begin], valid)
+            fit.add_episode(states, actions, one.horizon, one.stride)
     return fit.finish()
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from athena_vla.dataset.windows import chunks, starts
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import DatasetError, UnknownName
 
@@ -200,6 +201,12 @@ class NormalizerFit:
         relative = chunks - np.where(self.is_delta, self.robot.action_of(states), 0.0)[:, None, :]
         self._actions.add(relative[valid] if valid is not None else relative.reshape(-1, self.robot.action_dim))
         self._states.add(states)
+
+    def add_episode(self, states: NDArray[Any], actions: NDArray[Any], horizon: int, stride: int) -> None:
+        """All chunks of an episode, of states `[T, S]` and actions `[T, D]`."""
+        first = starts(len(states), stride)
+        windows, valid = chunks(actions, first, horizon)
+        self.add(windows, states[first], valid)
 
     def finish(self) -> Normalizer:
         robot = self.robot

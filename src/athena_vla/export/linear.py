@@ -31,7 +31,7 @@ class LinearForm:
 
 def linear(writer: GraphWriter, x: str, name: str, weight: Tensor | Packed, bias: str | None, how: LinearForm) -> str:
     """x [.., in] times the weight `[out, in]` transposed, plus bias."""
-    if isinstance(weight, Packed) and how.tensorrt and not tensorrt_operators.takes(weight):
+    if isinstance(weight, Packed) and how.tensorrt and not tensorrt_operators.takes(weight.bits, weight.group):
         weight = weight.dequantize().half()
     if isinstance(weight, Packed):
         if how.form == "contrib" and how.dtype == torch.float32 and _block(weight) is not None:

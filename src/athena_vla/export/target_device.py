@@ -17,7 +17,6 @@ import torch
 from athena_vla.bundle import Bundle
 from athena_vla.errors import ExportError
 from athena_vla.export import tensorrt_operators
-from athena_vla.models.weights.packed import Packed
 from athena_vla.models.weights.store import TensorStore
 from athena_vla.plan.devices import DEVICES
 
@@ -90,9 +89,7 @@ def require_parsable(folder: Path, info: dict[str, Any]) -> None:
 
 def widened(store: TensorStore) -> str:
     """A sentence on quantised weights that TensorRT would not keep as they are; empty where it keeps all."""
-    wide = [
-        n for n in sorted(store.packed) if isinstance(w := store.read(n), Packed) and not tensorrt_operators.takes(w)
-    ]
+    wide = [n for n in sorted(store.packed) if not tensorrt_operators.takes(*store.packing(n))]
     if not wide:
         return ""
     blocks = " and ".join(map(str, tensorrt_operators.BLOCKS))

@@ -7,8 +7,6 @@ From onnx-tensorrt's docs/operators.md of 9.2 and of 10.15: what both list holds
 from collections.abc import Iterator
 from typing import Any
 
-from athena_vla.models.weights.packed import Packed
-
 BLOCKS = (64, 128)  # inputs that share a scale in 4-bit weights; TensorRT takes no others
 _FLOATS = frozenset({"FLOAT", "FLOAT16"})
 _NUMBERS = _FLOATS | {"INT32", "INT64"}
@@ -59,6 +57,6 @@ def refused(model: Any) -> Iterator[str]:
             yield f"{called} has blocks of {sizes.get('block_size', 'a whole row')}"
 
 
-def takes(weight: Packed) -> bool:
+def takes(bits: int, group: int) -> bool:
     """Whether a quantised weight stays as it is. 8-bit weights beside 16-bit activations are folded to 16 bits."""
-    return weight.bits == 4 and weight.group in BLOCKS
+    return bits == 4 and group in BLOCKS

@@ -25,11 +25,14 @@ class Average:
         for name, value in self.values.items():
             value.lerp_(self.parameters[name].detach(), 1.0 - decay)
 
-    @torch.no_grad()
     def put(self) -> None:
         """Let the model have the average."""
+        self._put(self.values)
+
+    @torch.no_grad()
+    def _put(self, values: Mapping[str, Tensor]) -> None:
         for name, parameter in self.parameters.items():
-            parameter.copy_(self.values[name])
+            parameter.copy_(values[name])
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -39,9 +42,7 @@ class Average:
         try:
             yield
         finally:
-            with torch.no_grad():
-                for name, parameter in self.parameters.items():
-                    parameter.copy_(kept[name])
+            self._put(kept)
 
     def whole(self) -> dict[str, Tensor]:
         """All of it, for a file; with sharding every process has to call it."""

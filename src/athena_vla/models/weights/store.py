@@ -70,6 +70,12 @@ class TensorStore:
             return (rows, columns * 2) if codes.endswith(CODES[4]) else (rows, columns)
         return tuple(self._file(name).get_slice(name).get_shape())
 
+    def packing(self, name: str) -> tuple[int, int]:
+        """Bits of a quantised weight and inputs that share a scale, without reading it."""
+        bits = next(b for b, suffix in CODES.items() if name + suffix in self.places)
+        groups = self._file(name + SCALES).get_slice(name + SCALES).get_shape()[1]
+        return bits, self.shape(name)[1] // groups
+
     def plain(self) -> dict[str, Tensor]:
         """All weights, quantised ones de-quantised to float32: for models that fit into memory."""
         values = ((n, self.read(n)) for n in self.names)
