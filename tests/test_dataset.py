@@ -303,3 +303,25 @@ def test_a_script_without_a_guard_is_told_so(recordings, tmp_path):
     assert done.returncode == 0, done.stderr[-500:]
     assert "is being written by the process that started this one" in done.stdout
     assert "__main__" in done.stdout
+
+
+def test_the_texts_of_segments_are_alternatives_of_their_frames_where_asked_for(tmp_path):
+    from athena_vla.recordings.episode import Segment
+
+    marks = (
+        Segment(10, 30, "manipulate", "grasp the cup", "human", 1.0),
+        Segment(30, 40, "idle", "", "human", 1.0),
+        Segment(40, 60, "walk", "walk home", "human", 1.0),
+    )
+    task = clean(0).instructions[0]
+    takes = (replace(edited(clean(i), instructions=(task,)), segments=marks) for i in range(2))
+    root = write(tmp_path / "in", *takes)
+    for wanted in (False, True):
+        out = tmp_path / f"set-{wanted}"
+        build(BuildConfig(input=root, out=out, robot="toy", segment_texts=wanted))
+        dataset = Dataset.open(out)
+        said = {(s.frame, s.observation.instruction) for s in map(dataset.__getitem__, range(len(dataset)))}
+        expected = {(t, task) for t in range(60)}
+        if wanted:
+            expected |= {(t, "grasp the cup") for t in range(10, 30)} | {(t, "walk home") for t in range(40, 60)}
+        assert said == expected

@@ -29,8 +29,8 @@ def test_a_wheel_is_named_by_its_file_and_an_index_by_the_packages(tmp_path, mon
     assert shlex.split(extras.install("ros2"))[-1] == f"athena-vla[ros2] @ {wheel.as_uri()}"
     monkeypatch.setattr(extras, "_origin", lambda: None)
     words = shlex.split(extras.install("ros2"))[4:]
-    assert sorted(w.partition(">")[0] for w in words) == ["mcap", "mcap-ros2-support"]
-    assert extras.extra_of()["mcap_ros2"] == "ros2"
+    assert sorted(w.partition(">")[0] for w in words) == ["mcap", "rosbags"]
+    assert extras.extra_of()["yaml"] == "isaaclab"
 
 
 def test_a_hint_wakes_no_import_hook(monkeypatch) -> None:

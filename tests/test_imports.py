@@ -11,6 +11,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "athena_vla"
 
 # From the ground up; a module may import from its own room and from the rooms that its line names.
 SPINE = {"errors", "lazy", "extras", "stopping", "progress", "machine", "jobs", "files", "version", "gate"}
+SPINE |= {"bags"}
 SPINE |= {"robot_parts", "channels", "robot_columns", "embodiment"}
 SETS = {"recordings", "annotate", "check", "dataset"}
 MODELS = SETS | {"models", "bundle", "bound_base", "engines", "policy", "offload", "constrained"}
@@ -27,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "machine": {"errors"},
     "files": {"errors"},
     "jobs": {"errors", "progress"},
+    "bags": set(),
     "robot_parts": set(),
     "channels": {"robot_parts"},
     "robot_columns": {"robot_parts", "channels"},
@@ -209,7 +211,7 @@ def test_no_family_is_named_outside_models() -> None:
 
 def test_the_robot_side_needs_only_numpy_and_a_wire_codec() -> None:
     allowed = {"numpy", "msgpack", "websockets", "h11", "prometheus_client", "zmq", "mujoco", "rclpy", "mcap"}
-    allowed |= {"mcap_ros2", "athena_vla"}
+    allowed |= {"rosbags", "athena_vla"}
     messages = {
         "sensor_msgs",
         "trajectory_msgs",

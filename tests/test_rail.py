@@ -158,7 +158,7 @@ def test_from_recordings_to_a_policy_that_kneels(tmp_path: Path) -> None:
 
 def test_an_incident_with_channels_becomes_a_page_an_episode_and_a_bag(tmp_path: Path) -> None:
     """What the black box kept of a run with channels is read back whole, and the recording is one to build from."""
-    pytest.importorskip("mcap_ros2", reason="mcap-ros2-support is not installed")
+    pytest.importorskip("rosbags", reason="rosbags is not installed")
     from athena_vla.drive.driving import DriveConfig, drive
     from athena_vla.incident import IncidentConfig, incident
     from athena_vla.ros2.bag import read_bag

@@ -101,7 +101,7 @@ def test_a_chunk_is_a_trajectory_and_back(toy: Embodiment) -> None:
 
 
 def test_a_deployment_becomes_a_bag_and_comes_back(toy: Embodiment, tmp_path) -> None:
-    pytest.importorskip("mcap_ros2", reason="mcap-ros2-support is not installed")
+    pytest.importorskip("rosbags", reason="rosbags is not installed")
     from test_runtime import Puppet, Wave
 
     config = RuntimeConfig(record_images=True, replan_every=4)

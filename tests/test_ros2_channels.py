@@ -102,8 +102,8 @@ class Walker:
 
 @pytest.mark.parametrize("told", [False, True])
 def test_a_deployment_with_channels_becomes_a_bag_and_comes_back(tmp_path, told: bool) -> None:
-    pytest.importorskip("mcap_ros2", reason="mcap-ros2-support is not installed")
     pytest.importorskip("rosbags", reason="rosbags is not installed")
+    pytest.importorskip("mcap_ros2", reason="mcap-ros2-support is not installed")
     body = walker()
     trace = run_episode(Body(body), Walker(), SafetyFilter(body), duration=1.0, config=RuntimeConfig(replan_every=4))
     joints, places = JointMap(body, {"base": "arm_base"}), ChannelTopics.of(body, COMMANDS, STATES) if told else None
@@ -117,14 +117,15 @@ def test_a_deployment_with_channels_becomes_a_bag_and_comes_back(tmp_path, told:
         np.testing.assert_array_equal(ours.positions, theirs.positions)
 
     from mcap.reader import make_reader
-    from rosbags.typesys import Stores, get_typestore  # another reading of the same bytes
+    from mcap_ros2.decoder import DecoderFactory  # another reading of the same bytes
 
-    store = get_typestore(Stores.ROS2_HUMBLE)
     topic, kind = ("/cmd_vel", "Twist") if told else ("/athena/command/forward", "Float64")
     with path.open("rb") as file:
         read = [
-            store.deserialize_cdr(raw.data, schema.name)
-            for schema, channel, raw in make_reader(file).iter_messages()
+            message
+            for schema, channel, _, message in make_reader(
+                file, decoder_factories=[DecoderFactory()]
+            ).iter_decoded_messages()
             if channel.topic == topic and schema is not None and schema.name.endswith(f"/{kind}")
         ]
     found: list[Any] = list(read)
@@ -134,7 +135,7 @@ def test_a_deployment_with_channels_becomes_a_bag_and_comes_back(tmp_path, told:
 
 
 def test_a_bag_that_lacks_a_channel_names_it(tmp_path) -> None:
-    pytest.importorskip("mcap_ros2", reason="mcap-ros2-support is not installed")
+    pytest.importorskip("rosbags", reason="rosbags is not installed")
     body = walker()
     trace = run_episode(Body(body), Walker(), SafetyFilter(body), duration=0.3)
     path = write_bag(tmp_path / "run.mcap", trace, JointMap(body))

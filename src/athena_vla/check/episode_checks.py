@@ -19,7 +19,7 @@ from athena_vla.recordings.episode import Episode
 
 OF_EPISODE = (  # notes of readers that are findings
     "articulation.several", "column.unreadable", "camera.depth", "camera.joined_by_rank", "camera.joined_by_time",
-    "camera.pictures_lost", "camera.sparse", "stream.unused",
+    "camera.pictures_lost", "camera.sparse", "episode.cut", "stream.unused",
 )  # fmt: skip
 
 

@@ -58,6 +58,11 @@ RULES: dict[str, Rule] = {
         "The episode's declared length is not what the file holds: it was cut off or written twice.",
         "Record it again, or convert the recording, which writes the true length.",
     ),
+    "episode.cut": Rule(
+        "warning",
+        "The recorder was stopped before it had written the end; the last seconds are missing.",
+        "Look at how the episode ends, and leave it out with --exclude where the task is not done.",
+    ),
     "episode.short": Rule(
         "warning",
         "A chunk cannot be filled: its tail is padding that does not train.",

@@ -87,6 +87,7 @@ def _build(config: BuildConfig, robot: Embodiment, progress: Progress) -> BuildR
         link=config.link,
         annotate=config.annotate,
         annotations=str(config.annotations or ""),
+        segment_texts=config.segment_texts,
         seed=config.seed,
         fallback_instruction=config.instruction,
         horizon=config.horizon,

@@ -68,6 +68,8 @@ class BuildConfig(Reading):
     """Leave the images in the recording: the set holds numbers and says where each image is found."""
     annotate: bool = True
     """Segment episodes that carry no segments by motion rules; the instruction itself never changes."""
+    segment_texts: bool = False
+    """A frame's segment is one more way of saying its task: beside one instruction, half of the samples carry it."""
     annotations: Path | None = None
     """Sidecar of `athena data annotate` to take segments from instead."""
     workers: int = 0

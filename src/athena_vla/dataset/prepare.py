@@ -39,10 +39,10 @@ from athena_vla.recordings.notes import Note
 from athena_vla.recordings.overlaps import fingerprints
 from athena_vla.recordings.placeholders import is_placeholder
 from athena_vla.recordings.reading import Reading
-from athena_vla.recordings.texts import all_texts, filled, is_whole, kept, texts_json
+from athena_vla.recordings.texts import TextSpan, all_texts, also_said, filled, is_whole, kept, texts_json
 
 STATE, ACTION, IMAGES = "observation.state", "action", "observation.images."
-LEFT_OUT = ("stream.unused", "camera.depth", "column.unreadable", "clock.guessed")
+LEFT_OUT = ("episode.cut", "stream.unused", "camera.depth", "column.unreadable", "clock.guessed")
 WINDOWS = ".windows.npy"  # fingerprints of an episode's motion, beside its shard
 PICTURE = "athena.picture"  # in a linked set, the recorded frame that a step shows
 
@@ -61,6 +61,7 @@ class Job:
     link: bool
     annotate: bool
     annotations: str
+    segment_texts: bool
     seed: int
     fallback_instruction: str
     horizon: int
@@ -129,6 +130,9 @@ def _prepare(job: Job, episode_id: str, stem: Path) -> Facts:
         episode = replace(episode, segments=_annotations(job.annotations).get(episode_id, ()))
     elif job.annotate:
         episode = replace(episode, segments=episode_segments(episode, robot, job.seed))
+    if job.segment_texts:
+        named = tuple(TextSpan(s.start, s.stop, (s.text,)) for s in episode.segments if s.text)
+        episode = replace(episode, texts=also_said(episode.texts, named, len(episode)))
     # Duplicates are seen by whoever sees all episodes.
     episode, fixes = apply_fixes(episode, [f for f in job.fix if f != "drop-duplicates"], set())
     if episode is None:

@@ -33,6 +33,7 @@ NOTE_CODES: dict[str, str] = {
     "count.gaps": "numbers of episodes or frames have gaps",
     "count.mask": "a mask names episodes that are not there",
     "episode.broken": "an episode cannot be read or used and is left out",
+    "episode.cut": "a file ends too early; what is whole before that is read",
     "episode.duplicate_number": "two episodes have one number",
     "episode.short": "an episode is shorter than one chunk",
     "episode.unlisted": "files of an episode that the table does not name are left out",

@@ -66,6 +66,12 @@ def filled(spans: Texts, length: int, text: str) -> Texts:
     return _regrouped([alternatives_at(spans, i) or (text,) for i in range(length)])
 
 
+def also_said(spans: Texts, more: Texts, length: int) -> Texts:
+    """The same, with the alternatives of `more` after those of each frame."""
+    rows = [(*alternatives_at(spans, i), *alternatives_at(more, i)) for i in range(length)]
+    return _regrouped([tuple(dict.fromkeys(row)) for row in rows])
+
+
 def kept(spans: Texts, wanted: Callable[[str], bool]) -> Texts:
     """The same without the texts that are not wanted, and without spans of which nothing is left."""
     chosen = (replace(s, alternatives=tuple(t for t in s.alternatives if wanted(t))) for s in spans)

@@ -1,58 +1,22 @@
 """A deployment as an MCAP bag that ROS 2 tools can play, and back: joint states, images, trajectories, the instruction.
 
-Knows the messages of `ros2` and the MCAP libraries from PyPI (imported on demand); needs no ROS.
+Knows the messages of `ros2`, written and read by `bags`; needs no ROS.
 """
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from athena_vla import files
+from athena_vla.bags.mcap_file import McapFile, McapWriter
 from athena_vla.control.trace import Trace
 from athena_vla.embodiment import ActionChunk, Array, Observation
-from athena_vla.errors import MissingDependency, RecordingError
+from athena_vla.errors import InvalidObservation, RecordingError
 from athena_vla.ros2.channel_topics import PACKAGES, ChannelTopic, ChannelTopics, by_topic
 from athena_vla.ros2.messages import JointMap, header, image, image_message, seconds
 
-STAMP = "int32 sec\nuint32 nanosec"
-VECTOR = "float64 x\nfloat64 y\nfloat64 z"
-PARTS = {
-    "std_msgs/Header": "builtin_interfaces/Time stamp\nstring frame_id",
-    "builtin_interfaces/Time": STAMP,
-    "builtin_interfaces/Duration": STAMP,
-    "trajectory_msgs/JointTrajectoryPoint": (
-        "float64[] positions\nfloat64[] velocities\nfloat64[] accelerations\nfloat64[] effort\n"
-        "builtin_interfaces/Duration time_from_start"
-    ),
-    "geometry_msgs/Vector3": VECTOR,
-    "geometry_msgs/Twist": "geometry_msgs/Vector3 linear\ngeometry_msgs/Vector3 angular",
-}
-HEADER = ("std_msgs/Header", "builtin_interfaces/Time")
-TYPES = {  # the definitions of ROS 2's common_interfaces, without comments
-    "sensor_msgs/msg/JointState": (
-        "std_msgs/Header header\nstring[] name\nfloat64[] position\nfloat64[] velocity\nfloat64[] effort",
-        HEADER,
-    ),
-    "sensor_msgs/msg/Image": (
-        "std_msgs/Header header\nuint32 height\nuint32 width\nstring encoding\nuint8 is_bigendian\nuint32 step\n"
-        "uint8[] data",
-        HEADER,
-    ),
-    "trajectory_msgs/msg/JointTrajectory": (
-        "std_msgs/Header header\nstring[] joint_names\ntrajectory_msgs/JointTrajectoryPoint[] points",
-        (*HEADER, "builtin_interfaces/Duration", "trajectory_msgs/JointTrajectoryPoint"),
-    ),
-    "std_msgs/msg/String": ("string data", ()),
-    "std_msgs/msg/Float64": ("float64 data", ()),
-    "geometry_msgs/msg/Twist": (PARTS["geometry_msgs/Twist"], ("geometry_msgs/Vector3",)),
-    "geometry_msgs/msg/TwistStamped": (
-        "std_msgs/Header header\ngeometry_msgs/Twist twist",
-        (*HEADER, "geometry_msgs/Twist", "geometry_msgs/Vector3"),
-    ),
-}
+TRAJECTORY = "trajectory_msgs/msg/JointTrajectory"
 
 
 @dataclass(frozen=True)
@@ -97,38 +61,28 @@ def write_bag(
     Channels lie where `channels` says, else each as Float64 on a topic of its own. Measured channels are written as
     Float64 in either case, since the message that they came in is not kept.
     """
-    writer_type, _, _ = _library()
     topics, target = topics or Topics(), Path(path)
     body = joints.robot
     places, measured = topics.channels(joints, channels), topics.channels(joints, None).states
     period = 1.0 / body.command_hz
-    with files.whole_file(target, RecordingError) as temporary, temporary.open("wb") as file:
-        writer = writer_type(file)
-        schemas = {name: writer.register_msgdef(name, _definition(name)) for name in TYPES}
-
-        def put(topic: str, kind: str, message: Mapping[str, Any], time: float) -> None:
-            writer.write_message(topic, schemas[kind], message, round(time * 1e9), round(time * 1e9))
-
+    with McapWriter(target) as bag:
         start = float(trace.times[0]) if len(trace.times) else 0.0
-        put(topics.task, "std_msgs/msg/String", {"data": trace.instruction}, start)
+        bag.put(topics.task, "std_msgs/msg/String", {"data": trace.instruction}, start)
         for time, state in zip(trace.state_times, trace.states, strict=True):
-            put(topics.state, "sensor_msgs/msg/JointState", joints.joint_state(state, time), time)
+            bag.put(topics.state, "sensor_msgs/msg/JointState", joints.joint_state(state, time), time)
             for place, value in zip(measured, state[len(body.joints) :], strict=True):
-                put(place.topic, "std_msgs/msg/Float64", {"data": float(value)}, time)
+                bag.put(place.topic, "std_msgs/msg/Float64", {"data": float(value)}, time)
         for seen in trace.frames:
             for camera, pixels in seen.images.items():
                 where = topics.image.format(camera=camera)
-                put(where, "sensor_msgs/msg/Image", image_message(pixels, seen.time, camera), seen.time)
+                bag.put(where, "sensor_msgs/msg/Image", image_message(pixels, seen.time, camera), seen.time)
         for chunk in trace.chunks:
-            message = joints.chunk_trajectory(chunk)
-            put(topics.chunk, "trajectory_msgs/msg/JointTrajectory", message, chunk.time)
+            bag.put(topics.chunk, TRAJECTORY, joints.chunk_trajectory(chunk), chunk.time)
         for time, row in zip(trace.times, trace.commands, strict=True):
             angles, rest = row[: len(body.joints)], row[len(body.joints) :]
-            message = joints.trajectory(body.joint_names, angles[None], period, time)
-            put(topics.command, "trajectory_msgs/msg/JointTrajectory", message, time)
+            bag.put(topics.command, TRAJECTORY, joints.trajectory(body.joint_names, angles[None], period, time), time)
             for topic, kind, content in places.command_messages(rest, header(time, "")):
-                put(topic, f"{PACKAGES[kind]}/msg/{kind}", content, time)
-        writer.finish()
+                bag.put(topic, f"{PACKAGES[kind]}/msg/{kind}", content, time)
     return target
 
 
@@ -140,15 +94,17 @@ class Bag:
     observations: tuple[Observation, ...]  # with the images whose stamp equals the state's
     chunks: tuple[ActionChunk, ...]
     command_times: tuple[float, ...]  # [s]
-    commands: tuple[Array, ...]  # each [C]
+    commands: tuple[Array, ...]  # each [C]; what a message does not name stays as told before, NaN where never told
+    cut: str = ""  # where the file ends too early; what lies before is whole
 
 
 def read_bag(
     path: str | Path, joints: JointMap, topics: Topics | None = None, channels: ChannelTopics | None = None
 ) -> Bag:
-    """Inverse of `write_bag`; other topics are passed over.
+    """Inverse of `write_bag`, joint by name; other topics are passed over.
 
-    Raises `RecordingError` for a file that is no bag, or that lacks channels of the robot.
+    Raises `RecordingError` for a file that is no bag, is damaged, has messages that cannot be of this robot, or lacks
+    channels of it.
     """
     topics = topics or Topics()
     body = joints.robot
@@ -159,9 +115,13 @@ def read_bag(
     states: list[tuple[float, Array]] = []
     chunks, times, commands = [], [], []
     beside: dict[tuple[str, int], float] = {}  # (channel, nanoseconds) -> value
-    for topic, stamp, message in _messages(Path(path)):
+    now = np.full(len(body.joints), np.nan)
+    column = {n: i for i, n in enumerate(body.joint_names)}
+
+    def take(topic: str, stamp: int, message: Any) -> None:
+        nonlocal instruction
         if topic == topics.task:
-            instruction = message.data
+            instruction = str(message.data)
         elif topic == topics.state:
             states.append((seconds(message.header.stamp), joints.state(message)))
         elif topic in cameras:
@@ -169,10 +129,23 @@ def read_bag(
         elif topic == topics.chunk:
             chunks.append(joints.chunk(message))
         elif topic == topics.command:
+            told_now = joints.chunk(message)
             times.append(seconds(message.header.stamp))
-            commands.append(joints.chunk(message).positions[0])
+            for name, value in zip(told_now.joint_names, told_now.positions[0], strict=True):
+                if name in column:
+                    now[column[name]] = value
+            commands.append(now.copy())
         for place in (*told.get(topic, ()), *measured.get(topic, ())):
             beside[place.topic + place.field, stamp] = place.value(message)
+
+    with McapFile(path) as file:
+        for logged in file.messages():
+            try:
+                take(logged.topic, logged.time, logged.message)
+            except (InvalidObservation, AttributeError, TypeError, ValueError) as error:
+                where = f"a message of '{logged.topic}' at {logged.time * 1e-9:.3f} s"
+                raise RecordingError(f"'{path}': {where} cannot be of '{body.name}': {error}") from error
+        cut = file.cut
 
     def whole(joint_values: Array, time: float, wanted: tuple[ChannelTopic, ...]) -> Array:
         values = [beside.get((p.topic + p.field, round(time * 1e9))) for p in wanted]
@@ -185,34 +158,4 @@ def read_bag(
     whole_states = [(t, whole(s, t, state_places)) for t, s in states]
     whole_commands = [whole(c, t, places.commands) for t, c in zip(times, commands, strict=True)]
     seen = tuple(Observation(images.get(t, {}), state, instruction, t) for t, state in whole_states)
-    return Bag(instruction, seen, tuple(chunks), tuple(times), tuple(whole_commands))
-
-
-def _messages(path: Path) -> Iterator[tuple[str, int, Any]]:
-    _, make_reader, decoder = _library()
-    if not path.is_file():
-        raise RecordingError(f"There is no bag at '{path}'.")
-    from mcap.exceptions import McapError
-
-    try:
-        with path.open("rb") as file:
-            for _, channel, raw, message in make_reader(file, decoder_factories=[decoder()]).iter_decoded_messages():
-                yield channel.topic, raw.log_time, message
-    except (McapError, ValueError, EOFError) as error:
-        raise RecordingError(f"'{path}' is not a readable MCAP bag: {error}.") from error
-
-
-def _definition(name: str) -> str:
-    text, needs = TYPES[name]
-    rule = "=" * 80
-    return "\n".join([text, *(f"{rule}\nMSG: {part}\n{PARTS[part]}" for part in needs)])
-
-
-def _library() -> tuple[Any, Any, Any]:
-    try:
-        from mcap.reader import make_reader
-        from mcap_ros2.decoder import DecoderFactory
-        from mcap_ros2.writer import Writer
-    except ImportError as error:
-        raise MissingDependency("mcap-ros2-support", "ros2", "to write and read bags") from error
-    return Writer, make_reader, DecoderFactory
+    return Bag(instruction, seen, tuple(chunks), tuple(times), tuple(whole_commands), cut)

@@ -64,6 +64,7 @@ def open_with(path: Path, options: OpenOptions, format: str | None = None) -> Re
         module = format_module(name)
         if module.detect(path):
             return module.open_path(path, options)
+    format_module("ros2_bag").refuse(path)
     if path.is_file() and is_lfs_pointer(path):
         raise LfsPointer(path)
     several = sorted(p.name for p in path.glob("*.[hH]*5") if p.is_file()) if path.is_dir() else []

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from athena_vla.errors import RecordingError
 from athena_vla.recordings.episode import Image
-from athena_vla.recordings.formats.bags.bag_messages import kept_open, time_of
+from athena_vla.recordings.formats.bags.bag_messages import BagReader, kept_open, time_of
 from athena_vla.recordings.formats.common import decode_image, guarded, is_depth_image
 
 CHANNELS = {  # encodings of colour images: bytes a pixel, and which of them are red, green and blue
@@ -31,18 +31,17 @@ class BagImages:
     place: NDArray[np.intp] | None = None  # [T] image of each row
 
     @classmethod
-    def of(cls, path: Path, bag: Any, topic: str) -> "BagImages | None":
+    def of(cls, path: Path, bag: BagReader, topic: str) -> "BagImages | None":
         """None where the topic holds depth. Raises `RecordingError` for an encoding that is not read."""
         times: list[float] = []
         logged: list[int] = []
-        for connection, when, raw in bag.messages(connections=[c for c in bag.connections if c.topic == topic]):
-            message = bag.deserialize(raw, connection.msgtype)
+        for found in bag.messages((topic,)):
             if not times:
-                if _is_depth(message):
+                if _is_depth(found.message):
                     return None
-                _pixels(message, topic)
-            times.append(time_of(message, when))
-            logged.append(when)
+                _pixels(found.message, topic)
+            times.append(time_of(found.message, found.time))
+            logged.append(found.time)
         if not times:
             raise RecordingError(f"Topic '{topic}' of '{path}' holds no image.")
         order = np.argsort(times, kind="stable")
@@ -58,10 +57,8 @@ class BagImages:
         number = index if self.place is None else int(self.place[index])
         when = self.logged[number]
         with guarded(f"image {number} of '{self.topic}' in '{self.path}'"):
-            bag = kept_open(self.path, os.getpid())
-            connections = [c for c in bag.connections if c.topic == self.topic]
-            for connection, _, raw in bag.messages(connections=connections, start=when, stop=when + 1):
-                return _pixels(bag.deserialize(raw, connection.msgtype), self.topic)
+            for found in kept_open(self.path, os.getpid()).messages((self.topic,), when, when + 1):
+                return _pixels(found.message, self.topic)
         raise RecordingError(f"Image {number} of '{self.topic}' is no longer in '{self.path}'.")
 
 

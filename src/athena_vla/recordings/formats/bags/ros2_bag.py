@@ -6,7 +6,6 @@ One bag is one episode; a folder of bags is a recording. Read with the `rosbags`
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from athena_vla.errors import RecordingError
 from athena_vla.recordings.episode import BrokenEpisode, Episode, Frames, RecordingInfo
 from athena_vla.recordings.formats.bags.bag_images import BagImages
-from athena_vla.recordings.formats.bags.bag_messages import messages, numbers_in, opened, rate_of
+from athena_vla.recordings.formats.bags.bag_messages import BagReader, messages, numbers_in, opened, rate_of
 from athena_vla.recordings.formats.bags.bag_topics import BagTopics, guessed, read_topics
 from athena_vla.recordings.formats.common import (
     BaseRecording,
@@ -39,14 +38,18 @@ Array = NDArray[np.float64]
 
 
 def detect(path: Path) -> bool:
-    """True for a bag, or a folder of bags. Raises `RecordingError` for a bag of ROS 1, by name."""
+    """True for a bag, or a folder of bags."""
+    return bool(_bags(path))
+
+
+def refuse(path: Path) -> None:
+    """Raises `RecordingError` for a bag of ROS 1, by name: asked where no format is at home."""
     for old in sorted(path.glob("*.bag")) if path.is_dir() else [path] if path.suffix == ".bag" else []:
         with open(old, "rb") as file:
             is_old = file.read(len(ROS1)) == ROS1
         if is_old:
             convert = f"rosbags-convert --src {old.name} --dst bag2"
             raise RecordingError(f"'{old}' is a bag of ROS 1, which is not read. Convert it: {convert}.")
-    return bool(_bags(path))
 
 
 def open_path(path: Path, options: OpenOptions) -> "Ros2Bag":
@@ -117,15 +120,14 @@ class Ros2Bag(BaseRecording):
             notes=tuple(notes),
         )
 
-    def _topics(self, bag: Any, path: Path) -> BagTopics:
-        types = {c.topic: c.msgtype for c in bag.connections}
+    def _topics(self, bag: BagReader, path: Path) -> BagTopics:
         if self.options.topics is not None:
-            return read_topics(self.options.topics, types, str(path))
-        return guessed(types, str(path))
+            return read_topics(self.options.topics, bag.topics, str(path))
+        return guessed(bag.topics, str(path))
 
-    def _read(self, episode_id: str, path: Path, bag: Any) -> Episode:
+    def _read(self, episode_id: str, path: Path, bag: BagReader) -> Episode:
         topics = self._topics(bag, path)
-        notes: list[Note] = []
+        notes = [Note("episode.cut", bag.cut, episode=episode_id)] if bag.cut else []
         states = _joint_states(bag, topics.state, path)
         times, positions = states.times, states.values["position"]
         rate = self.options.fps or rate_of(times)
@@ -170,7 +172,7 @@ class _States:
     values: Mapping[str, Array]  # position, velocity, effort -> [T, J]
 
 
-def _joint_states(bag: Any, topic: str, path: Path) -> _States:
+def _joint_states(bag: BagReader, topic: str, path: Path) -> _States:
     """Rows at the messages that name the most joints; what others say is held from its own message on."""
     said = list(messages(bag, topic))
     if not said:
@@ -201,7 +203,7 @@ def _joint_states(bag: Any, topic: str, path: Path) -> _States:
 
 
 def _targets(
-    bag: Any, topics: tuple[str, ...], times: Array, names: tuple[str, ...], positions: Array, notes: list[Note]
+    bag: BagReader, topics: tuple[str, ...], times: Array, names: tuple[str, ...], positions: Array, notes: list[Note]
 ) -> Array:
     """The position that each joint was last told to reach; without any command, the next recorded position."""
     if not topics:
@@ -236,7 +238,7 @@ def _targets(
     return targets
 
 
-def _texts(bag: Any, topic: str, times: Array) -> Texts:
+def _texts(bag: BagReader, topic: str, times: Array) -> Texts:
     """What was said last before each row; before the first text, the first one."""
     said = [(t, str(m.data)) for t, m in messages(bag, topic)] if topic else []
     if not said:
@@ -245,12 +247,12 @@ def _texts(bag: Any, topic: str, times: Array) -> Texts:
     return from_frames([[said[i][1] for i in place]])
 
 
-def _streams(bag: Any, taken: set[str], start: float) -> tuple[dict[str, Stream], set[str]]:
+def _streams(bag: BagReader, taken: set[str], start: float) -> tuple[dict[str, Stream], set[str]]:
     """(topics of numbers, each with its own clock; the names of the others)."""
     streams: dict[str, Stream] = {}
     left: set[str] = set()
-    for topic in sorted({c.topic for c in bag.connections} - taken - set(NOT_DATA)):
-        if any(c.topic == topic and c.msgtype.endswith(("Image", "PointCloud2", "LaserScan")) for c in bag.connections):
+    for topic in sorted(bag.topics.keys() - taken - set(NOT_DATA)):
+        if bag.topics[topic].endswith(("Image", "PointCloud2", "LaserScan")):
             left.add(topic)
             continue
         times: list[float] = []
