@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -13,7 +14,7 @@ import pytest
 from athena_vla.annotate.annotating import AnnotateConfig, annotate
 from athena_vla.annotate.motion import motion_segments
 from athena_vla.annotate.paraphrase import ParaphraseConfig, paraphrase
-from athena_vla.annotate.phrases import PHRASES, phrase
+from athena_vla.annotate.phrases import WITH_ARM, phrase, plain_task
 from athena_vla.annotate.segments import episode_segments
 from athena_vla.embodiment import Embodiment, Joint
 from athena_vla.errors import DatasetError
@@ -24,6 +25,7 @@ from athena_vla.recordings.limbs import limbs
 from athena_vla.recordings.marks import Marks
 from athena_vla.recordings.streams import Clock
 from athena_vla.recordings.texts import said
+from athena_vla.sim.task_language import BASE_FAMILIES, DEMO_FAMILIES, PREFIXES, RAIL_FAMILIES, phrases_of
 from recordings import clean, write
 
 LABELS = json.loads((Path(__file__).parent / "labels/spans.json").read_text())
@@ -136,6 +138,10 @@ def motion(*parts: tuple[str, float], fps: float = 20.0, scale: float = 1.0) -> 
                 pose[[2, 3]] -= [swing, -abs(swing)]
             if what == "squat":
                 pose[[1, 3]] += 0.8 * share
+            if what == "bob":
+                pose[[0, 1, 2, 3]] += np.array([-1, 2, -1, 2]) * abs(swing)
+            if what == "lift_leg":
+                pose[[0, 1, 2]] += np.array([-2.0, 3.0, -0.1]) * abs(swing)
             if what == "reach":
                 pose[[6, 7]] += np.array([0.9, 0.7]) * share
             if what == "close":
@@ -230,11 +236,115 @@ def test_limbs_by_name():
 def test_phrasings_are_chosen_per_segment_keep_the_task_and_never_flicker():
     segment = Segment(10, 40, "prepare", "prepare with the right arm", "motion-rule", 0.7)
     texts = {phrase(segment, "Pick up the pear.", f"e{i}", 0) for i in range(60)}
-    assert len(texts) == len(PHRASES["prepare"])
+    assert len(texts) == len(WITH_ARM["prepare"])
     assert all("pick up the pear" in t and "right arm" in t for t in texts)
     assert phrase(segment, "Pick up the pear.", "e1", 0) == phrase(segment, "Pick up the pear.", "e1", 0)
     human = replace(segment, source="human", text="reach for it")
-    assert phrase(human, "Pick up the pear.", "e1", 0) == "reach for it"
+    assert phrase(human, "Pick up the pear.", "e1", 0, measured=False) == "reach for it"
+
+
+@pytest.mark.parametrize(
+    ("said", "plain"),
+    [
+        ("Robot, could you please squat?", "squat"),
+        ("please bend your knees", "bend your knees"),
+        ("Can you pick up the red cup, please?", "pick up the red cup"),
+        ("Hey athena, would you kindly open the drawer.", "open the drawer"),
+        ("I would like you to push the box!", "push the box"),
+        ("Put the cup away for me, thank you.", "put the cup away"),
+        ("pick up the PLEASE sign", "pick up the PLEASE sign"),
+        ("walk, then sit down", "walk, then sit down"),
+        ("TV on", "TV on"),
+        ("look at the robot", "look at the robot"),
+    ],
+)
+def test_an_instruction_is_put_plainly(said, plain):
+    assert plain_task(said, "athena") == plain
+
+
+# What a segment's text may be, written down by hand: one clause around the task, and nothing else.
+BEFORE = (
+    r"(?:(?:get ready|prepare|start|wait|stand ready|be ready|continue|proceed|walk over|walk on|walk there) to |now )?"
+)
+ABOUT = r"(?:(?:draw back|move away|withdraw|hold still|stay as you are|wait) (?:after|before) you )?"
+AFTER = (
+    r"(?: while keeping your balance| without losing your balance|, staying upright|, keeping your weight balanced"
+    r"| while walking| as you walk along|, still walking|, step by step| at an even pace|, holding on"
+    r"|, your arms kept steady| with your load kept steady|(?: with|, using) (?:the left arm|the right arm|both arms))?"
+)
+ARM_FIRST = r"(?:(?:using|with) (?:the left arm|the right arm|both arms), )?"
+MADE = {  # what motion rules and a simulator call a segment, of each kind
+    "walk": ("walk",), "balance": ("keep balance", "shift the legs and keep balance"),
+    "idle": ("hold still", "stay as you are"),
+    "manipulate": ("manipulate with the left arm", "manipulate with both arms", "manipulate", "handle the object"),
+    "prepare": ("prepare with the right arm", "prepare with both arms", "reach for the object", "draw back"),
+    "coordinate": ("walk while holding",),
+}  # fmt: skip
+
+
+def every_wording() -> list[tuple[str, str]]:
+    """(instruction as recorded, the same without politeness and address) of all templates of all task families."""
+    found = []
+    for family in (*DEMO_FAMILIES, *BASE_FAMILIES, *RAIL_FAMILIES):
+        for template in phrases_of(family):
+            plain = template.format(o="red cube", s="left")
+            found += [(prefix + plain, plain) for prefix in PREFIXES]
+    return found
+
+
+def test_every_text_of_every_template_and_seed_is_one_clause_around_its_task():
+    said_of_kind: dict[str, set[str]] = {}
+    for recorded, plain in every_wording():
+        grammar = re.compile(f"{ARM_FIRST}{BEFORE}{ABOUT}{re.escape(plain)}{AFTER}")
+        for kind, named in MADE.items():
+            for name, seed in itertools.product(named, range(21)):
+                text = phrase(Segment(0, 9, kind, name, "motion-rule", 0.7), recorded, "e", seed)
+                assert grammar.fullmatch(text), text
+                assert not re.search(r"please|robot|\b(\w+) \1\b", text), text
+                if re.search(r"\barms?\b", plain) or plain.split()[0] in ("squat", "look", "watch", "crouch", "bend"):
+                    assert not re.search(r"(?:with|using) (?:the|both)\b", text), text
+                said_of_kind.setdefault(f"{kind} {plain}", set()).add(text)
+    assert min(map(len, said_of_kind.values())) >= 3
+
+
+def test_an_object_that_only_the_simulator_names_stands_beside_the_task():
+    segment = Segment(0, 9, "prepare", "reach for the cube 2", "simulator", 0.9)
+    assert phrase(segment, "Stack the cubes, please", "e", 0) == "reach for the cube 2 to stack the cubes"
+    assert "for the cube" not in phrase(replace(segment, text="reach for the cube"), "push the cube", "e", 0)
+
+
+def read_texts() -> list[str]:
+    """100 texts over kinds, wordings and seeds: those that were read."""
+    rng = np.random.default_rng(18)
+    wordings = every_wording()
+    texts: dict[str, None] = {}
+    while len(texts) < 100:
+        recorded, _ = wordings[rng.integers(len(wordings))]
+        kind = list(MADE)[rng.integers(len(MADE))]
+        name = MADE[kind][rng.integers(len(MADE[kind]))]
+        texts[phrase(Segment(0, 9, kind, name, "motion-rule", 0.7), recorded, "e", int(rng.integers(21)))] = None
+    return list(texts)
+
+
+def test_the_texts_that_a_person_read_are_those_that_are_made():
+    """labels/read_texts.txt was read line by line; where words change, it is written and read again."""
+    kept = (Path(__file__).parent / "labels/read_texts.txt").read_text().splitlines()
+    assert [line for line in kept if not line.startswith("#")] == read_texts()
+
+
+def test_recorded_velocities_are_no_limbs():
+    episode = motion(("rest", 1.5), ("squat", 3))
+    rates = np.gradient(episode.states, axis=0) * 20
+    names = (*NAMES, *(f"{n}_velocity" for n in NAMES))
+    both = replace(episode, states=np.c_[episode.states, rates].astype(np.float32), state_names=names)
+    assert motion_segments(both) == motion_segments(episode)
+
+
+def test_stepping_needs_feet_that_take_turns():
+    """Two squats in a row, and one leg lifted again and again, move as much as a walk."""
+    assert "walk" in kinds(motion(("walk", 4)))
+    assert "walk" not in kinds(motion(*[("bob", 4)]))
+    assert "walk" not in kinds(motion(*[("lift_leg", 4)]))
 
 
 def test_the_most_trusted_source_wins_and_steps_without_boundaries_do_not():

@@ -5,7 +5,8 @@ chance. Six kinds: walk, balance, manipulate, prepare, coordinate (steps while s
 """
 
 import itertools
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +21,15 @@ WINDOW_SECONDS = 0.5  # displacement over this window: jitter cancels, slow drif
 MOVES_ON, MOVES_OFF = 0.025, 0.016  # of the range per second
 LEGS_STEP = 0.30  # of the range per second: a leg that steps
 STEP_TURNS = 1.2  # reversals per second of a stepping joint
+ALTERNATES = -0.35  # correlation of the same joint of both legs below which they take turns
+TAKES_PART = 0.5  # of the other leg's motion that a leg makes which steps
 LEGS_SHIFT = 0.05  # of the range per second: legs that shift weight or squat
 HAND_BURST = 0.12  # of the range per second
 HAND_NET = 0.25  # of the hand's own travel that a grasp or release makes
 PRESHAPE = 0.55  # of the arm's fastest speed: a hand that opens in full flight does not grasp yet
 REACHED = 0.5  # of the arm's largest displacement, where no hand is recorded
 LEAST_SECONDS = 0.4
+NO_POSITION = re.compile(r"(velocity|velocities|vel|effort|torque|current|acceleration)$", re.IGNORECASE)
 CARRIES = 0.6  # of the legs' speed that arms with a load stay below
 
 
@@ -52,7 +56,9 @@ def motion_segments(episode: Episode, robot: Embodiment | None = None) -> tuple[
 
 def _positions(episode: Episode, robot: Embodiment | None) -> tuple[tuple[str, ...], NDArray[np.float64]]:
     """(names, positions): states where they are named or follow the actions' order, else the targets."""
-    names, values = episode.state_names, np.asarray(episode.states, np.float64)
+    places = [i for i, n in enumerate(episode.state_names) if not NO_POSITION.search(n)]
+    names = tuple(episode.state_names[i] for i in places)
+    values = np.asarray(episode.states, np.float64)[:, places]
     width = len(episode.joint_names)
     if not limbs(names).columns:
         names, values = episode.joint_names, values[:, :width] if values.shape[1] >= width else episode.actions
@@ -120,7 +126,7 @@ def _kinds(s: _Signals) -> NDArray[np.str_]:
 
 
 def _stepping(s: _Signals) -> NDArray[np.bool_]:
-    """Legs that move much and turn back again and again; a squat moves much and turns once."""
+    """Legs that move much, turn back again and again, and take turns: a squat and a lifted leg do not."""
     columns = s.steppers
     if not columns or s.length < 8:
         return np.zeros(s.length, bool)
@@ -135,7 +141,35 @@ def _stepping(s: _Signals) -> NDArray[np.bool_]:
     window = min(max(3, round(0.8 * s.fps)), s.length)  # a longer one would lengthen the signal
     smooth = np.ones(window) / window
     effort = np.asarray(np.convolve(busy, smooth, "same"), np.float64)
-    return hysteresis(effort, LEGS_STEP, 0.6 * LEGS_STEP) & (np.convolve(per_second, smooth, "same") > STEP_TURNS)
+    busy_enough = hysteresis(effort, LEGS_STEP, 0.6 * LEGS_STEP) & (
+        np.convolve(per_second, smooth, "same") > STEP_TURNS
+    )
+    return busy_enough & _alternating(s, dict(zip(columns, velocity.T, strict=True)))
+
+
+def _alternating(s: _Signals, velocity: Mapping[int, NDArray[np.float64]]) -> NDArray[np.bool_]:
+    """Frames in which some joint of the left leg turns against its twin of the right leg, both taking part.
+
+    A robot whose legs have no sides in their names is believed: nothing can be compared.
+    """
+    left, right = ([c for c in s.body.of("leg", side) if c in velocity] for side in ("left", "right"))
+    if not left or len(left) != len(right):
+        return np.ones(s.length, bool)
+    window = min(max(3, round(1.6 * s.fps)), s.length)
+    smooth = np.ones(window) / window
+
+    def mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(np.convolve(values, smooth, "same"), np.float64)
+
+    found = np.zeros(s.length, bool)
+    for a, b in zip(left, right, strict=True):
+        x, y = velocity[a], velocity[b]
+        own, other = mean(x * x), mean(y * y)
+        together = mean(x * y) / np.maximum(np.sqrt(own * other), 1e-12)
+        both = np.sqrt(np.minimum(own, other)) > TAKES_PART * np.sqrt(np.maximum(own, other))
+        moves = np.sqrt(own + other) > 0.2 * LEGS_STEP
+        found |= (together < ALTERNATES) & both & moves
+    return found
 
 
 def _held(s: _Signals) -> NDArray[np.bool_]:

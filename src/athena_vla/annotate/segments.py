@@ -23,9 +23,14 @@ def episode_segments(
     trusted = [s for s in episode.segments if s.confidence >= LEAST_CONFIDENCE]
     best = min((TRUST.index(s.source) for s in trusted if s.source in TRUST), default=None)
     chosen = tuple(s for s in trusted if best is not None and s.source == TRUST[best])
+    measured = not chosen
     if not chosen:
         chosen = signal_segments(episode, robot) or motion_segments(episode, robot) or episode.segments
-    worded = tuple(replace(s, text=phrase(s, _task_at(episode, s.start), episode.id, seed)) for s in chosen)
+    name = robot.name if robot is not None else ""
+    worded = tuple(
+        replace(s, text=phrase(s, _task_at(episode, s.start), episode.id, seed, name, measured=measured))
+        for s in chosen
+    )
     if model is None or not episode.cameras:
         return worded
     stream = next(iter(episode.cameras.values()))
