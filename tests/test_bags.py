@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import athena_vla.embodiment as embodiment
 from athena_vla.dataset.build import BuildConfig, build
 from athena_vla.dataset.dataset import Dataset
 from athena_vla.errors import DatasetError, RecordingError, UnknownName
@@ -13,12 +14,12 @@ from athena_vla.recordings.formats import open_recording
 from athena_vla.recordings.formats.bags.bag_topics import guessed
 from athena_vla.recordings.info import InfoConfig, info
 from athena_vla.recordings.reading import Reading
-from lerobot_sets import number_of
+from lerobot_sets import number_of, numbered
 
 pytest.importorskip("rosbags")
 from rosbags.rosbag2 import StoragePlugin
 
-from bags import CAMERA_HZ, HZ, JOINTS, ROWS, START, Bag, joint_state, swing, write
+from bags import CAMERA_HZ, HZ, JOINTS, ROWS, START, Bag, image, joint_state, swing, text, write
 
 
 @pytest.mark.parametrize("plugin", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
@@ -136,3 +137,30 @@ def test_a_linked_set_of_a_bag_cannot_forget_its_topics(tmp_path: Path) -> None:
                 input=tmp_path / "take", out=tmp_path / "set", robot="toy", link=True, topics=tmp_path / "topics.toml"
             )
         )
+
+
+def test_two_cameras_of_different_rates_each_show_the_last_image_before_the_row(tmp_path: Path) -> None:
+    """From the recording through the build: an image carries its number, its time times its camera's rate."""
+    rates = {"front": 15, "side": 8}
+    for take in range(2):
+        bag = Bag(tmp_path / "bags" / f"take_{take}")
+        for i in range(ROWS):
+            row = swing(np.array([i / HZ + take]))[0]
+            bag.add("/joint_states", joint_state(START + i / HZ, JOINTS, row), START + i / HZ)
+        for name, rate in rates.items():
+            for k in range(ROWS // HZ * rate):
+                bag.add(f"/{name}/image_raw", image(START + k / rate, numbered(k)), START + k / rate)
+        bag.add("/task", text("wave"), START)
+        bag.close()
+    robot = tmp_path / "two.toml"
+    toy = (Path(embodiment.__file__).parent / "robots/toy.toml").read_text()
+    front = toy[toy.index("[[camera]]") : toy.index("[[joint]]")]
+    robot.write_text(toy.replace("[[joint]]", front.replace('"front"', '"side"') + "[[joint]]", 1))
+    build(BuildConfig(input=tmp_path / "bags", out=tmp_path / "set", robot=str(robot), workers=1, validation=0.0))
+    dataset = Dataset.open(tmp_path / "set")
+    steps = ROWS * 10 // HZ  # at 10 Hz
+    for i in range(2 * steps):
+        sample = dataset[i]
+        for name, rate in rates.items():
+            expected = int(np.floor(sample.frame / 10 * rate + 1e-6))
+            assert number_of(sample.observation.images[name])[0] == expected, (i, name)

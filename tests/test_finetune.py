@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,6 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import athena_vla.embodiment as embodiment
 from athena_vla.bundle import Bundle
 from athena_vla.dataset.dataset import BuildConfig, Dataset, build
 from athena_vla.errors import AthenaError, DatasetError, TrainingError
@@ -85,6 +87,18 @@ def test_a_bundle_comes_out_that_answers_as_it_was_recorded(world, trained):
     assert require_replay(Policy.of(bundle), bundle)["max_rad"] == 0.0
     assert {"vision_calls", "sensitivity_black_white", "sensitivity_language"} <= set(bundle.manifest.gates)
     assert bundle.manifest.gates["vision_calls"].passed
+
+
+def test_a_set_without_images_is_refused_before_a_model_is_made(world, tmp_path):
+    toy = (Path(embodiment.__file__).parent / "robots/toy.toml").read_text()
+    blind = tmp_path / "blind.toml"
+    blind.write_text(toy[: toy.index("[[camera]]")] + toy[toy.index("[[joint]]") :])
+    root = write(tmp_path / "rec", *(replace(clean(i, length=14), cameras={}) for i in range(3)))
+    with pytest.raises(DatasetError, match="nothing was recorded by any camera"):
+        build(BuildConfig(input=root, out=tmp_path / "seeing", robot="toy", horizon=4, workers=1))
+    build(BuildConfig(input=root, out=tmp_path / "set", robot=str(blind), horizon=4, workers=1, validation=0.4))
+    with pytest.raises(TrainingError, match=r"has no images: 'toy' has no camera"):
+        finetune(replace(config(world, tmp_path / "policy"), data=tmp_path / "set"))
 
 
 def test_it_learns_and_leaves_its_curves(trained):

@@ -92,6 +92,11 @@ def require_usable(dataset: Dataset, config: FinetuneConfig) -> None:
     """Raises `TrainingError` for a dataset that this run could not learn or choose from."""
     if not len(dataset.train):
         raise TrainingError(f"The dataset '{dataset.path}' has no training sample; build it from more episodes.")
+    if not dataset.cameras:
+        raise TrainingError(
+            f"The dataset '{dataset.path}' has no images: '{dataset.robot.name}' has no camera, and a policy that sees "
+            "needs one. Give the robot a [[camera]] in its TOML, record images, and build again."
+        )
     longest = max(int(e["length"]) for e in dataset.episodes)
     if dataset.horizon > longest:
         raise TrainingError(

@@ -142,9 +142,11 @@ def _cameras(episode: Episode, robot: Embodiment, choice: Alignment, notes: list
             notes.append(Note("camera.only", f"the only recorded camera '{only}' is taken as '{name}'", (only,)))
             wanted = only
         if wanted not in recorded:
+            has = f"it has {sorted(recorded)}. Say which with --cameras {name}=RECORDED."
+            none = "nothing was recorded by any camera, and a policy that sees needs images: record them."
             raise DatasetError(
-                f"Episode {episode.id} ({episode.source}) has no camera '{wanted}' for '{name}' of '{robot.name}'; it "
-                f"has {sorted(recorded) or 'none'}. Say which with --cameras {name}=RECORDED."
+                f"Episode {episode.id} ({episode.source}) has no camera '{wanted}' for '{name}' of '{robot.name}'; "
+                + (has if recorded else none)
             )
         chosen[name] = recorded[wanted]
     return chosen
