@@ -1,8 +1,8 @@
 """Our files against the real packages, each in an environment of its own: `make interop`.
 
-lerobot (0.4.x on Python 3.11) opens a set we built and sets we converted, video and single pictures, and sees the same
-numbers and pictures as our reader; its own converter upgrades the v2.1 sets we write. Its pins (torch < 2.11, av < 16)
-exclude the package's own, hence the separate environment.
+lerobot (0.6.1, on Python 3.12) opens a set we built and sets we converted, video and single pictures, and sees the
+same numbers and pictures as our reader; its own converter upgrades the v2.1 sets we write. Its pins (torch < 2.12,
+numpy < 2.3) exclude the package's own, hence the separate environment. `--python` names a Python 3.12.
 """
 
 import argparse
@@ -11,14 +11,13 @@ import os
 import subprocess
 import sys
 import tempfile
-import venv
 from pathlib import Path
 
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[1] / "shared" / "data"
-LEROBOT = "lerobot==0.4.4"
+LEROBOT = "lerobot==0.6.1"
 # Pictures as files, in records, in HDF5; h264 and AV1 video; numbers only. [Hz] where the recording does not say.
 SOURCES: dict[str, float | None] = {
     "athena_isaac_folder_gr1": None,
@@ -29,19 +28,19 @@ SOURCES: dict[str, float | None] = {
     "isaaclab_hdf5/franka_stack_mimic_annotated.hdf5": None,
 }
 NEEDS = (
-    "torch>=2.9,<2.14", "datasets>=4,<5", "huggingface_hub<0.36", "av<16", "numpy<2.3", "pandas", "pyarrow", "draccus",
-    "jsonlines", "packaging", "pillow", "einops", "deepdiff", "gymnasium", "accelerate", "imageio",
-    "opencv-python-headless", "termcolor", "diffusers<0.36", "safetensors",
+    "torch>=2.9,<2.12", "datasets>=4,<5", "huggingface_hub>=1.6,<2", "av>=15,<16", "numpy>=2,<2.3", "pandas", "pyarrow",
+    "draccus>=0.11.6,<0.12", "jsonlines", "packaging>=24.2,<26", "pillow", "einops", "deepdiff", "gymnasium>=1.1.1,<2",
+    "accelerate", "imageio", "opencv-python-headless<4.14", "termcolor", "safetensors", "requests", "tqdm",
 )  # fmt: skip
 
 
-def environment(folder: Path) -> Path:
+def environment(folder: Path, interpreter: str) -> Path:
     """The Python of an environment with lerobot; made where it does not exist yet."""
     python = folder / "bin" / "python"
     if not python.exists():
-        venv.create(folder, with_pip=True)
+        subprocess.run([interpreter, "-m", "venv", folder], check=True)
         # --no-deps: lerobot's pin of torch would bring CUDA packages; only its dataset code is used.
-        for packages in (["--no-deps", LEROBOT, "torchvision==0.28.0"], list(NEEDS)):
+        for packages in (["--no-deps", LEROBOT, "torchvision<0.27"], list(NEEDS)):
             subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
     return python
 
@@ -101,7 +100,9 @@ def upgraded(python: Path, root: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--environment", type=Path, default=HERE.parent / ".venv-lerobot")
-    python = environment(parser.parse_args().environment)
+    parser.add_argument("--python", default="python3.12", help="the interpreter the environment is made with")
+    arguments = parser.parse_args()
+    python = environment(arguments.environment, arguments.python)
     if not SHARED.is_dir():
         sys.exit(f"The real recordings are not at '{SHARED}'; there is nothing to compare.")
     from athena_vla.dataset.dataset import BuildConfig, build
