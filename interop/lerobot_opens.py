@@ -6,9 +6,6 @@ import sys
 import time
 from pathlib import Path
 
-with contextlib.suppress(RuntimeError):
-    import torchvision_shim  # noqa: F401 only where torchvision's binary does not fit torch
-
 import av
 import numpy as np
 import torch
@@ -61,10 +58,10 @@ def opens(root: Path) -> dict:
 
 def upgrades(root: Path) -> int:
     """lerobot's own v2.1 -> v3.0 converter, in place; how many episodes it leaves."""
-    from lerobot.datasets.v30.convert_dataset_v21_to_v30 import convert_dataset
+    from lerobot.scripts.convert_dataset_v21_to_v30 import convert_dataset
 
     with contextlib.redirect_stdout(sys.stderr):
-        convert_dataset(root.name, root=root.parent, push_to_hub=False, force_conversion=True)
+        convert_dataset(root.name, root=root, push_to_hub=False, force_conversion=True)
     return LeRobotDataset("local/set", root=root).num_episodes
 
 

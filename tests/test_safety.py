@@ -529,5 +529,34 @@ def test_a_jerk_stage_that_could_not_keep_up_is_refused(
     limits = {"max_velocity": velocity, "max_acceleration": acceleration, "max_jerk": jerk}
     slow = replace(toy, control_hz=rate, command_hz=rate, joints=tuple(replace(j, **limits) for j in toy.joints))
     SafetyFilter(slow)
-    with pytest.raises(SafetyError, match="commands to stop with its jerk limit"):
+    with pytest.raises(SafetyError, match="commands from no to full acceleration with its jerk limit"):
         SafetyFilter(slow, jerk=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"), [("athena", 50), ("athena", 200), ("athena", 400), ("unitree_g1_23dof", 500)]
+)
+def test_a_stop_is_certified_exactly_where_the_braking_law_makes_it(name: str, rate: float) -> None:
+    """The certificate skips what is known of the law; here every step of it is run until all joints are at rest."""
+    limits = SafetyFilter(embodiment.load(name), jerk=True, rate_hz=rate)._jerk
+    assert limits is not None
+    rng = np.random.default_rng(0)
+    shape = 2000, len(limits.step)
+    near = limits._upper - rng.exponential(0.01, shape)
+    q = start = np.where(rng.random(shape) < 0.5, near, rng.uniform(limits._lower, limits._upper, shape))
+    v = rng.uniform(-1, 1, shape) * limits._max_velocity * rng.choice([1, 0.1, 0.01, 0], shape)
+    a = rng.uniform(-1, 1, shape) * limits.max_acceleration * rng.choice([1, 0.1, 0], shape)
+    certified = limits.certify(q, v, a)
+    lowest = highest = start
+    fastest = np.abs(v)
+    for _ in range(limits._horizon + 50):
+        n = np.floor(np.sqrt(2.0 * np.abs(v) / (limits.step * limits.dt) + 0.25) + 0.5)
+        wish = np.minimum(np.abs(v) / n / limits.dt + 0.5 * (n - 1.0) * limits.step, limits.max_acceleration)
+        a = np.clip(-np.copysign(wish, v), a - limits.step, a + limits.step)
+        v = v + a * limits.dt
+        q = q + v * limits.dt
+        lowest, highest, fastest = np.minimum(lowest, q), np.maximum(highest, q), np.maximum(fastest, np.abs(v))
+    assert np.abs(v).max() < 1e-9
+    inside = (highest <= limits._upper) & (lowest >= limits._lower) & (fastest <= limits._max_velocity)
+    assert 0.1 < inside.mean() < 0.99
+    assert np.array_equal(certified, inside)
