@@ -1,7 +1,9 @@
 """Closed loop with scripted actors in the real simulator: paired scenes, reproducible, resumable, honest counts."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from athena_vla.errors import EvaluationError
 from athena_vla.evaluate.actors import ActorSpec
 from athena_vla.evaluate.baselines import Library, Trajectory
 from athena_vla.evaluate.closedloop import ClosedLoopConfig, ClosedLoopResult, closed_loop
+from athena_vla.evaluate.failures import ANOTHER, SHORT, cause
 from athena_vla.evaluate.results import EpisodeResult, Setup
 from athena_vla.evaluate.rollout import Stage
 from athena_vla.evaluate.statistics import wilson
@@ -75,6 +78,9 @@ def test_every_actor_sees_the_same_scenes(reference: ClosedLoopResult) -> None:
 
 def test_hold_still_fails_and_the_filter_has_nothing_to_do(reference: ClosedLoopResult) -> None:
     summary = reference.actors["hold"]
+    hold = reference.episodes["hold"]
+    assert {e.cause for e in hold if not e.success} <= {SHORT, ANOTHER}
+    assert all(e.missed_by is not None and e.missed_by > 0 for e in hold if e.cause == SHORT)
     assert summary.success.success == 0.0
     assert (summary.touched, summary.violations) == (0, 0)
     assert 0 < summary.commands <= 7 * 3 * 200  # an episode ends early where the start already looks at another object
@@ -217,6 +223,41 @@ def test_summaries_add_up() -> None:
     assert summary.interventions_by_joint == {"velocity": {"waist_yaw": 6}}
     with pytest.raises(EvaluationError, match="No episode"):
         summarise([])
+
+
+def failed(scene: int, cause: str, missed_by: float | None = None, unit: str = "m") -> EpisodeResult:
+    return replace(result(scene, False), cause=cause, missed_by=missed_by, unit=unit)
+
+
+def test_failures_are_sorted_by_cause() -> None:
+    rows = [
+        result(0, True),
+        failed(1, SHORT, 0.02),
+        failed(2, ANOTHER, 0.2),
+        failed(3, SHORT, 0.06),
+        failed(4, SHORT, 9.0, "deg"),
+        failed(5, ""),
+    ]
+    short, *others = summarise(rows).failures
+    assert (short.cause, short.count, short.missed) == (SHORT, 3, {"m": 0.04, "deg": 9.0})
+    assert [e.scene for e in short.episodes] == [4, 3, 1]
+    assert str(short) == "3 short of the goal (by 4.0 cm, 9.0 degrees)"
+    assert [(f.cause, f.count, f.missed) for f in others] == [(ANOTHER, 1, {}), ("not said", 1, {})]
+    assert summarise([result(0, True)]).failures == ()
+
+
+@pytest.mark.parametrize(
+    ("seen", "cause_of"),
+    [
+        ({"out_of_reach": "another object", "chunks": 3, "stopped": True, "missed_by": 0.1}, ANOTHER),
+        ({"out_of_reach": "", "chunks": 0, "stopped": True, "missed_by": 0.1}, "the policy failed"),
+        ({"out_of_reach": "", "chunks": 3, "stopped": True, "missed_by": 0.1}, "stopped by the filter"),
+        ({"out_of_reach": "", "chunks": 3, "stopped": False, "missed_by": 0.0}, "reached, not held"),
+        ({"out_of_reach": "", "chunks": 3, "stopped": False, "missed_by": None}, SHORT),
+    ],
+)
+def test_the_first_cause_that_holds(seen: dict[str, Any], cause_of: str) -> None:
+    assert cause(**seen) == cause_of
 
 
 def test_pairs_are_taken_on_common_scenes_only() -> None:

@@ -47,6 +47,7 @@ def episodes(actor: str, count: int) -> list[EpisodeResult]:
             EpisodeResult(
                 actor, scene, TASKS[scene % 4], "touch it", won, 2.5 if won else None, 600, touched,
                 {"velocity": touched} if touched else {}, table, 0, 0.7, 0.99, (), {"total": 1, "per_act": 0.004},
+                *(("", None, "") if won else (("short of the goal", "another object")[scene % 2], 0.012, "m")),
             )
         )  # fmt: skip
     return rows
@@ -299,6 +300,16 @@ def test_a_simulated_run_has_every_section(toy: Embodiment, tmp_path: Path) -> N
     assert re.findall(r'<section id="(\w+)"', html) == wanted.split()
     assert "predicted, not measured" in html
     assert "measured here" in html
+
+
+def test_lost_scenes_are_listed_by_cause(toy: Embodiment, tmp_path: Path) -> None:
+    html = report(ReportConfig(run=make_run(tmp_path, toy, simulated=True))).page.read_text()
+    section = html[html.index('id="success"') : html.index('id="attention"')]
+    lost = [e for e in episodes("tuned", 40) if not e.success]
+    rows = re.findall(r"<tr><td>(short of the goal|another object)</td><td>“touch it”</td><td>([^<]*)</td>", section)
+    assert len(lost) >= 2
+    assert sorted(why for why, _ in rows) == sorted(e.cause for e in lost)
+    assert all(missed == ("1.2 cm" if why == "short of the goal" else "") for why, missed in rows)
 
 
 def test_without_a_simulator_its_sections_are_left_out(toy: Embodiment, tmp_path: Path) -> None:

@@ -148,6 +148,24 @@ def test_a_goal_must_be_held():
     assert not wrong.success
 
 
+def test_what_was_lacking_at_the_best_instant():
+    for family, unit, changes, lacking in (
+        ("look", "deg", [{"camera_angles": np.array([a] * 3)} for a in (40.0, 20.0, 31.0)], 12.0),
+        ("squat", "m", [{"drop": d} for d in (0.01, 0.03, 0.0)], 0.05),
+        ("push", "m", [{"shifts": np.array([[x, 0.0]] * 3)} for x in (0.0, 0.012)], 0.018),
+        ("touch", "m", [{"gaps": {"left": np.full(3, 0.2), "right": np.full(3, g)}} for g in (0.3, 0.055)], 0.01),
+        ("raise", "m", [{"head": 1.5, "hands": {s: np.array([0.0, 0.0, 1.2]) for s in ("left", "right")}}], 0.3),
+    ):
+        scene = sample_task(family, 0, "train")
+        m = measure(SimRobot(scene, image_size=(8, 8)).world)
+        judge = Judge(scene.goal)
+        for k, change in enumerate(changes):
+            judge.watch(replace(m, **change), 0.1 * k, 0.1)
+        assert judge.unit == unit
+        assert judge.missed_by == pytest.approx(lacking), family
+    assert Judge(Goal("wave")).missed_by is None
+
+
 def test_standing_still_and_one_pose_for_all_solve_nothing():
     """Hold-still and the mean final pose of the demonstrations, over the test split: at most 10% each."""
     from athena_vla.sim.experts import Expert

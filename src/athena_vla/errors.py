@@ -16,6 +16,7 @@ class AthenaError(Exception):
     """
 
     code = "error"
+    of_writing = False  # the operating system refused what was to be written; no fault of what was read
 
 
 class UnknownName(AthenaError):

@@ -86,6 +86,8 @@ def prepare(job: Job, episode_id: str) -> Facts:
     try:
         facts = _prepare(job, episode_id, stem)
     except AthenaError as error:
+        if error.of_writing:
+            raise
         facts = {"id": episode_id, "status": "broken", "reason": str(error)}
     files.write_json(facts_path, facts, DatasetError, indent=None)
     return _without_stats(facts)

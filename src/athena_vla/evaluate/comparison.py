@@ -99,6 +99,7 @@ class Comparison:
         if self.closed:
             closed = {n: self.closed[n] for n in whole}
             parts += [tables.closed_table(closed, self.paired, self.reference, lost), tables.task_table(closed)]
+            parts += [text for text in ["\n".join(tables.failure_lines(closed))] if text]
             parts += [tables.kept_table(self.reference, n, tasks) for n, tasks in self.kept.items() if tasks]
         if self.open is not None:
             policies = [r.name for r in self.rows if r.kind == "policy" and r.ablation == "none"]

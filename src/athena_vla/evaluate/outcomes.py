@@ -186,7 +186,7 @@ def read_outcomes(path: Path) -> OutcomeFile:
 # What `athena evaluate` writes beside these is measured by its own simulator; here it is known and not compared.
 _OURS = (
     "instruction", "commands", "touched", "interventions", "interventions_by_joint", "worst_velocity",
-    "worst_acceleration", "errors", "wall",
+    "worst_acceleration", "errors", "wall", "cause", "missed_by", "unit",
 )  # fmt: skip
 _KNOWN = {"policy", "actor", "scene", "success", "trial", "task", "time_to_success", "violations", *_OURS}
 

@@ -49,6 +49,9 @@ class EpisodeResult:
     worst_acceleration: float
     errors: tuple[str, ...]  # refused chunks and failing calls, in words
     wall: dict[str, float]  # [s] total, acting and mean per act: differs from run to run
+    cause: str = ""  # why it is no success, one of `failures.CAUSES`
+    missed_by: float | None = None  # the least that was lacking to the goal, in `unit`; None where nothing measures it
+    unit: str = ""  # m or deg
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 import athena_vla.embodiment as embodiment
 from athena_vla.control.action_prefix import prefix_of
-from athena_vla.control.runtime import RuntimeConfig, run_episode
+from athena_vla.control.runtime import LEVELS, RuntimeConfig, run_episode
 from athena_vla.control.safety import SafetyFilter
 from athena_vla.embodiment import ActionChunk, Embodiment, Observation
 from athena_vla.evaluate.actors import ActorFactory, ActorSpec
 from athena_vla.evaluate.baselines import Actor
+from athena_vla.evaluate.failures import cause
 from athena_vla.evaluate.results import EpisodeResult, Setup
 from athena_vla.evaluate.violations import count_violations
 from athena_vla.sim.rail import scene_of
@@ -106,6 +107,12 @@ class Stage:
         columns = self.robot.command_columns
         start = np.clip(self.robot.command_of(trace.states[0]), columns.lower, columns.upper)
         found = count_violations(trace.commands, start, self.robot)
+        why = cause(
+            sim.judge.failure,
+            chunks=len(trace.chunks),
+            stopped=bool((trace.levels[: trace.braking_from] >= LEVELS.index("stop")).any()),
+            missed_by=sim.judge.missed_by,
+        )
         return EpisodeResult(
             actor=spec.name,
             scene=scene.seed,
@@ -126,4 +133,7 @@ class Stage:
                 "acting": timed.seconds,
                 "per_act": timed.seconds / max(timed.calls, 1),
             },
+            cause="" if success else why,
+            missed_by=sim.judge.missed_by,
+            unit=sim.judge.unit,
         )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from athena_vla.errors import EvaluationError
+from athena_vla.evaluate.failures import Failures, by_cause
 from athena_vla.evaluate.results import EpisodeResult
 from athena_vla.evaluate.statistics import Interval, PairedTest, Proportion, paired_test, wilson
 from athena_vla.sim.task_language import OBJECT_FAMILIES
@@ -19,6 +20,7 @@ class ActorSummary:
 
     success: Proportion
     per_task: dict[str, Proportion]
+    failures: tuple[Failures, ...]  # by cause, the most frequent first
     object_tasks: Proportion | None  # of the tasks with an object to find; None where no such scene was played
     median_time_to_success: float | None  # [s], of the successful episodes
     commands: int
@@ -37,6 +39,7 @@ class ActorSummary:
         raw = dict(self.__dict__)
         raw["success"] = self.success.to_dict()
         raw["object_tasks"] = None if self.object_tasks is None else self.object_tasks.to_dict()
+        raw["failures"] = [f.to_dict() for f in self.failures]
         raw["per_task"] = {k: v.to_dict() for k, v in self.per_task.items()}
         return raw
 
@@ -96,6 +99,7 @@ def summarise(episodes: Sequence[EpisodeResult]) -> ActorSummary:
     return ActorSummary(
         success=proportion(episodes),
         per_task={t: proportion([e for e in episodes if e.task == t]) for t in tasks},
+        failures=by_cause(episodes),
         object_tasks=proportion(with_object) if with_object else None,
         median_time_to_success=float(np.median(times)) if times else None,
         commands=commands,

@@ -63,6 +63,10 @@ def task_table(closed: Mapping[str, ActorSummary]) -> str:
     return aligned(["per task", *tasks], rows)
 
 
+def failure_lines(closed: Mapping[str, ActorSummary]) -> list[str]:
+    return [f"{name} failed: {'; '.join(map(str, s.failures))}" for name, s in closed.items() if s.failures]
+
+
 def kept_table(reference: str, other: str, tasks: Mapping[str, Kept]) -> str:
     """What the reference still does of what another policy did, by task: counts of the scenes that both played."""
     whole = [sum(getattr(k, n) for k in tasks.values()) for n in ("kept", "lost", "gained", "neither")]

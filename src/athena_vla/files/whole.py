@@ -160,7 +160,9 @@ def _refused(path: Path, error: type[AthenaError]) -> Iterator[None]:
     except OSError as problem:
         if isinstance(problem.filename, str | os.PathLike) and not _about(Path(os.fspath(problem.filename)), path):
             raise
-        raise error(f"'{path}' could not be written: {problem}. What had the name before is untouched.") from problem
+        said = error(f"'{path}' could not be written: {problem}. What had the name before is untouched.")
+        said.of_writing = True
+        raise said from problem
 
 
 def _about(named: Path, path: Path) -> bool:

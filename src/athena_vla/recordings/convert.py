@@ -131,6 +131,8 @@ def _convert(
                     continue
                 sink.add(changed, tasks)
             except AthenaError as error:
+                if error.of_writing:
+                    raise
                 broken[item.id] = str(error)
                 continue
             left |= dict.fromkeys(_left_behind(changed, config.to))

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from athena_vla.evaluate.failures import CAUSES, SHORT, UNSAID, amount, amounts
 from athena_vla.report.charts import Bar, Chart, Heat, line_chart
 from athena_vla.report.figures import mrad, p_value, percent, points, significant
 from athena_vla.report.names import COLOURS, OURS, REASONS, joint_label, label
 from athena_vla.report.source import Result, Source
 
+LOST = 12  # failures of the tuned policy that are listed
 ORDER = ("tuned", "int8", "int4", "untuned", "nearest_neighbour", "replay", "mean_action", "hold")
 WITHOUT = ("tuned", "tuned.black_image", "tuned.other_instruction")
 
@@ -26,6 +28,10 @@ class Success:
     reasons: Sequence[tuple[str, str]] = ()
     paired: Sequence[Sequence[str]] = ()
     times: Sequence[Sequence[str]] = ()
+    causes: Sequence[str] = ()
+    by_cause: Sequence[Sequence[str]] = ()
+    lost: Sequence[Sequence[str]] = ()
+    lost_more: int = 0
     notes: Sequence[str] = ()
 
 
@@ -38,6 +44,9 @@ def success(source: Source) -> Success:
     paired = [_test(label(n), t) for n, t in compared["paired"].items() if "." not in n]
     paired += [_test(label(n), _mirrored(t)) for n, t in source.result("deploy").get("paired", {}).items()]
     objects = {n: closed[n].get("object_tasks") for n in order}
+    failures = {n: {f["cause"]: f for f in closed[n].get("failures", ())} for n in order}
+    causes = [c for c in (*CAUSES, UNSAID) if any(c in found for found in failures.values())]
+    lost = [_lost(f["cause"], e) for f in failures["tuned"].values() for e in f["episodes"]]
     return Success(
         simulated=True,
         success_rows=[_bar(n, closed[n]["success"]) for n in order],
@@ -51,6 +60,10 @@ def success(source: Source) -> Success:
         times=[
             [label(n), _seconds(closed[n]["median_time_to_success"])] for n in order if n not in ("hold", "mean_action")
         ],
+        causes=causes,
+        by_cause=[[label(n), *(_count(found.get(c)) for c in causes)] for n, found in failures.items() if causes],
+        lost=lost[:LOST],
+        lost_more=max(len(lost) - LOST, 0),
         notes=compared["notes"],
     )
 
@@ -200,6 +213,19 @@ def _bar(name: str, p: Result) -> Bar:
     counted = f"{round(p['success'] * p['n'])}/{p['n']}"
     kind = "accent" if name in OURS else ""
     return Bar(label(name), p["success"], percent(p["success"]), p["low"], p["high"], aside=counted, kind=kind)
+
+
+def _count(found: Result | None) -> str:
+    """How many failures of a cause, and by how much in the middle."""
+    if found is None:
+        return "0"
+    missed = ", ".join(amounts(found["missed"]))
+    return f"{found['count']}" + (f" (by {missed})" if missed else "")
+
+
+def _lost(why: str, episode: Result) -> list[str]:
+    missed = amount(episode["missed_by"], episode["unit"]) if why == SHORT else ""
+    return [why, f"“{episode['instruction']}”", missed, str(episode["scene"])]
 
 
 def _ablation(name: str) -> str:

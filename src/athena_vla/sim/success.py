@@ -94,6 +94,8 @@ class Judge:
         self.success = False
         self.failure = ""  # why success is out of reach
         self.success_time: float | None = None  # [s]
+        self.unit = _SHORT[goal.family][0] if goal.family in _SHORT else ""  # of what it was missed by
+        self.missed_by: float | None = None  # the least that was lacking at any instant; 0 where it was reached
         self._held = 0.0
         self._wrong = 0.0
 
@@ -102,6 +104,9 @@ class Judge:
         if self.success or self.failure:
             return
         test = _TESTS[self.goal.family]
+        if self.unit:
+            short = max(_SHORT[self.goal.family][1](measures, self.goal), 0.0)
+            self.missed_by = short if self.missed_by is None else min(self.missed_by, short)
         self._held = self._held + elapsed if test(measures, self.goal) else 0.0
         self._wrong = self._wrong + elapsed if self._is_wrong(measures, time) else 0.0
         if self._wrong >= HOLD_TIME - 1e-9:
@@ -264,6 +269,17 @@ _WRONG: dict[str, Callable[[Measures, Goal], bool]] = {
     "look": _another(_looked),
     "push": _disturbed,
     "kneel": _another(_faced),
+}
+# What is lacking to the goal, in which unit; negative where it is more than enough.
+_SHORT: dict[str, tuple[str, Callable[[Measures, Goal], float]]] = {
+    "touch": ("m", lambda m, goal: min(float(g[_target(goal)]) for g in m.gaps.values()) - TOUCH_GAP),
+    "point": ("deg", lambda m, goal: min(float(a[_target(goal)]) for a in m.forearm_angles.values()) - POINT_ANGLE),
+    "look": ("deg", lambda m, goal: float(m.camera_angles[_target(goal)]) - LOOK_ANGLE),
+    "push": ("m", lambda m, goal: PUSH_DISTANCE - float(m.shifts[_target(goal), 0])),
+    "lift": ("m", lambda m, goal: LIFT_HEIGHT - m.soles[goal.side] + m.soles[_other(goal.side)]),
+    "raise": ("m", lambda m, goal: m.head - float(m.hands[goal.side][2])),
+    "squat": ("m", lambda m, goal: SQUAT_DROP - m.drop),
+    "kneel": ("m", lambda m, goal: KNEEL_DROP - m.drop),
 }
 
 
