@@ -77,7 +77,7 @@ def _command(name: str, command: Command) -> str:
     front = [o for f in command.positional for o in options if o.field == f]
     words = "".join(f" {o.field.upper()}" for o in front)
     presets = presets_of(command)
-    said = [f"## athena {name}", "", f"{_sentence(command.help)} Usage: `athena {name}{words} [OPTIONS]`."]
+    said = [f"## athena {name}", "", f"`athena {name}{words} [OPTIONS]`: {command.help}."]
     if presets:
         said += ["", f"`--preset NAME` starts from a named set of options: {', '.join(f'`{p}`' for p in presets)}."]
     if command.kept:
@@ -118,10 +118,6 @@ def _default(option: Option) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;")
-
-
-def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}."
 
 
 def codes_page() -> str:

@@ -15,7 +15,10 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+PAGES = [
+    *(REPOSITORY / n for n in ("README.md", "CONTRIBUTING.md", "AGENTS.md")),
+    *sorted((REPOSITORY / "docs").rglob("*.md")),
+]
 SETS_UP_A_CLONE = ("git", "cd", "pip", "source", "python3")
 BLOCK = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```", re.M | re.S)
 
