@@ -83,6 +83,12 @@ def test_make_targets_and_links_exist(page: Path) -> None:
             assert (page.parent / link).exists(), f"{page.name} links to {link}, which is not there"
 
 
+def test_every_benchmark_has_a_row() -> None:
+    page = (REPOSITORY / "docs" / "benchmarks.md").read_text()
+    scripts = {p.name for p in (REPOSITORY / "benchmarks").glob("bench_*.py")}
+    assert set(re.findall(r"^\| `(bench_\w+\.py)` \|", page, re.M)) == scripts
+
+
 def test_the_trees_are_true() -> None:
     """The file tree in the README has one line for every file, taken from its docstring."""
     script = REPOSITORY / "scripts" / "file_list.py"

@@ -12,7 +12,11 @@ from athena_vla.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-QUOTED = re.findall(r"^### `(.+)`$", (DOCS / "faq.md").read_text(), re.M)
+ROWS = (DOCS / "fine-tuning.md").read_text().partition("## When it goes wrong")[2].partition("\n## ")[0]
+QUOTED = [
+    *re.findall(r"^### `(.+)`$", (DOCS / "faq.md").read_text(), re.M),
+    *re.findall(r"\*([^*]+)\*(?=[^|]*\|[^|]*\|$)", ROWS, re.M),
+]
 GAP = "\0"  # where a message has a name or a number of the user's
 
 
@@ -39,7 +43,7 @@ def is_said(quoted: str, texts: list[str]) -> bool:
 
 @pytest.mark.parametrize("quoted", QUOTED)
 def test_a_quoted_message_is_one_of_ours(quoted: str, said: list[str]) -> None:
-    assert is_said(quoted, said), f"docs/faq.md quotes a message that nothing in src says: {quoted}"
+    assert is_said(quoted, said), f"a page quotes a message that nothing in src says: {quoted}"
 
 
 def test_what_nobody_says_is_found_out(said: list[str]) -> None:

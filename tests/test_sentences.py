@@ -1,7 +1,7 @@
 """Pages are read by people who are learning: one idea a sentence, counted in words.
 
 Paragraphs and items of lists are counted. Code blocks, tables, headings and comments are not. A span of code is one
-word; of a link its text counts. Sentences with code, and those that lead to what follows, may be shorter than the least.
+word; of a link its text counts. Sentences with code, and those that lead to what follows, may be shorter.
 """
 
 import re
