@@ -83,7 +83,7 @@ docs: setup-dev  ## run every command and example of README.md and docs/
 	$(BIN)/pytest -m 'slow or not slow' tests/test_docs.py
 
 site: $(VENV)/.docs  ## the documentation as a site, in build/site; opens from disk, fetches nothing
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 	@echo "== open build/site/index.html"
 
 browser:  ## headless Chromium for the page tests, where Debian's package manager is at hand

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,11 +19,31 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("mkdocs")
     pytest.importorskip("material")
     folder = tmp_path_factory.mktemp("site") / "out"
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
-    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = build(ROOT / "mkdocs.yml", folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
+
+
+def build(settings: Path, folder: Path) -> "subprocess.CompletedProcess[str]":
+    """As `make site` does it. Never with --quiet: warnings that are not printed are not counted either."""
+    command = [sys.executable, "-m", "mkdocs", "build", "-f", str(settings), "--site-dir", str(folder)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    return subprocess.run(command, cwd=settings.parent, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("broken", ["[gone](nothing.md)", "[gone](api.md#nowhere)"])
+def test_a_broken_link_fails(tmp_path: Path, broken: str) -> None:
+    pytest.importorskip("material")
+    for name in ("mkdocs.yml", "CONTRIBUTING.md", "CHANGELOG.md"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / "site_hook.py", tmp_path / "scripts")
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    page = tmp_path / "docs" / "roadmap.md"
+    page.write_text(f"{page.read_text()}\n{broken}\n")
+    done = build(tmp_path / "mkdocs.yml", tmp_path / "out")
+    assert done.returncode != 0
+    assert broken.partition("(")[2][:-1] in done.stderr
 
 
 def test_every_page_is_in_the_site_and_nothing_is_fetched(site: Path) -> None:
