@@ -4,14 +4,14 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 EXTRAS := train,sim,export,serve
-DEV    := $(EXTRAS),gpu,openvino,ray,ros2,dev
+DEV    := $(EXTRAS),gpu,openvino,ray,ros2,docs,dev
 export OMP_NUM_THREADS ?= 1
 TEST_WORKERS ?= 2
 PYTEST := $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile
 
 CAPPED_TESTS := $(addprefix tests/test_,precision.py finetune.py lora.py packed_linear.py native.py)
 
-.PHONY: setup setup-dev demo test test-capped test-gpu bench-gpu test-all test-matrix check format bench docs browser interop clean help
+.PHONY: setup setup-dev demo test test-capped test-gpu bench-gpu test-all test-matrix check format bench docs site browser interop clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -33,7 +33,11 @@ $(VENV)/.dev: $(VENV)/.python pyproject.toml constraints.txt constraints-py310.t
 	@$(BIN)/python scripts/install.py $(DEV)
 	@# openpi's own client drives our server in the tests; it pins an old numpy that it does not need.
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps openpi-client dm-tree || echo "openpi-client: not to be had, its tests are skipped"
-	@touch $@ $(VENV)/.demo
+	@touch $@ $(VENV)/.demo $(VENV)/.docs
+
+$(VENV)/.docs: $(VENV)/.python pyproject.toml constraints.txt constraints-py310.txt
+	@$(BIN)/python scripts/install.py docs
+	@touch $@
 
 demo: setup  ## the main job, whole: recordings in, a better, bounded, deployable policy out, with evidence
 	@$(BIN)/athena demo $(ARGS)
@@ -77,6 +81,10 @@ bench: setup-dev  ## measure everything that can be measured on this machine, in
 
 docs: setup-dev  ## run every command and example of README.md and docs/
 	$(BIN)/pytest -m 'slow or not slow' tests/test_docs.py
+
+site: $(VENV)/.docs  ## the documentation as a site, in build/site; opens from disk, fetches nothing
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	@echo "== open build/site/index.html"
 
 browser:  ## headless Chromium for the page tests, where Debian's package manager is at hand
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \

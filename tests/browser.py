@@ -4,11 +4,13 @@ Not a test module: helpers for those that have a page. Needs the `chromium` pack
 """
 
 import base64
+import contextlib
 import json
 import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,13 @@ def find_browser() -> str | None:
 
 def check_page(page: Path, *, width: int, dark: bool, picture: Path | None = None) -> Seen:
     """Open the page at a width and in a colour scheme; `picture` also saves a screenshot of all of it."""
+    with tab(width=width) as opened:
+        return opened.look(page, width, dark, picture)
+
+
+@contextlib.contextmanager
+def tab(*, width: int) -> "Iterator[Tab]":
+    """A tab of a browser of its own, which ends with the block."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [
             str(find_browser()), "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
@@ -65,7 +74,7 @@ def check_page(page: Path, *, width: int, dark: bool, picture: Path | None = Non
         try:
             port = _port(Path(profile), process)
             with connect(_target(port), max_size=2**28, open_timeout=START) as pipe:
-                return _Tab(pipe).look(page, width, dark, picture)
+                yield Tab(pipe)
         finally:
             process.terminate()
             process.wait(20)
@@ -90,7 +99,11 @@ def _target(port: int) -> str:
         return next(t["webSocketDebuggerUrl"] for t in json.load(answer) if t["type"] == "page")
 
 
-class _Tab:
+class Navigated(RuntimeError):
+    """The page was left while it was asked something."""
+
+
+class Tab:
     """One tab: commands and the events that came meanwhile."""
 
     def __init__(self, pipe: ClientConnection) -> None:
@@ -103,6 +116,8 @@ class _Tab:
         while True:
             message = json.loads(self.pipe.recv(timeout=120))
             if message.get("id") == self.number:
+                if "navigated" in message.get("error", {}).get("message", ""):
+                    raise Navigated(method)
                 assert "error" not in message, message
                 return message["result"]
             self.events.append(message)
@@ -126,7 +141,7 @@ class _Tab:
             shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=False)
             picture.write_bytes(base64.b64decode(shot["data"]))
         return Seen(
-            [e for e in map(_error, self.events) if e],
+            self.errors,
             found["images"],
             found["unloaded"],
             found["width"],
@@ -134,6 +149,42 @@ class _Tab:
             found["dark"],
             found["background"],
         )
+
+    def open(self, page: Path) -> None:
+        """Go to a page on disk and wait until it is loaded; errors of every page are in `errors`."""
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+        self.call("Page.navigate", url=page.resolve().as_uri())
+        self.wait_for("Page.loadEventFired")
+
+    def write(self, selector: str, text: str) -> None:
+        """Click into a field and type."""
+        self.call("Emulation.setFocusEmulationEnabled", enabled=True)
+        self.ask(f"document.querySelector({json.dumps(selector)}).focus()")
+        for letter in text:
+            self.call("Input.dispatchKeyEvent", type="keyDown", text=letter, key=letter)
+            self.call("Input.dispatchKeyEvent", type="keyUp", key=letter)
+
+    def ask(self, expression: str) -> Any:
+        """The value of a JavaScript expression; a promise is awaited."""
+        answer = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
+    def wait_until(self, expression: str, seconds: float = START) -> None:
+        """Until a JavaScript expression is true; fails after so many seconds."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            with contextlib.suppress(Navigated):
+                if self.ask(f"Boolean({expression})"):
+                    return
+            time.sleep(0.05)
+        raise AssertionError(f"never true: {expression}")
+
+    @property
+    def errors(self) -> list[str]:
+        """Of the console, of scripts, and of anything that was asked for over the network."""
+        return [e for e in map(_error, self.events) if e]
 
     def _size(self, width: int, height: int) -> None:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)

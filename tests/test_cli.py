@@ -65,7 +65,7 @@ def test_every_command_in_the_documentation_parses(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("ATHENA_TOKEN", "as docs/serving.md says")
     root = Path(__file__).resolve().parents[1]
     seen = 0
-    for page in [root / "README.md", *sorted((root / "docs").glob("*.md"))]:
+    for page in [root / "README.md", *sorted((root / "docs").rglob("*.md"))]:
         for body in re.findall(r"^```\w+[^\n]*\n(.*?)^```", page.read_text(), re.M | re.S):
             for line in body.replace("\\\n", " ").splitlines():
                 if line.startswith("athena "):

@@ -15,7 +15,10 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = [
+    *(REPOSITORY / n for n in ("README.md", "CONTRIBUTING.md", "AGENTS.md")),
+    *sorted((REPOSITORY / "docs").rglob("*.md")),
+]
 SETS_UP_A_CLONE = ("git", "cd", "pip", "source", "python3")
 BLOCK = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```", re.M | re.S)
 
@@ -78,6 +81,12 @@ def test_make_targets_and_links_exist(page: Path) -> None:
     for link in re.findall(r"\]\(([^)#\s]+)", text):
         if "://" not in link:
             assert (page.parent / link).exists(), f"{page.name} links to {link}, which is not there"
+
+
+def test_every_benchmark_has_a_row() -> None:
+    page = (REPOSITORY / "docs" / "benchmarks.md").read_text()
+    scripts = {p.name for p in (REPOSITORY / "benchmarks").glob("bench_*.py")}
+    assert set(re.findall(r"^\| `(bench_\w+\.py)` \|", page, re.M)) == scripts
 
 
 def test_the_trees_are_true() -> None:

@@ -38,7 +38,7 @@ ALLOWED = {
 
 def sources() -> list[Path]:
     listed = subprocess.run(
-        ["git", "ls-files", "src/*.py", "docs/*.md", "README.md", "CONTRIBUTING.md"],
+        ["git", "ls-files", "src/*.py", "docs/*.md", "README.md", "CONTRIBUTING.md", "AGENTS.md"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if listed.returncode:

@@ -37,7 +37,7 @@ class BenchConfig:
     backend: Name = "auto"
     """What runs the graphs."""
     threads: int = 1
-    """CPU threads."""
+    """How many CPU threads compute."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     providers: Providers = "auto"

@@ -3,19 +3,16 @@
 The script is made from the commands themselves and is static: completing a word starts no Python.
 """
 
-import ast
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Literal
 
+from athena_vla.cli.option_table import options_of, presets_of
 from athena_vla.cli.table import COMMANDS, Command
 
 Shell = Literal["bash", "zsh", "fish"]
-_SOURCE = Path(__file__).resolve().parents[1]
 _ALWAYS = {"--help": (), "--json": (), "--debug": ()}
 
 
@@ -48,14 +45,14 @@ def completion(config: CompletionConfig) -> Completion:
 
 
 def options(command: Command) -> dict[str, tuple[str, ...]]:
-    """Option -> its values, () where any are allowed; read from the sources, so that nothing heavy is imported."""
+    """Option -> its values, () where any are allowed."""
     found: dict[str, tuple[str, ...]] = {}
-    for field, values in _fields(*_definition(command.config_module or command.module, command.config)):
-        found[f"--{field.replace('_', '-')}"] = values
+    for option in options_of(command):
+        found[option.flag] = option.values
+        if option.is_switch:
+            found[f"--no-{option.flag[2:]}"] = ()
     if command.presets:
-        _, table = _definition(command.config_module or command.module, command.presets)
-        assert isinstance(table, ast.Dict)
-        found["--preset"] = tuple(str(ast.literal_eval(k)) for k in table.keys if k is not None)
+        found["--preset"] = presets_of(command)
     if "--robot" in found:
         found["--robot"] = robots()
     return {**found, **_ALWAYS}
@@ -68,59 +65,6 @@ def robots() -> tuple[str, ...]:
 
 def _resource(folder: str) -> list[Path]:
     return [Path(str(p)) for p in resources.files("athena_vla").joinpath(folder).iterdir()]
-
-
-@cache
-def _tree(module: str) -> ast.Module:
-    path = _SOURCE.joinpath(*module.split("."))
-    return ast.parse((path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text())
-
-
-def _definition(module: str, name: str) -> tuple[str, ast.AST]:
-    """The module that defines a name, and the class or the value; imports are followed."""
-    for node in _tree(module).body:
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            return module, node
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value and getattr(targets[0], "id", "") == name:
-            return module, node.value
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("athena_vla"):
-            for alias in node.names:
-                if (alias.asname or alias.name) == name:
-                    return _definition((node.module or "").removeprefix("athena_vla").lstrip("."), alias.name)
-    raise KeyError(f"{module} has no {name}")
-
-
-def _fields(module: str, node: ast.AST) -> list[tuple[str, tuple[str, ...]]]:
-    """(field, values) of a config, of what it inherits and of the groups in it."""
-    assert isinstance(node, ast.ClassDef)
-    bases = [d for b in node.bases if (d := _known(module, ast.unparse(b))) and isinstance(d[1], ast.ClassDef)]
-    found = [field for base in bases for field in _fields(*base)]
-    for line in node.body:
-        if not isinstance(line, ast.AnnAssign) or not isinstance(line.target, ast.Name):
-            continue
-        kind = ast.unparse(line.annotation)
-        groups = [d for n in re.findall(r"\w+", kind) if (d := _known(module, n)) and isinstance(d[1], ast.ClassDef)]
-        if groups:
-            found += _fields(*groups[0])
-            continue
-        named = _known(module, kind)
-        found.append((line.target.id, _literal(named[1] if named else line.annotation)))
-        if kind == "bool":
-            found.append((f"no-{line.target.id}", ()))
-    return found
-
-
-def _known(module: str, name: str) -> tuple[str, ast.AST] | None:
-    try:
-        return _definition(module, name)
-    except KeyError:
-        return None
-
-
-def _literal(node: ast.AST) -> tuple[str, ...]:
-    text = ast.unparse(node)
-    return tuple(re.findall(r"'([^']+)'", text)) if text.startswith("Literal[") else ()
 
 
 def _bash(table: Mapping[str, Mapping[str, tuple[str, ...]]]) -> str:

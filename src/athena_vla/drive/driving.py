@@ -39,7 +39,7 @@ class DriveConfig:
     task: str = ""
     """Instruction; empty takes the robot's own."""
     duration: float = 60.0
-    """[s]"""
+    """The robot is driven for so long at most, then comes to rest. [s]"""
     speed: float = 1.0
     """Share of the velocity limits, and of the plan's own speed, from 0.1 to 1; for bring-up."""
     groups: tuple[str, ...] = ()

@@ -40,7 +40,7 @@ class GateConfig:
     data: Path | None = None
     """Built dataset whose validation frames are used; None: the golden frames."""
     frames: int = 64
-    """Held-out frames."""
+    """How many held-out frames are compared."""
     backend: Name = "auto"
     """What runs the bundle."""
     device: str = "auto"

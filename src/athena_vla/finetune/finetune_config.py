@@ -70,7 +70,7 @@ class FinetuneConfig:
     method: Literal["lora", "full", "heads"] = "lora"
     """lora, full (all weights), or heads (only the robot's own heads)."""
     rank: int = 32
-    """LoRA rank."""
+    """Rank of the LoRA factors: their inner width."""
     alpha: float = 16.0
     """LoRA scale: the update is multiplied by alpha / rank."""
     dropout: float = 0.0

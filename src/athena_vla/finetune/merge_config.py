@@ -12,7 +12,7 @@ class MergeConfig:
     """Settings of `athena merge`."""
 
     input: Path
-    """Fine-tuned bundle."""
+    """The fine-tuned bundle, with its adapter."""
     out: Path
     """Where the merged bundle goes."""
     base: Base = "auto"

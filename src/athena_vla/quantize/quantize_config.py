@@ -30,7 +30,7 @@ class QuantizeConfig:
     data: Path | None = None
     """Built dataset: calibration frames from its train split, held-out frames from validation. None: golden frames."""
     frames: int = 64
-    """Calibration frames."""
+    """How many frames the codes are chosen on."""
     held_out: int = 64
     """Frames the error is reported on."""
     graphs: tuple[str, ...] = ("language",)
@@ -53,7 +53,7 @@ class QuantizeConfig:
     rest: Literal[16, 32] = 16
     """Bits of all other matrices."""
     threads: int = 1
-    """CPU threads."""
+    """How many CPU threads compute."""
     device: str = "auto"
     """Where layers are measured and quantised, and the result is checked: auto, cpu, cuda or cuda:N."""
     seed: int = 0

@@ -52,7 +52,7 @@ class RecordConfig:
     noise: float = 0.01
     """Amplitude of slow disturbances of the executed motion; the recorded actions stay clean. [rad]"""
     renderer: str = "auto"
-    """auto | rays | egl | osmesa"""
+    """What draws the images: auto, rays, egl or osmesa; auto takes rays, which need no graphics driver."""
     robot: str = "athena"
     """A robot with a model for the simulator: athena, or athena_rail, whose base is lifted and turned."""
     quiet: bool = False
