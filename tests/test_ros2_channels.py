@@ -216,12 +216,12 @@ def test_freshness_is_judged_by_the_stamp_of_the_message(messages: SimpleNamespa
     assert node.observe().time == 10.0
 
 
-def test_trajectories_are_stamped_zero_unless_asked_otherwise(messages: SimpleNamespace) -> None:
+def test_trajectories_are_stamped_with_the_lead_unless_asked_otherwise(messages: SimpleNamespace) -> None:
     from athena_vla.ros2.node import GraphRobot
 
     body = dataclasses.replace(robot(GRIP), cameras=())
     changed = {"command_channels": ["grip=/grip:Float64"], "state_channels": [""]}
-    for stamp, expected in (("zero", (0, 0)), ("now", (10, 0))):
+    for stamp, expected in (("zero", (0, 0)), ("now", (10, 90_000_000))):  # the point is due one period later
         node = GraphRobot(messages.node, body, JointMap(body), parameters(**changed, stamp=stamp))
         node.command(np.zeros(4))
         head = dict(messages.published)["/joint_trajectory_controller/joint_trajectory"].header

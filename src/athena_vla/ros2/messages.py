@@ -6,7 +6,7 @@ messages.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,6 +70,12 @@ class JointMap:
 
     def trajectory(self, names: tuple[str, ...], rows: Array, dt: float, time: float, frame: str = "") -> Message:
         """A trajectory_msgs/JointTrajectory: row `i` [n, D] rad is due `(i + 1) dt` after the header's stamp."""
+        return self.timed_trajectory(names, rows, np.arange(1, len(rows) + 1, dtype=np.float64) * dt, time, frame)
+
+    def timed_trajectory(
+        self, names: Sequence[str], rows: Array, times: Array, time: float, frame: str = ""
+    ) -> Message:
+        """The same with the rows due `times` [n] [s] after the header's stamp."""
         return {
             "header": header(time, frame),
             "joint_names": [self.theirs(n) for n in names],
@@ -79,9 +85,9 @@ class JointMap:
                     "velocities": [],
                     "accelerations": [],
                     "effort": [],
-                    "time_from_start": duration((i + 1) * dt),
+                    "time_from_start": duration(float(due)),
                 }
-                for i, row in enumerate(rows)
+                for row, due in zip(rows, times, strict=True)
             ],
         }
 

@@ -16,51 +16,32 @@ from typing import Any
 import numpy as np
 
 import athena_vla.embodiment as embodiment
-from athena_vla.control.runtime import Runtime, RuntimeConfig
-from athena_vla.control.safety import SafetyFilter
+from athena_vla.control.runtime import Runtime
 from athena_vla.embodiment import Array, Embodiment, Observation
-from athena_vla.errors import InvalidObservation, MissingDependency, SafetyError, UnknownName
+from athena_vla.errors import InvalidObservation, MissingDependency, UnknownName
 from athena_vla.ros2.channel_topics import ChannelTopic, ChannelTopics, by_topic
 from athena_vla.ros2.graph_messages import channel_message, message_type, trajectory
+from athena_vla.ros2.joint_goals import JointGoals
 from athena_vla.ros2.messages import JointMap, header, image, seconds
+from athena_vla.ros2.parameters import (
+    PARAMETERS,
+    STAMPS,
+    Parameters,
+    named_joints,
+    pairs,
+    runtime_config,
+    safety_filter,
+)
+from athena_vla.ros2.trajectory_points import TrajectoryPoints
 from athena_vla.wire.client import RemotePolicy
 
-PARAMETERS: dict[str, Any] = {
-    "robot": "athena",
-    "server": "ws://127.0.0.1:8000",
-    "token": "",  # of the server; empty takes the environment variable ATHENA_TOKEN
-    "task": "",  # the instruction until one arrives on `task_topic`
-    "state_topic": "/joint_states",
-    "image_topic": "/camera/{camera}/image_raw",
-    "task_topic": "/athena/task",
-    "command_topic": "/joint_trajectory_controller/joint_trajectory",
-    "action": "",  # name of a FollowJointTrajectory server; empty publishes on command_topic instead
-    "command_channels": [""],  # where commanded channels go, as "NAME=TOPIC:Twist.linear.x" or "NAME=TOPIC:Float64"
-    "state_channels": [""],  # where observed channels come from, also "NAME=TOPIC:JointState.velocity.JOINT"
-    "frame_id": "",  # in the header of every trajectory
-    "stamp": "zero",  # of every trajectory: zero (begin when it arrives), or now
-    "best_effort": True,  # QoS of the inputs: sensor data
-    "depth": 1,  # QoS of the inputs: messages kept; only the latest is ever used
-    "command_best_effort": False,  # QoS of the trajectories
-    "replan_every": 8,  # control steps
-    "stale_s": 0.5,  # [s] age from which a state, image or channel is no observation any more, by its own stamp
-    "duration_s": 1e9,  # [s]
-    "speed": 1.0,  # share of the velocity limits, from 0.1 to 1
-    "groups": [""],  # groups of joints that may move; none named: all
-    "jerk": False,  # keep the limits on jerk too
-    "latch": True,  # after a fault that ended at rest, wait for ~/acknowledge
-    "heartbeat_s": 0.0,  # come to rest unless ~/beat comes this often; 0: nobody has to be there
-    "shadow": False,  # command nothing
-    "renamed": [""],  # joints as "ours=theirs"
-}
-STAMPS = ("zero", "now")
 LAUNCH_FILE = Path(__file__).parent / "launch" / "athena_vla.launch.py"
 
 
 class GraphRobot:
     """The robot behind the graph: the latest messages are what it perceives."""
 
-    def __init__(self, node: Any, body: Embodiment, joints: JointMap, parameters: dict[str, Any]) -> None:
+    def __init__(self, node: Any, body: Embodiment, joints: JointMap, parameters: Parameters) -> None:
         from rclpy.qos import QoSProfile, ReliabilityPolicy
         from sensor_msgs.msg import Image, JointState
         from std_msgs.msg import String
@@ -97,7 +78,13 @@ class GraphRobot:
             topic: node.create_publisher(message_type(places[0].kind), topic, commands)
             for topic, places in by_topic(self._channels.commands).items()
         }
-        self._goals = self._action_client() if parameters["action"] else None
+        self._goals = JointGoals(node, parameters["action"]) if parameters["action"] else None
+        self._commanded = named_joints(body, parameters["joints"])
+        self._columns = body.index(self._commanded)
+        # A goal is sent when its control step is over: its first commands are that old already.
+        waited = 1.0 / body.control_hz if self._goals is not None else 0.0
+        stamped = parameters["stamp"] == "now"
+        self._points = TrajectoryPoints(body, lead=parameters["lead_s"] + waited * stamped, stamped=stamped)
         self._pending: list[Array] = []
 
     @property
@@ -107,6 +94,8 @@ class GraphRobot:
     def observe(self) -> Observation:
         with self._lock:
             state, images, task, measured = self._state, dict(self._images), self._task, dict(self._measured)
+        if self._goals is not None and self._goals.refusal:
+            raise InvalidObservation(self._goals.refusal)
         now, oldest = self.time, self._parameters["stale_s"]
 
         def late(stamp: float) -> bool:
@@ -138,28 +127,17 @@ class GraphRobot:
         # A goal per control step: an action server is no place for goals at the motor rate.
         self._pending.append(angles)
         if len(self._pending) >= round(body.command_hz / body.control_hz):
-            from control_msgs.action import FollowJointTrajectory
-
             rows, self._pending = np.array(self._pending), []
-            self._goals.send_goal_async(FollowJointTrajectory.Goal(trajectory=self._joint_trajectory(rows)))
+            self._goals.send(self._joint_trajectory(rows))
 
     def _stamp(self) -> float:
         """Zero means to a controller: from now on. A time of ours is in its past by the way here, and by our clocks."""
         return 0.0 if self._parameters["stamp"] == "zero" else self.time
 
     def _joint_trajectory(self, rows: Array) -> Any:
-        body = self.embodiment
-        frame, period = self._parameters["frame_id"], 1.0 / body.command_hz
-        return trajectory(self._joints.trajectory(body.joint_names, rows, period, self._stamp(), frame))
-
-    def _action_client(self) -> Any:
-        from control_msgs.action import FollowJointTrajectory
-        from rclpy.action import ActionClient
-
-        client = ActionClient(self._node, FollowJointTrajectory, self._parameters["action"])
-        if not client.wait_for_server(timeout_sec=5.0):
-            raise SafetyError(f"There is no FollowJointTrajectory server '{self._parameters['action']}'.")
-        return client
+        points = self._points.add(self.time, rows)
+        frame, rows = self._parameters["frame_id"], points.rows[:, self._columns]
+        return trajectory(self._joints.timed_trajectory(self._commanded, rows, points.times, points.begin, frame))
 
     def _on_state(self, message: Any, beside: list[ChannelTopic]) -> None:
         try:
@@ -230,20 +208,6 @@ def offer_stop(node: Any, runtime: Runtime, stop_topic: str = "/athena/stop") ->
     node.create_subscription(Empty, stop_topic, lambda message: runtime.stop(f"topic {stop_topic}"), 1)
 
 
-def runtime_config(parameters: dict[str, Any]) -> RuntimeConfig:
-    """What of the parameters is the control loop's."""
-    return RuntimeConfig(
-        replan_every=parameters["replan_every"],
-        max_observation_age=parameters["stale_s"],
-        groups=tuple(g for g in parameters["groups"] if g),
-        latch=parameters["latch"],
-        heartbeat=parameters["heartbeat_s"] or None,
-        shadow=parameters["shadow"],
-        raise_errors=False,
-        keep=300.0,
-    )
-
-
 def main() -> None:
     """Spin until the duration is over or the node is interrupted; `--launch-file` prints where the launch file is."""
     if "--launch-file" in sys.argv[1:]:
@@ -259,8 +223,8 @@ def main() -> None:
         node.declare_parameter(name, default)
     parameters = {name: node.get_parameter(name).value for name in PARAMETERS}
     body = embodiment.load(parameters["robot"])
-    renamed = dict(pair.split("=", 1) for pair in parameters["renamed"] if pair)
-    robot = GraphRobot(node, body, JointMap(body, renamed), parameters)
+    guard, config = safety_filter(body, parameters), runtime_config(parameters)
+    robot = GraphRobot(node, body, JointMap(body, pairs(parameters["renamed"])), parameters)
     spinner = threading.Thread(target=rclpy.spin, args=(node,), daemon=True)
     spinner.start()
     try:
@@ -272,8 +236,7 @@ def main() -> None:
                 node.get_logger().info(f"waiting: {error}", throttle_duration_sec=5.0)
                 time.sleep(0.1)
         with RemotePolicy(parameters["server"], body, token=parameters["token"] or None) as policy:
-            guard = SafetyFilter(body, jerk=parameters["jerk"], speed=parameters["speed"])
-            runtime = Runtime(robot, policy, guard, runtime_config(parameters))
+            runtime = Runtime(robot, policy, guard, config)
             offer_stop(node, runtime)
             runtime.run(parameters["duration_s"], real_time=True)
     finally:

@@ -10,7 +10,7 @@ import json
 from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction
 
-from athena_vla.ros2.node import PARAMETERS
+from athena_vla.ros2.parameters import PARAMETERS
 
 
 def text(value):
