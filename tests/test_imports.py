@@ -211,7 +211,7 @@ def test_no_family_is_named_outside_models() -> None:
 
 def test_the_robot_side_needs_only_numpy_and_a_wire_codec() -> None:
     allowed = {"numpy", "msgpack", "websockets", "h11", "prometheus_client", "zmq", "mujoco", "rclpy", "mcap"}
-    allowed |= {"rosbags", "athena_vla"}
+    allowed |= {"rosbags", "cyclonedds", "athena_vla"}
     messages = {
         "sensor_msgs",
         "trajectory_msgs",

@@ -186,11 +186,13 @@ def graph(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def test_the_node_perceives_and_commands(toy: Embodiment, graph: SimpleNamespace) -> None:
     """The node's own code against stand-ins; a live ROS graph was never there."""
-    from athena_vla.ros2.node import PARAMETERS, GraphRobot
+    from athena_vla.ros2.graph_robot import GraphRobot
+    from athena_vla.ros2.parameters import PARAMETERS
+    from athena_vla.ros2.rclpy_graph import RclpyGraph
 
     changed = {"frame_id": "torso", "task": "wave", "depth": 3, "command_best_effort": True}
     joints = JointMap(toy, {"base": "j0"})
-    robot = GraphRobot(graph.node, toy, joints, PARAMETERS | changed)
+    robot = GraphRobot(RclpyGraph(graph.node), toy, joints, PARAMETERS | changed)
     with pytest.raises(InvalidObservation, match="JointState"):
         robot.observe()
     on_state, quality = graph.subscribed["/joint_states"]
@@ -223,12 +225,13 @@ def test_the_node_perceives_and_commands(toy: Embodiment, graph: SimpleNamespace
 
 def test_the_node_sends_goals_once_per_control_step(toy: Embodiment, graph: SimpleNamespace) -> None:
     from athena_vla.errors import SafetyError
-    from athena_vla.ros2.node import PARAMETERS, GraphRobot
+    from athena_vla.ros2.graph_robot import GraphRobot
+    from athena_vla.ros2.parameters import PARAMETERS
+    from athena_vla.ros2.rclpy_graph import RclpyGraph
 
     joints = JointMap(toy)
-    robot = GraphRobot(
-        graph.node, toy, joints, PARAMETERS | {"action": "/arm/follow_joint_trajectory", "stamp": "zero"}
-    )
+    goals = {"action": "/arm/follow_joint_trajectory", "stamp": "zero"}
+    robot = GraphRobot(RclpyGraph(graph.node), toy, joints, PARAMETERS | goals)
     assert graph.action == "/arm/follow_joint_trajectory"
     each = round(toy.command_hz / toy.control_hz)
     rows = np.linspace(0.0, 0.1, 2 * each)[:, None] + np.zeros(3)
@@ -240,7 +243,7 @@ def test_the_node_sends_goals_once_per_control_step(toy: Embodiment, graph: Simp
     np.testing.assert_array_equal(np.concatenate(sent), rows)
     graph.server = False
     with pytest.raises(SafetyError, match="FollowJointTrajectory"):
-        GraphRobot(graph.node, toy, joints, PARAMETERS | {"action": "/nobody"})
+        GraphRobot(RclpyGraph(graph.node), toy, joints, PARAMETERS | {"action": "/nobody"})
 
 
 def test_the_launch_file_passes_what_differs(monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -166,17 +166,18 @@ def messages(graph: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> SimpleN
 
 
 def parameters(**changed: Any) -> dict[str, Any]:
-    from athena_vla.ros2.node import PARAMETERS
+    from athena_vla.ros2.parameters import PARAMETERS
 
     return PARAMETERS | {"command_channels": list(COMMANDS), "state_channels": list(STATES)} | changed
 
 
 def test_the_node_carries_channels_both_ways(messages: SimpleNamespace) -> None:
-    from athena_vla.ros2.node import GraphRobot
+    from athena_vla.ros2.graph_robot import GraphRobot
+    from athena_vla.ros2.rclpy_graph import RclpyGraph
 
     body = dataclasses.replace(walker(), cameras=())
     joints = JointMap(body)
-    node = GraphRobot(messages.node, body, joints, parameters())
+    node = GraphRobot(RclpyGraph(messages.node), body, joints, parameters())
     state = shaped(joints.joint_state(np.array([0.1, 0.2, 0.3]), 10.0))
     state.velocity = [0.0, 1.25, 0.0]
     messages.subscribed["/joint_states"][0](state)
@@ -193,16 +194,17 @@ def test_the_node_carries_channels_both_ways(messages: SimpleNamespace) -> None:
     assert (sent["/cmd_vel"].linear.x, sent["/cmd_vel"].angular.z) == (0.25, -0.5)
     assert sent["/joint_trajectory_controller/joint_trajectory"].joint_names == ["base", "shoulder", "finger"]
     with pytest.raises(InvalidEmbodiment, match="have no place in the graph"):
-        GraphRobot(messages.node, body, joints, parameters(command_channels=[""]))
+        GraphRobot(RclpyGraph(messages.node), body, joints, parameters(command_channels=[""]))
 
 
 def test_freshness_is_judged_by_the_stamp_of_the_message(messages: SimpleNamespace) -> None:
-    from athena_vla.ros2.node import GraphRobot
+    from athena_vla.ros2.graph_robot import GraphRobot
+    from athena_vla.ros2.rclpy_graph import RclpyGraph
 
     body = dataclasses.replace(robot(GRIP), cameras=())
     joints = JointMap(body)
     changed = {"command_channels": ["grip=/grip:Float64"], "state_channels": [""]}
-    node = GraphRobot(messages.node, body, joints, parameters(**changed))
+    node = GraphRobot(RclpyGraph(messages.node), body, joints, parameters(**changed))
     call = messages.subscribed["/joint_states"][0]
     call(shaped(joints.joint_state(np.zeros(3), 9.9)))
     assert node.observe().time == 9.9  # not 10.0, when it arrived
@@ -217,22 +219,25 @@ def test_freshness_is_judged_by_the_stamp_of_the_message(messages: SimpleNamespa
 
 
 def test_trajectories_are_stamped_with_the_lead_unless_asked_otherwise(messages: SimpleNamespace) -> None:
-    from athena_vla.ros2.node import GraphRobot
+    from athena_vla.ros2.graph_robot import GraphRobot
+    from athena_vla.ros2.rclpy_graph import RclpyGraph
 
     body = dataclasses.replace(robot(GRIP), cameras=())
     changed = {"command_channels": ["grip=/grip:Float64"], "state_channels": [""]}
     for stamp, expected in (("zero", (0, 0)), ("now", (10, 90_000_000))):  # the point is due one period later
-        node = GraphRobot(messages.node, body, JointMap(body), parameters(**changed, stamp=stamp))
+        node = GraphRobot(RclpyGraph(messages.node), body, JointMap(body), parameters(**changed, stamp=stamp))
         node.command(np.zeros(4))
         head = dict(messages.published)["/joint_trajectory_controller/joint_trajectory"].header
         assert (head.stamp.sec, head.stamp.nanosec) == expected
     with pytest.raises(UnknownName, match="'later'"):
-        GraphRobot(messages.node, body, JointMap(body), parameters(**changed, stamp="later"))
+        GraphRobot(RclpyGraph(messages.node), body, JointMap(body), parameters(**changed, stamp="later"))
 
 
 def test_a_person_stops_and_acknowledges_through_services_and_a_topic(messages: SimpleNamespace) -> None:
     from athena_vla.control.runtime import Runtime
-    from athena_vla.ros2.node import offer_stop, runtime_config
+    from athena_vla.ros2.node import offer_stop
+    from athena_vla.ros2.parameters import runtime_config
+    from athena_vla.ros2.rclpy_graph import RclpyGraph
 
     body = robot()
     config = runtime_config(parameters(latch=False, heartbeat_s=0.0, groups=["arm"], shadow=True))
@@ -242,7 +247,7 @@ def test_a_person_stops_and_acknowledges_through_services_and_a_topic(messages: 
         embodiment, time = body, 0.0
 
     runtime = Runtime(Shown(), Walker(), SafetyFilter(body), RuntimeConfig())  # type: ignore[arg-type]
-    offer_stop(messages.node, runtime)
+    offer_stop(RclpyGraph(messages.node), runtime)
 
     def ask(name: str) -> tuple[bool, str]:
         response = messages.services[name](None, Fields(success=None, message=""))

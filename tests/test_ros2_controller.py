@@ -185,9 +185,12 @@ def test_one_point_stamped_with_our_clock_is_what_a_controller_refuses() -> None
 
 
 def test_a_controller_of_some_joints_gets_those(toy: Embodiment, graph: SimpleNamespace) -> None:  # noqa: F811
-    from athena_vla.ros2.node import GraphRobot
+    from athena_vla.ros2.graph_robot import GraphRobot
+    from athena_vla.ros2.rclpy_graph import RclpyGraph
 
-    robot = GraphRobot(graph.node, toy, JointMap(toy, {"base": "j0"}), PARAMETERS | {"joints": ["base", "finger"]})
+    robot = GraphRobot(
+        RclpyGraph(graph.node), toy, JointMap(toy, {"base": "j0"}), PARAMETERS | {"joints": ["base", "finger"]}
+    )
     controller = JointTrajectoryController(["finger", "j0"], toy.default[[2, 0]])
     robot.command(np.array([0.3, 0.2, 0.1]))
     (_, message) = graph.published.pop()
@@ -248,11 +251,12 @@ class Server:
 @pytest.fixture
 def arm(toy: Embodiment, graph: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:  # noqa: F811
     """A node that sends goals to a controller, and both clocks."""
-    from athena_vla.ros2.node import GraphRobot
+    from athena_vla.ros2.graph_robot import GraphRobot
+    from athena_vla.ros2.rclpy_graph import RclpyGraph
 
     controller = JointTrajectoryController(list(toy.joint_names), toy.default)
     server = Server(controller)
-    robot = GraphRobot(graph.node, toy, JointMap(toy), PARAMETERS | {"action": "/arm/follow"})
+    robot = GraphRobot(RclpyGraph(graph.node), toy, JointMap(toy), PARAMETERS | {"action": "/arm/follow"})
     monkeypatch.setattr(robot._goals, "_client", server)
     return SimpleNamespace(robot=robot, server=server, controller=controller, body=toy, clock=graph)
 

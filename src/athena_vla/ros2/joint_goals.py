@@ -8,6 +8,8 @@ import threading
 from typing import Any
 
 from athena_vla.errors import SafetyError
+from athena_vla.ros2.graph_messages import trajectory
+from athena_vla.ros2.messages import Message
 
 CODES = {
     -1: "invalid goal",
@@ -35,12 +37,12 @@ class JointGoals:
         self._sent = self._judged = 0
         self.refusal = ""
 
-    def send(self, trajectory: Any) -> None:
+    def send(self, fields: Message, /) -> None:
         """Take the place of the goal before; the answers come later, in the node's thread."""
         with self._lock:
             self._sent += 1
             number = self._sent
-        future = self._client.send_goal_async(self._kind.Goal(trajectory=trajectory))
+        future = self._client.send_goal_async(self._kind.Goal(trajectory=trajectory(fields)))
         future.add_done_callback(lambda done: self._answered(number, done))
 
     def _answered(self, number: int, future: Any) -> None:

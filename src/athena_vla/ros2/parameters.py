@@ -1,5 +1,6 @@
 """The node's parameters, and what they make of the control loop and its filter. Nothing of ROS is imported here."""
 
+from collections.abc import Sequence
 from typing import Any, get_args
 
 from athena_vla.control.fallback import FallbackPolicy
@@ -44,6 +45,35 @@ PARAMETERS: Parameters = {
 }
 STAMPS = ("zero", "now")
 GUARDS = ("self_collision", "support")
+
+
+def given(words: Sequence[str]) -> Parameters:
+    """All parameters from `--ros-args -p NAME:=VALUE ...`, values as ROS reads them. Raises `UnknownName`."""
+    parameters, left = dict(PARAMETERS), [w for w in words if w != "--ros-args"]
+    while left:
+        flag = left.pop(0)
+        if flag not in ("-p", "--param") or not left:
+            raise UnknownName("word", flag, ("--ros-args -p NAME:=VALUE",))
+        name, _, value = left.pop(0).partition(":=")
+        if name not in PARAMETERS:
+            raise UnknownName("parameter", name, PARAMETERS)
+        parameters[name] = _value(name, value, PARAMETERS[name])
+    return parameters
+
+
+def _value(name: str, text: str, default: object) -> Any:
+    if isinstance(default, list):
+        return [w.strip().strip("'\"") for w in text.strip().removeprefix("[").removesuffix("]").split(",")]
+    if isinstance(default, bool):
+        if text.lower() not in ("true", "false"):
+            raise UnknownName(f"value of {name}", text, ("true", "false"))
+        return text.lower() == "true"
+    if isinstance(default, int | float):
+        try:
+            return type(default)(text)
+        except ValueError as error:
+            raise UnknownName(f"value of {name}", text, ("a number",)) from error
+    return text.strip("'\"")
 
 
 def pairs(words: list[str]) -> dict[str, str]:
