@@ -13,7 +13,7 @@ Schedule = Literal["constant", "cosine", "linear"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Optimizer = Literal["adamw", "adamw8bit", "paged_adamw8bit"]
 Resume = Literal["auto", "never"]
-Select = Literal["best", "last"]
+Select = Literal["best", "success", "last"]
 Tracker = Literal["off", "offline", "online"]
 Sharding = Literal["ddp", "fsdp2"]
 NotFinite = Literal["refuse", "skip"]
@@ -22,7 +22,7 @@ _POSITIVE = 1e-300  # the least number that counts as more than zero
 _BELOW_ONE = 0.999999
 _RANGES: tuple[tuple[str, float, float], ...] = (
     *((n, 1, math.inf) for n in ("rank", "batch", "accumulation", "log_every", "keep", "threads", "processes")),
-    *((n, 1, math.inf) for n in ("evaluate_samples",)),
+    *((n, 1, math.inf) for n in ("evaluate_samples", "select_scenes")),
     *((n, _POSITIVE, math.inf) for n in ("alpha", "learning_rate", "epochs")),
     *((n, 0, math.inf) for n in ("warmup_steps", "weight_decay", "clip_norm", "max_steps", "evaluate_every")),
     *(
@@ -161,7 +161,10 @@ class FinetuneConfig:
     keep: int = 2
     """Checkpoints kept, beside the best one."""
     select: Select = "best"
-    """Which weights become the bundle: least validation loss, or the last step's."""
+    """Which weights become the bundle: least validation loss (best), most scenes solved in the embedded simulator
+    (success), or the last step's."""
+    select_scenes: int = 42
+    """Scenes that an evaluation plays for --select success: placements that no recording and no evaluation has."""
     patience: int = 0
     """Stop after so many evaluations without improvement; 0 = never."""
     resume: Resume = "auto"
@@ -200,6 +203,8 @@ class FinetuneConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and low <= value <= high):
                 raise TrainingError(f"--{name.replace('_', '-')} {_range(low, high)}, it is {value}.")
+        if self.select == "success" and self.sharding == "fsdp2":
+            raise TrainingError("A sharded model cannot play by itself: --select success needs --sharding ddp.")
         if self.vision and self.cache_features == "always":
             raise TrainingError("Features of vision towers that train cannot be cached; drop one of the two options.")
 
@@ -224,6 +229,8 @@ class FinetuneConfig:
         for name in ("prefix", "weight", "mix", "ema", "gpus"):  # without them as before they were, and hashed so
             if not raw[name]:
                 del raw[name]
+        if self.select != "success":
+            del raw["select_scenes"]
         return {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in raw.items()}
 
     @classmethod
@@ -297,6 +304,7 @@ NO_EFFECT = frozenset(
         "checkpoint_every",
         "keep",
         "select",
+        "select_scenes",
     }
     | {"resume", "device", "gpus", "threads", "workers", "sharding", "compile", "gradient_checkpointing", "not_finite"}
 )

@@ -57,10 +57,14 @@ class RunLog:
         flat |= {f"joint_rad/{k}": v for k, v in measured["per_joint_rad"].items()}
         of = measured.get("sets", {})
         flat |= {f"validation/{name}/{k}": one[k] for name, one in of.items() for k in ("loss", "mae_rad")}
+        success = measured.get("success")
+        if success is not None:
+            flat["validation/success"] = success["solved"] / success["scenes"]
         self._curves(step, flat)
         for name, one in of.items():
             self.note(f"step {step}: {name}: validation loss {one['loss']:.4f}, error {one['mae_rad']:.4f} rad")
-        self.note(f"step {step}: validation loss {measured['loss']:.4f}, error {measured['mae_rad']:.4f} rad")
+        played = "" if success is None else f", {success['solved']} of {success['scenes']} scenes solved"
+        self.note(f"step {step}: validation loss {measured['loss']:.4f}, error {measured['mae_rad']:.4f} rad{played}")
 
     def note(self, text: str) -> None:
         """A sentence for the user; stderr, so that --json stays clean."""
