@@ -175,6 +175,8 @@ class FinetuneConfig:
     """Write curves for TensorBoard into the run folder."""
     wandb: Tracker = "off"
     """Weights & Biases; offline needs no account."""
+    trackio: bool = False
+    """Write curves for Trackio, on this machine alone; `trackio show --project athena-vla` opens them."""
     progress: bool = True
     """Progress bar with remaining time."""
 
@@ -226,7 +228,14 @@ class FinetuneConfig:
         """JSON-serialisable; goes into the bundle."""
         raw = dataclasses.asdict(self)
         del raw["overwrite"]  # of this run, not of its result
-        for name in ("prefix", "weight", "mix", "ema", "gpus"):  # without them as before they were, and hashed so
+        for name in (
+            "prefix",
+            "weight",
+            "mix",
+            "ema",
+            "gpus",
+            "trackio",
+        ):  # without them as before they were, and hashed so
             if not raw[name]:
                 del raw[name]
         if self.select != "success":
@@ -293,7 +302,7 @@ _LORA_FIELDS = (
 # What changes no weight of a given step: where it lies, how it is watched, how long it runs, what of it is kept, and
 # how the work is split, up to the rounding of sums. The data is compared by its hash.
 NO_EFFECT = frozenset(
-    {"data", "mix", "out", "model", "robot", "log_every", "tensorboard", "wandb", "progress"}
+    {"data", "mix", "out", "model", "robot", "log_every", "tensorboard", "wandb", "trackio", "progress"}
     | {
         "epochs",
         "max_steps",
