@@ -92,6 +92,7 @@ def _run(
         workers=loop.workers,
         setup=setup,
         progress=progress,
+        pairs=loop.pairs,
     )
     if setup is None:
         reason = "as asked" if loop.episodes == 0 else f"there is no simulator of robot '{robot.name}'"
