@@ -29,7 +29,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
         (n, 0, math.inf)
         for n in ("gpus", "max_hours", "checkpoint_every", "patience", "head_learning_rate", "state_noise", "workers")
     ),
-    *((n, 0, math.inf) for n in ("augment_variants", "prefix")),
+    *((n, 0, math.inf) for n in ("augment_variants", "prefix", "language_margin")),
     ("dropout", 0, _BELOW_ONE),
     ("ema", 0, _BELOW_ONE),
     ("augment_crop", 0.01, 1),
@@ -135,6 +135,13 @@ class FinetuneConfig:
     weight: tuple[str, ...] = ()
     """How much a recorded step counts, by what people marked: success=1 failure=0 correction=3. A correction is of its
     own frames, success and failure of an episode or of frames; what nobody marked counts once."""
+    pair_instructions: bool = False
+    """Follow every sample by one of the same scene told otherwise, where the set has one: episodes with the same first
+    image and other instructions (athena record --twins). Half of the draws stay as they are."""
+    language_margin: float = 0.0
+    """Each sample's loss under another instruction is to be larger by so much: what it lacks is added to the loss. In
+    units of the loss: of [-1, 1] for families that regress, nats per token for tokens. 0 = off; a step takes up to
+    twice as long."""
     augment: bool = True
     """Random crop and colour of the images. With cached features: `augment_variants` fixed variants per image."""
     augment_crop: float = 0.9
@@ -287,6 +294,7 @@ def parse_changes(text: str) -> dict[str, Any]:
     return changes
 
 
+_LEFT_OUT = ("prefix", "weight", "mix", "ema", "gpus", "trackio", "pair_instructions", "language_margin")
 _LORA_FIELDS = (
     "method",
     "rank",

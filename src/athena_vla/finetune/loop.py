@@ -25,7 +25,7 @@ from athena_vla.finetune.checkpoint import Checkpoint, Standing
 from athena_vla.finetune.evaluation import Evaluation, measure
 from athena_vla.finetune.finetune_config import FinetuneConfig
 from athena_vla.finetune.log import RunLog
-from athena_vla.finetune.mark_weights import MarkWeights, that_count
+from athena_vla.finetune.mark_weights import MarkWeights
 from athena_vla.finetune.not_finite import IN_A_ROW, refusal, require_finite
 from athena_vla.finetune.optimiser import long_warmup, make_optimizer, rate_at
 from athena_vla.finetune.sharding import LossOf
@@ -50,15 +50,14 @@ class Trainer:
     ) -> None:
         self.model, self.dataset, self.loader = model, dataset, loader
         self.config, self.accelerator, self.log = config, accelerator, log
-        drawn = dataset.train if loader.weights is None else that_count(dataset, dataset.train, loader.weights)
-        self.order = Order(dataset, drawn, config, accelerator.num_processes)
+        self.order = Order(dataset, loader.drawn, config, accelerator.num_processes, loader.pairs)
         self.steps = config.max_steps or self.order.steps_of(config.epochs)
         self.evaluate_every = config.evaluate_every or self.order.steps_per_epoch()
         self.checkpoint_every = config.checkpoint_every or self.evaluate_every
         self.folder = config.run_folder / "checkpoints"
         self.progress = Standing()
         self.sharded = config.sharding == "fsdp2" and accelerator.num_processes > 1
-        self.root: nn.Module = LossOf(model)
+        self.root: nn.Module = LossOf(model, config.language_margin)
         if self.sharded:
             sharding.shard(self.root)  # replaces parameters, so it comes before the optimiser
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -347,6 +346,9 @@ class Trainer:
         if self.config.weight:
             self.log.note(MarkWeights.parse(self.config.weight).meaning(self.dataset))
         self.log.note(self.order.meaning(self.steps))
+        for part in (self.loader.pairs, self.loader.other):
+            if part is not None:
+                self.log.note(part.meaning)
         if first < self.steps and (said := long_warmup(self.steps, self.config)):
             self.log.note(said)
 

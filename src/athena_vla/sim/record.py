@@ -56,7 +56,7 @@ class RecordConfig:
     robot: str = "athena"
     """A robot with a model for the simulator: athena, or athena_rail, whose base is lifted and turned."""
     twins: bool = False
-    """Every second episode shows the scene of the one before, told of another object there: one image, another instruction.
+    """Every second episode shows the scene of the one before, told of another object there: one image, two texts.
     Scenes in which no other object can be asked for are followed by a fresh one."""
     quiet: bool = False
     """Show no progress."""
