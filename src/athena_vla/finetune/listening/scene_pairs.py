@@ -72,8 +72,8 @@ class ScenePairs:
             )
         return (
             f"Pairs of instructions: {self.paired:,} of {self.total:,} training samples, in {self.scenes:,} scenes, "
-            "have one of the same scene that is told something else. Every second draw is the partner of the one before, "
-            "where it has one; the counts of draws are those without."
+            "have one of the same scene that is told something else. Every second draw is the partner of the one "
+            "before, where it has one; the counts of draws are those without."
         )
 
 

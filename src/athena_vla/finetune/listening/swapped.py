@@ -11,6 +11,7 @@ import numpy as np
 from athena_vla.dataset.dataset import Dataset
 from athena_vla.errors import TrainingError
 from athena_vla.finetune.listening.scene_pairs import ScenePairs
+from athena_vla.recordings.texts import requests
 
 _OF_SCENE = 0.5  # of the samples that have a partner in their scene, that are told the partner's instruction
 
@@ -54,19 +55,4 @@ class OtherInstructions:
 
 def meanings(dataset: Dataset, episodes: Sequence[int]) -> dict[str, int]:
     """Text -> number of what it says: texts that hold for the same frames say the same, and so on through them."""
-    parent: dict[str, str] = {}
-
-    def root(text: str) -> str:
-        parent.setdefault(text, text)
-        while parent[text] != text:
-            parent[text] = parent[parent[text]]
-            text = parent[text]
-        return text
-
-    for episode in episodes:
-        for span in dataset.spans(episode):
-            first = root(span.alternatives[0])
-            for other in span.alternatives[1:]:
-                parent[root(other)] = first
-    numbers: dict[str, int] = {}
-    return {text: numbers.setdefault(root(text), len(numbers)) for text in list(parent)}
+    return requests(span.alternatives for e in episodes for span in dataset.spans(e))
