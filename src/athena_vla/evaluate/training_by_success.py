@@ -19,7 +19,7 @@ from athena_vla.sim.task_language import BASE_FAMILIES, DEMO_FAMILIES, RAIL_FAMI
 
 __all__ = ["PRESETS", "FinetuneConfig", "FinetuneResult", "finetune"]
 
-# Recordings and evaluations take scenes from seed * 1,000,000 on: these are of a seed that nobody gives.
+# Recordings and evaluations take scenes from seed * 1,000,000 on: these are those of seed 900.
 FIRST_SCENE = 900_000_000
 _LOOKED_AT = 20_000  # scenes in search of the families of a set
 
@@ -59,7 +59,7 @@ class InSimulator:
         """Which scenes these are."""
         return (
             f"scenes of {', '.join(self.families)} with '{self.setup.robot}', split {self.split}, from number "
-            f"{FIRST_SCENE:,} on: no recording and no evaluation has them."
+            f"{FIRST_SCENE:,} on, which no recording or evaluation has but those of --seed 900."
         )
 
     def play(self, policy: Policy, scenes: Sequence[int]) -> list[bool]:

@@ -171,7 +171,7 @@ class FinetuneConfig:
     """Which weights become the bundle: least validation loss (best), most scenes solved in the embedded simulator
     (success), or the last step's."""
     select_scenes: int = 42
-    """Scenes that an evaluation plays for --select success: placements that no recording and no evaluation has."""
+    """Scenes that an evaluation plays for --select success: those of seed 900, which is to be left for that."""
     patience: int = 0
     """Stop after so many evaluations without improvement; 0 = never."""
     resume: Resume = "auto"
