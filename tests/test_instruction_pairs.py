@@ -112,6 +112,8 @@ def test_the_command_shows_them(tmp_path: Path) -> None:
     assert "same scene, two instructions" in str(result)
     assert result.to_dict()["instruction_pairs"]["actors"]["policy"]["both"]["n"] == 2
     assert any("2 pairs give wide intervals" in n for n in result.notes)
+    with pytest.raises(EvaluationError, match="nothing to evaluate on"):
+        evaluate(EvaluateConfig(bundle=Path("builtin:base"), out=tmp_path, loop=Loop(episodes=0, pairs=2)))
     with pytest.raises(EvaluationError, match="--pairs must not be negative"):
         Loop(pairs=-1)
 
