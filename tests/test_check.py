@@ -416,6 +416,7 @@ def test_a_defect_planted_in_a_lerobot_set_is_found(tmp_path, code):
 def test_every_code_has_a_planted_defect():
     elsewhere = {"episode.duplicate", "episode.overlap", "split.leakage"}  # need two episodes: tests of their own above
     elsewhere |= {"channel.limits", "channel.rate", "channel.unit"}  # need a robot with channels: test_channels_data.py
+    elsewhere |= {"language.predictable"}  # needs a dozen episodes: test_predictable.py
     elsewhere |= {"episode.cut"}  # needs a bag: test_mcap_file.py
     elsewhere |= {  # what readers note: tests/test_truthful.py
         "articulation.several", "stream.unused", "column.unreadable", "camera.depth",

@@ -55,7 +55,7 @@ def test_an_unknown_preset_or_field_of_training_is_refused_with_what_there_is(ca
 
 def test_every_field_of_a_preset_can_be_overridden(monkeypatch) -> None:
     seen = []
-    monkeypatch.setattr("athena_vla.plan.advised_finetune.finetune", lambda config: seen.append(config))
+    monkeypatch.setattr("athena_vla.evaluate.training_by_success.finetune", lambda config: seen.append(config))
     cli.run(["train", "--preset", "humanoid_high_performance", "--rank", "8", "--no-dora", "--targets", "q_proj"])
     assert (seen[0].rank, seen[0].dora, seen[0].targets, seen[0].alpha) == (8, False, ("q_proj",), 32)
 

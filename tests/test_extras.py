@@ -52,7 +52,7 @@ def test_without_pip_uv_is_told_the_interpreter(monkeypatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("extra", ["sim", "gpu", "wandb"])
+@pytest.mark.parametrize("extra", ["sim", "gpu", "wandb", "trackio"])
 def test_the_line_runs_as_printed(extra: str) -> None:
     """Resolved and not installed; needs the package index."""
     done = subprocess.run(

@@ -4,12 +4,15 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+import types
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -318,6 +321,73 @@ def test_weights_and_biases_runs_offline_with_no_account(world, tmp_path, monkey
     runs = list((cfg.run_folder / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(runs) == 1
     assert runs[0].stat().st_size > 500
+
+
+def test_trackio_keeps_the_run_on_this_machine(world, tmp_path):
+    """In a process of its own, which may not open a connection: Trackio reads its folder when it is imported."""
+    if importlib.util.find_spec("trackio") is None:
+        pytest.skip("trackio is not installed (extra trackio)")
+    cfg = config(world, tmp_path / "policy", trackio=True, max_steps=3)
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import os, pathlib, socket\n"
+        "def refuse(*_, **__): os._exit(9)  # an exception might be caught on the way\n"
+        "socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse\n"
+        "from athena_vla.finetune import FinetuneConfig, finetune\n"
+        f"finetune({cfg!r})\n".replace("PosixPath", "pathlib.Path")
+    )
+    environment = {**os.environ, "TRACKIO_DIR": str(tmp_path / "store"), "HF_TOKEN": "hf_" + "a" * 34}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "", "--json needs standard output for itself"
+    with contextlib.closing(sqlite3.connect(tmp_path / "store" / "athena-vla.db")) as store:
+        stored = store.execute("select step, metrics from metrics where run_name = 'policy'").fetchall()
+    rows = [(step, json.loads(metrics)) for step, metrics in stored]
+    found = {step: row["train/loss"] for step, row in rows if "train/loss" in row}
+    assert list(found.values()) == pytest.approx(losses(cfg))
+    assert sorted(found) == [1, 2, 3]
+    assert any("validation/loss" in row for _, row in rows)
+
+
+class Tracker(types.ModuleType):
+    """What is called of Trackio, by name."""
+
+    def __init__(self):
+        super().__init__("trackio")
+        self.opened, self.logged, self.closed = [], [], 0
+
+    def init(self, **given):
+        print("* Trackio metrics logged to: somewhere")
+        self.opened.append(given)
+
+    def log(self, metrics, step):
+        self.logged.append((step, metrics))
+
+    def finish(self):
+        self.closed += 1
+
+
+def test_trackio_gets_every_curve_and_prints_nothing(world, tmp_path, monkeypatch, capsys):
+    tracker = Tracker()
+    monkeypatch.setitem(sys.modules, "trackio", tracker)
+    cfg = config(world, tmp_path / "policy", trackio=True)
+    finetune(cfg)
+    assert [(o["project"], o["name"], o["resume"]) for o in tracker.opened] == [("athena-vla", "policy", "allow")]
+    assert [m["train/loss"] for _, m in tracker.logged if "train/loss" in m] == losses(cfg)
+    assert [s for s, m in tracker.logged if "validation/loss" in m] == [3, 6]
+    assert tracker.closed == 1
+    assert capsys.readouterr().out == ""
+
+
+def test_without_trackio_or_with_somewhere_to_send_to_it_is_a_sentence(world, tmp_path, monkeypatch):
+    cfg = config(world, tmp_path / "policy", trackio=True)
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "trackio", None)
+        with pytest.raises(AthenaError, match=r"trackio.*for --trackio.*pip install"):
+            finetune(cfg)
+    monkeypatch.setenv("TRACKIO_SPACE_ID", "somebody/runs")
+    with pytest.raises(TrainingError, match=r"on this machine, and TRACKIO_SPACE_ID would send them away"):
+        finetune(cfg)
 
 
 def test_early_stopping_keeps_the_best(world, tmp_path, capsys):

@@ -53,3 +53,15 @@ def test_what_is_no_training_is_said(tmp_path: Path) -> None:
     assert [r.name for r in found.runs] == ["a"]
     assert len(found.unreadable) == 1
     assert "b.run" in str(found)
+
+
+def test_where_scenes_were_played_the_best_step_is_the_one_that_solved_most(tmp_path: Path) -> None:
+    training(tmp_path / "a.run", [0.9], {}, finished=False)
+    found = {10: (0.3, 2), 20: (0.5, 4), 30: (0.4, 4)}  # step -> loss, scenes solved of six
+    with (tmp_path / "a.run/log.jsonl").open("a") as file:
+        for step, (loss, solved) in found.items():
+            success = {"solved": solved, "scenes": 6}
+            measured = {"loss": loss, "mae_rad": 0.01, "success": success}
+            file.write(json.dumps({"step": step, "validation": measured}) + "\n")
+    (run,) = runs(RunsConfig(input=tmp_path)).runs
+    assert (run.best_step, run.validation) == (30, 0.4)

@@ -16,11 +16,11 @@ from athena_vla.evaluate.actors import ActorSpec
 from athena_vla.evaluate.closedloop import ClosedLoopConfig, closed_loop
 from athena_vla.evaluate.results import Setup
 from athena_vla.evaluate.statistics import PairedTest, Proportion, paired_test, wilson
+from athena_vla.evaluate.training_by_success import PRESETS, FinetuneConfig, FinetuneResult, finetune
 from athena_vla.finetune.finetune_config import parse_changes
 from athena_vla.finetune.launch import with_precision
 from athena_vla.finetune.result import FILE, result_of
 from athena_vla.finetune.sweep_config import SweepConfig
-from athena_vla.plan.advised_finetune import PRESETS, FinetuneConfig, FinetuneResult, finetune
 from athena_vla.progress import Progress, quiet
 
 

@@ -16,6 +16,7 @@ from athena_vla.check.findings import RULES, Finding, explained, finding, in_ful
 from athena_vla.check.joints import (
     constant_joints,
 )
+from athena_vla.check.predictable import FirstImages
 from athena_vla.check.splits import check_leakage
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import AthenaError, LfsPointer, RecordingError, UnknownName
@@ -171,6 +172,7 @@ class _State:
         self.low: NDArray[np.float64] | None = None
         self.high: NDArray[np.float64] | None = None
         self.last: dict[str, NDArray[np.uint8] | None] = {}
+        self.first_images = FirstImages()
 
     def add(self, episode: Episode) -> None:
         self.episodes += 1
@@ -191,6 +193,7 @@ class _State:
                     finding("token.coarse", f"The widest bin is {width:.4f} rad ({name}); per joint: {each}")
                 )
         self.found += self._overlaps()
+        self.found += self.first_images.findings()
         try:
             self.found += check_leakage(recording, self.digests)
         except RecordingError as error:  # what names the splits is damaged; the episodes were checked all the same
@@ -200,10 +203,13 @@ class _State:
         yield from episode_findings(episode, self.robot, self.config.horizon)
         if not self.config.pictures:
             return
-        for name, stream in episode.cameras.items():
+        first: list[NDArray[np.uint8]] = []
+        for name, stream in sorted(episode.cameras.items()):
             scan = scan_camera(episode, name, stream, self.last.get(name), not self.config.every_picture)
             self.last[name] = scan.last
+            first += [scan.first] if scan.first is not None else []
             yield from scan.findings
+        self.first_images.add(episode, first)
 
     def _overlaps(self) -> Iterator[Finding]:
         """Cuts of one take; whole copies are duplicates, which are said already."""

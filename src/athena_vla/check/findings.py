@@ -290,6 +290,11 @@ RULES: dict[str, Rule] = {
         "An instruction that says nothing teaches the policy to ignore words.",
         "Write what is done, with what.",
     ),
+    "language.predictable": Rule(
+        "warning",
+        "A policy that sees what will be asked can do well without listening, and does not follow another instruction.",
+        "Record each scene with several instructions, in mixed order; then train with --pair-instructions.",
+    ),
     "success.missing": Rule(
         "warning",
         "Whether the demonstration succeeded is not recorded; failures would be learned.",

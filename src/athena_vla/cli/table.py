@@ -74,7 +74,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "data diff": Command("dataset.diff", "diff", "DiffConfig", "what two built datasets differ in", ("a", "b")),
     "train": Command(
-        "plan.advised_finetune",
+        "evaluate.training_by_success",
         "finetune",
         "FinetuneConfig",
         "fine-tune with LoRA, QLoRA or DoRA",

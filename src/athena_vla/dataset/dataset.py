@@ -33,7 +33,7 @@ from athena_vla.recordings.formats import open_recording
 from athena_vla.recordings.formats.common import guarded, read_json_object
 from athena_vla.recordings.marks import Marks
 from athena_vla.recordings.notes import Note, texts_of
-from athena_vla.recordings.texts import alternatives_at, first_of_frames
+from athena_vla.recordings.texts import Texts, alternatives_at, first_of_frames
 
 __all__ = ["BuildConfig", "BuildResult", "Dataset", "build"]
 
@@ -120,7 +120,7 @@ class Dataset:
         observation = Observation(
             images={camera: self._image(camera, frame) for camera in self.cameras},
             state=self._states[frame].copy(),
-            instruction=alternatives_at(self._texts[number], within)[int(self._sample_text[index])],
+            instruction=self.instruction(index),
             time=within / self.robot.control_hz,
         )
         return Sample(
@@ -135,6 +135,21 @@ class Dataset:
     def texts(self, episode: int) -> tuple[str, ...]:
         """Every text of an episode that a sample may carry, once."""
         return tuple(dict.fromkeys(t for span in self._texts[episode] for t in span.alternatives))
+
+    def spans(self, episode: int) -> Texts:
+        """What is said in an episode, by its frames."""
+        return self._texts[episode]
+
+    def instruction(self, index: int) -> str:
+        """What a sample is told; its images are not read."""
+        number = int(self._sample_episode[index])
+        within = int(self._sample_frame[index] - self._first[number])
+        return alternatives_at(self._texts[number], within)[int(self._sample_text[index])]
+
+    @property
+    def episode_of_sample(self) -> NDArray[np.intp]:
+        """Number of the episode that each sample is of."""
+        return self._sample_episode
 
     @property
     def frame_of_sample(self) -> NDArray[np.intp]:

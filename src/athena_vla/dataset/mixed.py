@@ -15,6 +15,7 @@ from athena_vla.dataset.dataset import Dataset
 from athena_vla.dataset.normalize import Normalizer, NormalizerFit
 from athena_vla.errors import DatasetError
 from athena_vla.recordings.episode import Sample
+from athena_vla.recordings.texts import Texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +112,19 @@ class MixedSet(Dataset):
     def texts(self, episode: int) -> tuple[str, ...]:
         number = int(np.searchsorted(self._episode_starts, episode, side="right")) - 1
         return self.sets[number].texts(episode - int(self._episode_starts[number]))
+
+    def spans(self, episode: int) -> Texts:
+        number = int(np.searchsorted(self._episode_starts, episode, side="right")) - 1
+        return self.sets[number].spans(episode - int(self._episode_starts[number]))
+
+    def instruction(self, index: int) -> str:
+        number = int(self.set_of_sample[index])
+        return self.sets[number].instruction(int(index) - int(self._starts[number]))
+
+    @property
+    def episode_of_sample(self) -> NDArray[np.intp]:
+        parts = zip(self.sets, self._episode_starts.tolist(), strict=False)
+        return np.concatenate([s.episode_of_sample + at for s, at in parts])
 
     @property
     def frame_of_sample(self) -> NDArray[np.intp]:

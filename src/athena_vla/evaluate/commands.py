@@ -92,10 +92,12 @@ def _run(
         workers=loop.workers,
         setup=setup,
         progress=progress,
+        pairs=loop.pairs,
     )
     if setup is None:
+        pairs = ", and so no --pairs" if loop.pairs else ""
         reason = "as asked" if loop.episodes == 0 else f"there is no simulator of robot '{robot.name}'"
-        result = dataclasses.replace(result, notes=(*result.notes, f"No closed loop was played: {reason}."))
+        result = dataclasses.replace(result, notes=(*result.notes, f"No closed loop was played{pairs}: {reason}."))
     save(result, config.out / "comparison.json")
     return result
 

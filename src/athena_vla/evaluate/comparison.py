@@ -16,6 +16,7 @@ from athena_vla.evaluate import tables
 from athena_vla.evaluate.actors import ABLATIONS, BASELINES, Ablation, ActorFactory, ActorSpec
 from athena_vla.evaluate.baselines import Actor, Library
 from athena_vla.evaluate.openloop import FRAMES, OpenLoopResult, open_loop, other_instructions, spread
+from athena_vla.evaluate.pair_summary import PAIR_LEGEND, InstructionPairs
 from athena_vla.evaluate.results import SCENES, EpisodeResult, Setup
 from athena_vla.evaluate.statistics import PairedTest
 from athena_vla.evaluate.summary import ActorSummary, Kept, Lost, compare_pair, kept_by_task
@@ -49,6 +50,7 @@ class Comparison:
     setup: Setup | None = None
     episodes: dict[str, tuple[EpisodeResult, ...]] = field(default_factory=dict, repr=False)
     reused: dict[str, int] = field(default_factory=dict)
+    pairs: InstructionPairs | None = None  # the same scenes with two instructions, where they were asked for
 
     @property
     def ablations(self) -> dict[str, dict[Ablation, Lost]]:
@@ -90,6 +92,7 @@ class Comparison:
             "dataset_hash": self.dataset_hash,
             "setup": None if self.setup is None else {**self.setup.__dict__, "owners": dict(self.setup.owners)},
             "reused": self.reused,
+            **({} if self.pairs is None else {"instruction_pairs": self.pairs.to_dict()}),
         }
 
     def __str__(self) -> str:
@@ -101,12 +104,15 @@ class Comparison:
             parts += [tables.closed_table(closed, self.paired, self.reference, lost), tables.task_table(closed)]
             parts += [text for text in ["\n".join(tables.failure_lines(closed))] if text]
             parts += [tables.kept_table(self.reference, n, tasks) for n, tasks in self.kept.items() if tasks]
+        if self.pairs is not None:
+            parts.append(str(self.pairs))
         if self.open is not None:
             policies = [r.name for r in self.rows if r.kind == "policy" and r.ablation == "none"]
             parts += [tables.open_table(self.open, whole, lost), tables.task_error_table(self.open, whole)]
             parts += [tables.joint_table(self.open, policies), tables.horizon_table(self.open, policies)]
         parts += [LEGEND] if self.closed else []
         parts += [ABLATED] if lost else []
+        parts += [PAIR_LEGEND] if self.pairs is not None else []
         return "\n\n".join([*parts, *self.notes])
 
 
@@ -180,11 +186,13 @@ def compare_all(
     workers: int = 0,
     setup: Setup | None = None,
     progress: Progress = quiet,
+    pairs: int = 0,
 ) -> Comparison:
     """Policies, baselines and ablations in one comparison; `setup` None plays no closed loop.
 
-    `ablate` names the policies that are also tried blind and told something else. Raises `EvaluationError`, and
-    `MissingDependency` where the simulator is asked for and not installed.
+    `ablate` names the policies that are also tried blind and told something else; `pairs` scenes are also played with
+    two instructions. Raises `EvaluationError`, and `MissingDependency` where the simulator is asked for and not
+    installed.
     """
     if setup is not None and dataset is not None:
         progress.plan({SCENES: EPISODE_SECONDS * episodes, FRAMES: FRAME_SECONDS * samples})
@@ -206,6 +214,7 @@ def compare_all(
     played: dict[str, tuple[EpisodeResult, ...]] = {}
     paired: dict[str, PairedTest] = {}
     reused: dict[str, int] = {}
+    twice: InstructionPairs | None = None
     if setup is not None:
         try:
             from athena_vla.evaluate.closedloop import ClosedLoopConfig, closed_loop
@@ -216,12 +225,19 @@ def compare_all(
         closed, played, reused = result.actors, result.episodes, result.reused
         mine = result.successes(reference)
         paired = {n: compare_pair(mine, result.successes(n)) for n in played if n != reference}
+        if pairs:
+            from athena_vla.evaluate.instruction_pairs import PairConfig, instruction_pairs
+
+            asked = PairConfig(out=out / "pairs", pairs=pairs, seed=seed, workers=workers, setup=setup)
+            twice = instruction_pairs([r for r in rows if r.ablation == "none"], asked, reference, progress)
+            notes += [twice.note] if twice.note else []
     table = None
     if dataset is not None:
         table = compare_open(rows, dataset, reference=reference, samples=samples, seed=seed, progress=progress)
     hash_ = dataset.hash if dataset is not None else ""
+    said = tuple(dict.fromkeys(notes))
     return Comparison(
-        reference, tuple(rows), closed, paired, table, tuple(dict.fromkeys(notes)), hash_, setup, played, reused
+        reference, tuple(rows), closed, paired, table, said, hash_, setup, played, reused=reused, pairs=twice
     )
 
 

@@ -16,6 +16,9 @@ class Loop:
 
     episodes: int = 105
     """Scenes per actor; 0 plays none and compares on recordings only."""
+    pairs: int = 0
+    """Scenes that are also played with two instructions each, whose names are of two objects there; 120 tell policies
+    apart."""
     split: Split = "test"
     """Which scenes: `test` holds placements and instructions that training never combines."""
     duration: float = 6.0
@@ -26,6 +29,10 @@ class Loop:
     """Simulated time between an observation and its answer [s]."""
     workers: int = 0
     """Processes; 0 is one per core."""
+
+    def __post_init__(self) -> None:
+        if self.pairs < 0:
+            raise EvaluationError(f"--pairs must not be negative, it is {self.pairs}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from athena_vla.evaluate.violations import count_violations
 from athena_vla.sim.rail import scene_of
 from athena_vla.sim.robot import SimRobot
 from athena_vla.sim.scene import Scene
-from athena_vla.sim.tasks import other_instruction
+from athena_vla.sim.tasks import other_instruction, twin
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Job:
 
     actor: ActorSpec
     scene: int  # number of the scene; every actor gets the same ones
+    twin: bool = False  # the same scene with another of its objects as the goal
 
 
 def object_task(scene: Scene) -> bool:
@@ -67,6 +68,10 @@ def make_runner(setup: Setup) -> Callable[[Job], EpisodeResult]:
 
     def run(job: Job) -> EpisodeResult:
         scene = scene_of(robot, job.scene, setup.split)
+        if job.twin:
+            other = twin(scene)
+            assert other is not None  # whoever asks has looked
+            scene = other
         told: dict[str, str] = {}
         if job.actor.ablation == "other_instruction":
             told = {scene.instruction: other_instruction(scene).instruction}

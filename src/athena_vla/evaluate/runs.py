@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from athena_vla import files
 from athena_vla.errors import TrainingError
@@ -30,9 +31,9 @@ class Run:
     step: int  # the last that was logged
     max_steps: int
     loss: float | None  # of the last logged step
-    validation: float | None  # the least loss
+    validation: float | None  # the loss of the best evaluation
     error: float | None  # [rad] mean, at that evaluation
-    best_step: int | None  # of that evaluation
+    best_step: int | None  # of that evaluation: of least loss, or of most scenes solved where it played some
     seconds: float | None  # of training; None while it is not finished
     method: str
     data: str
@@ -95,7 +96,7 @@ def _run(folder: Path, root: Path) -> Run:
     lines = [json.loads(x) for x in text.splitlines() if x.strip()]
     steps = [x for x in lines if "loss" in x]
     measured = [x for x in lines if isinstance(x.get("validation"), dict)]
-    best = min(measured, key=lambda x: float(x["validation"]["loss"]), default=None)
+    best = min(measured, key=_rank, default=None)
     done = files.read_json_object(folder / RESULT, TrainingError) if (folder / RESULT).is_file() else None
     loss = steps[-1]["loss"] if steps else None
     return Run(
@@ -111,6 +112,12 @@ def _run(folder: Path, root: Path) -> Run:
         method=str(asked.get("method", "-")),
         data=Path(str(asked.get("data", "-"))).name,
     )
+
+
+def _rank(line: dict[str, Any]) -> tuple[float, float]:
+    """Of an evaluation; the least is the best."""
+    success = line["validation"].get("success")
+    return (-success["solved"] / success["scenes"] if success else 0.0, float(line["validation"]["loss"]))
 
 
 def _shown(value: float | None, digits: int) -> str:

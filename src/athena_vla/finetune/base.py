@@ -103,7 +103,7 @@ def require_usable(dataset: Dataset, config: FinetuneConfig) -> None:
             f"The dataset's horizon of {dataset.horizon} steps is longer than its longest episode ({longest}): every "
             "chunk would be padding. Build it again with a smaller --horizon."
         )
-    if not len(dataset.validation) and (config.patience or config.select == "best"):
+    if not len(dataset.validation) and (config.patience or config.select != "last"):
         raise TrainingError(
             f"The dataset '{dataset.path}' has no validation episode, so neither the best step nor early stopping can "
             "be decided. Build it with --validation 0.1 and more episodes, or use --select last --patience 0."

@@ -21,12 +21,15 @@ from athena_vla.dataset.mixed import MixedSet
 from athena_vla.errors import AthenaError, TrainingError
 from athena_vla.finetune.features import Features
 from athena_vla.finetune.finetune_config import FinetuneConfig
-from athena_vla.finetune.mark_weights import MarkWeights, steps_of
+from athena_vla.finetune.listening.margin import other_inputs
+from athena_vla.finetune.listening.scene_pairs import ScenePairs
+from athena_vla.finetune.listening.swapped import OtherInstructions
+from athena_vla.finetune.mark_weights import MarkWeights, steps_of, that_count
 from athena_vla.models.architecture import Architecture, Tensors
 from athena_vla.policy import encode, with_prefix
 from athena_vla.recordings.episode import Sample
 
-_AUGMENT, _NOISE, _VARIANT, _PREFIX = 1, 2, 3, 5  # streams of random numbers; 4 is the feature cache's
+_AUGMENT, _NOISE, _VARIANT, _PREFIX, _OTHER = 1, 2, 3, 5, 6  # streams of random numbers; 4 is the feature cache's
 _COUNTED = 5_000_000  # draws that are counted at most, to say what an epoch means
 
 
@@ -49,11 +52,19 @@ class Order:
     """Sample indices of every step: epochs without repetition, or balanced over the named kinds of task.
 
     Samples whose recording names no kind are drawn together, as one kind. Of several sets each is drawn by its weight,
-    and kinds are balanced within a set.
+    and kinds are balanced within a set. With `pairs` every second place goes to the partner of the sample before it,
+    where that has one; then a step holds whole pairs. Raises `TrainingError` for a step of an odd number of samples.
     """
 
-    def __init__(self, dataset: Dataset, indices: NDArray[np.intp], config: FinetuneConfig, world: int) -> None:
-        self.indices = indices
+    def __init__(
+        self,
+        dataset: Dataset,
+        indices: NDArray[np.intp],
+        config: FinetuneConfig,
+        world: int,
+        pairs: ScenePairs | None = None,
+    ) -> None:
+        self.indices, self.pairs = indices, pairs
         self.frames = dataset.frame_of_sample
         self.seed = config.seed
         self.batch, self.accumulation, self.world = config.batch, config.accumulation, world
@@ -68,6 +79,11 @@ class Order:
             names = sorted(set(kinds[own].tolist())) if config.balance else [""]
             self.groups += [indices[own & (kinds == k)] if config.balance else indices[own] for k in names]
             self.shares += [share / len(names)] * len(names)
+        if pairs is not None and self.step_size % 2:
+            raise TrainingError(
+                f"--pair-instructions needs an even number of samples in a step, --batch times --accumulation times "
+                f"processes; it is {self.step_size}."
+            )
         self._step, self._drawn = 0, 0  # where this process took up the run: steps done, samples drawn in them
 
     @property
@@ -126,6 +142,13 @@ class Order:
         return f"{said}."
 
     def _sample(self, position: int) -> int:
+        if self.pairs is not None and position % 2:
+            partner = self.pairs.partner(self._own(position - 1), position)
+            if partner is not None:
+                return partner
+        return self._own(position)
+
+    def _own(self, position: int) -> int:
         epoch, place = divmod(position, len(self.indices))
         return int(self._epoch(epoch)[place])
 
@@ -153,6 +176,10 @@ class Loader:
         self.dataset, self.model, self.config, self.features = dataset, model, config, features
         self.augmentation = AugmentConfig(crop_area=config.augment_crop)
         self.weights = MarkWeights.parse(config.weight).frames(dataset) if config.weight else None  # [F]
+        self.drawn = dataset.train if self.weights is None else that_count(dataset, dataset.train, self.weights)
+        self.pairs = ScenePairs(dataset, self.drawn, config.seed) if config.pair_instructions else None
+        drawn = np.unique(dataset.episode_of_sample[self.drawn]).tolist()
+        self.other = OtherInstructions(dataset, drawn, self.pairs) if config.language_margin else None
 
     def training(self, indices: Sequence[int], step: int, first: int = 0) -> Batch:
         """Augmented, with noise on the state; `first` is the place of these samples in their optimiser step.
@@ -183,6 +210,11 @@ class Loader:
         if self.weights is not None:
             weights = torch.from_numpy(steps_of(self.dataset, indices, self.weights))
             batch = dataclasses.replace(batch, valid=batch.valid * weights)
+        if self.other is not None:
+            keys = ([self.config.seed, step, place, index, _OTHER] for place, index in enumerate(indices, first))
+            texts = [self.other.text(i, np.random.default_rng(k)) for i, k in zip(indices, keys, strict=True)]
+            states = [np.zeros(self.model.spec.state_dim, np.float32)] * len(texts)  # which nobody reads there
+            batch.inputs.update(other_inputs(self.model, texts, states, len(self.dataset.cameras)))
         if noise:
             batch.inputs["state"] = batch.inputs["state"] + torch.from_numpy(np.stack(noise))
         return batch

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from athena_vla import files
 from athena_vla.errors import TrainingError
-from athena_vla.finetune.evaluation import EvaluationAt
+from athena_vla.finetune.evaluation import EvaluationAt, Solved
 from athena_vla.finetune.finetune_config import NO_EFFECT
 from athena_vla.finetune.sharding import like
 from athena_vla.models.weights.store import save as save_file
@@ -39,6 +39,9 @@ class Standing:
     drawn: int = 0  # samples, in all steps so far
     steps: int = 0  # planned in all
     skipped: int = 0  # steps whose gradient was not finite
+    best_success: Solved = field(
+        default_factory=lambda: Solved(solved=-1, scenes=0)
+    )  # where weights are selected by it
 
     def evaluated(self, step: int) -> bool:
         return any(e["step"] == step for e in self.evaluations)

@@ -28,6 +28,13 @@ class OfSet(TypedDict):
     samples: int
 
 
+class Solved(TypedDict):
+    """What was found in the simulator."""
+
+    solved: int
+    scenes: int
+
+
 class Evaluation(TypedDict):
     """What one look at the validation split found."""
 
@@ -36,6 +43,7 @@ class Evaluation(TypedDict):
     per_joint_rad: dict[str, float]
     samples: int
     sets: NotRequired[dict[str, OfSet]]  # where several are trained on
+    success: NotRequired[Solved]  # where weights are selected by it
 
 
 class EvaluationAt(Evaluation):

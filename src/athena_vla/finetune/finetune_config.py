@@ -13,7 +13,7 @@ Schedule = Literal["constant", "cosine", "linear"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Optimizer = Literal["adamw", "adamw8bit", "paged_adamw8bit"]
 Resume = Literal["auto", "never"]
-Select = Literal["best", "last"]
+Select = Literal["best", "success", "last"]
 Tracker = Literal["off", "offline", "online"]
 Sharding = Literal["ddp", "fsdp2"]
 NotFinite = Literal["refuse", "skip"]
@@ -22,14 +22,14 @@ _POSITIVE = 1e-300  # the least number that counts as more than zero
 _BELOW_ONE = 0.999999
 _RANGES: tuple[tuple[str, float, float], ...] = (
     *((n, 1, math.inf) for n in ("rank", "batch", "accumulation", "log_every", "keep", "threads", "processes")),
-    *((n, 1, math.inf) for n in ("evaluate_samples",)),
+    *((n, 1, math.inf) for n in ("evaluate_samples", "select_scenes")),
     *((n, _POSITIVE, math.inf) for n in ("alpha", "learning_rate", "epochs")),
     *((n, 0, math.inf) for n in ("warmup_steps", "weight_decay", "clip_norm", "max_steps", "evaluate_every")),
     *(
         (n, 0, math.inf)
         for n in ("gpus", "max_hours", "checkpoint_every", "patience", "head_learning_rate", "state_noise", "workers")
     ),
-    *((n, 0, math.inf) for n in ("augment_variants", "prefix")),
+    *((n, 0, math.inf) for n in ("augment_variants", "prefix", "language_margin")),
     ("dropout", 0, _BELOW_ONE),
     ("ema", 0, _BELOW_ONE),
     ("augment_crop", 0.01, 1),
@@ -135,6 +135,13 @@ class FinetuneConfig:
     weight: tuple[str, ...] = ()
     """How much a recorded step counts, by what people marked: success=1 failure=0 correction=3. A correction is of its
     own frames, success and failure of an episode or of frames; what nobody marked counts once."""
+    pair_instructions: bool = False
+    """Follow every sample by one of the same scene told otherwise, where the set has one: episodes with the same first
+    image and other instructions (athena record --twins). Half of the draws stay as they are."""
+    language_margin: float = 0.0
+    """Each sample's loss under another instruction is to be larger by so much: what it lacks is added to the loss. In
+    units of the loss: of [-1, 1] for families that regress, nats per token for tokens. 0 = off; a step takes up to
+    twice as long."""
     augment: bool = True
     """Random crop and colour of the images. With cached features: `augment_variants` fixed variants per image."""
     augment_crop: float = 0.9
@@ -161,7 +168,10 @@ class FinetuneConfig:
     keep: int = 2
     """Checkpoints kept, beside the best one."""
     select: Select = "best"
-    """Which weights become the bundle: least validation loss, or the last step's."""
+    """Which weights become the bundle: least validation loss (best), most scenes solved in the embedded simulator
+    (success), or the last step's."""
+    select_scenes: int = 42
+    """Scenes that an evaluation plays for --select success: those of seed 900, which is to be left for that."""
     patience: int = 0
     """Stop after so many evaluations without improvement; 0 = never."""
     resume: Resume = "auto"
@@ -172,6 +182,8 @@ class FinetuneConfig:
     """Write curves for TensorBoard into the run folder."""
     wandb: Tracker = "off"
     """Weights & Biases; offline needs no account."""
+    trackio: bool = False
+    """Write curves for Trackio, on this machine alone; `trackio show --project athena-vla` opens them."""
     progress: bool = True
     """Progress bar with remaining time."""
 
@@ -200,6 +212,8 @@ class FinetuneConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and low <= value <= high):
                 raise TrainingError(f"--{name.replace('_', '-')} {_range(low, high)}, it is {value}.")
+        if self.select == "success" and self.sharding == "fsdp2":
+            raise TrainingError("A sharded model cannot play by itself: --select success needs --sharding ddp.")
         if self.vision and self.cache_features == "always":
             raise TrainingError("Features of vision towers that train cannot be cached; drop one of the two options.")
 
@@ -221,9 +235,18 @@ class FinetuneConfig:
         """JSON-serialisable; goes into the bundle."""
         raw = dataclasses.asdict(self)
         del raw["overwrite"]  # of this run, not of its result
-        for name in ("prefix", "weight", "mix", "ema", "gpus"):  # without them as before they were, and hashed so
+        for name in (
+            "prefix",
+            "weight",
+            "mix",
+            "ema",
+            "gpus",
+            "trackio",
+        ):  # without them as before they were, and hashed so
             if not raw[name]:
                 del raw[name]
+        if self.select != "success":
+            del raw["select_scenes"]
         return {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in raw.items()}
 
     @classmethod
@@ -271,6 +294,7 @@ def parse_changes(text: str) -> dict[str, Any]:
     return changes
 
 
+_LEFT_OUT = ("prefix", "weight", "mix", "ema", "gpus", "trackio", "pair_instructions", "language_margin")
 _LORA_FIELDS = (
     "method",
     "rank",
@@ -286,7 +310,7 @@ _LORA_FIELDS = (
 # What changes no weight of a given step: where it lies, how it is watched, how long it runs, what of it is kept, and
 # how the work is split, up to the rounding of sums. The data is compared by its hash.
 NO_EFFECT = frozenset(
-    {"data", "mix", "out", "model", "robot", "log_every", "tensorboard", "wandb", "progress"}
+    {"data", "mix", "out", "model", "robot", "log_every", "tensorboard", "wandb", "trackio", "progress"}
     | {
         "epochs",
         "max_steps",
@@ -297,6 +321,7 @@ NO_EFFECT = frozenset(
         "checkpoint_every",
         "keep",
         "select",
+        "select_scenes",
     }
     | {"resume", "device", "gpus", "threads", "workers", "sharding", "compile", "gradient_checkpointing", "not_finite"}
 )

@@ -29,6 +29,7 @@ from athena_vla.finetune.finetune_config import FinetuneConfig
 from athena_vla.finetune.log import STEP, RunLog
 from athena_vla.finetune.loop import Trainer
 from athena_vla.finetune.result import FinetuneResult, result_of
+from athena_vla.finetune.solving import Players, nobody
 from athena_vla.finetune.written import Outcome, answers, is_small, write_bundle
 from athena_vla.gate import Gate, failed
 from athena_vla.models import lora, precision
@@ -50,12 +51,15 @@ def plain_advice(model: Architecture, config: FinetuneConfig, settings: LoraSett
 
 
 def finetune(
-    config: FinetuneConfig, out_of_memory: Advice = plain_advice, progress: Progress | None = None
+    config: FinetuneConfig,
+    out_of_memory: Advice = plain_advice,
+    progress: Progress | None = None,
+    players: Players = nobody,
 ) -> FinetuneResult:
     """Fine-tune as configured; started under torchrun, one process of many.
 
     `out_of_memory` words the advice for a device that was too small; the planner has a better one. Without a `progress`
-    of the caller it is shown on standard error.
+    of the caller it is shown on standard error. `players` makes who plays scenes, for a selection by success.
 
     Raises `TrainingError`, `DatasetError`, `BundleError`, `ModelError`, and `Interrupted`, which says what is kept.
     """
@@ -63,7 +67,7 @@ def finetune(
     try:
         launch.require_cards(config)
         if max(config.processes, config.gpus) > 1 and not launch.is_distributed():
-            launch.run(config, functools.partial(finetune, out_of_memory=out_of_memory))
+            launch.run(config, functools.partial(finetune, out_of_memory=out_of_memory, players=players))
             return result_of(config)
         config = launch.with_precision(config)
         with (
@@ -72,7 +76,7 @@ def finetune(
             _claim(config, accelerator.is_main_process),
             contextlib.nullcontext(progress) if progress is not None else shown() as told,
         ):
-            return _finetune(config, accelerator, started, told)
+            return _finetune(config, accelerator, started, told, players)
     except torch.OutOfMemoryError as error:
         if started:
             raise TrainingError(out_of_memory(started[0].model, config, started[0].settings)) from error
@@ -87,9 +91,12 @@ def finetune(
         raise Interrupted(checkpoints.kept(config.run_folder / "checkpoints"), number) from error
 
 
-def _finetune(config: FinetuneConfig, accelerator: Accelerator, started: list[Start], told: Progress) -> FinetuneResult:
+def _finetune(
+    config: FinetuneConfig, accelerator: Accelerator, started: list[Start], told: Progress, players: Players
+) -> FinetuneResult:
     with accelerator.main_process_first():  # a recording trained on in place is prepared by one process
         dataset = open_sets(config)
+    player = players(dataset, config.select_scenes) if config.select == "success" else None
     begin = start(config, dataset, str(accelerator.device))
     started.append(begin)
     model, base, settings, trainables = begin.model, begin.base, begin.settings, begin.trainables
@@ -135,7 +142,7 @@ def _finetune(config: FinetuneConfig, accelerator: Accelerator, started: list[St
             f"Vision is frozen: features of {len(cached.stored):,} images x {cached.variants} variants come from "
             f"{dataset.path / '.cache'} ({cached.stored.nbytes / 1e9:.2f} GB)."
         )
-    trainer = Trainer(model, dataset, Loader(dataset, model, config, cached), config, accelerator, log)
+    trainer = Trainer(model, dataset, Loader(dataset, model, config, cached), config, accelerator, log, player)
     launch.restart_peak_memory()
     started_at, cpu = time.monotonic(), time.process_time()
     before = (checkpoints.steps(trainer.folder) or [0])[-1]
@@ -146,7 +153,7 @@ def _finetune(config: FinetuneConfig, accelerator: Accelerator, started: list[St
     progress = trainer.progress
     chosen = steps
     trainer.settle()
-    if config.select == "best" and progress.best_step not in (0, steps):
+    if config.select != "last" and progress.best_step not in (0, steps):
         if progress.best_step in checkpoints.steps(trainer.folder):
             chosen = progress.best_step
             trainer.restore(chosen)
@@ -225,10 +232,7 @@ def _start_again(config: FinetuneConfig, accelerator: Accelerator, log: RunLog) 
 def _answers(trainer: Trainer, dataset: Dataset) -> tuple[Golden, dict[str, Gate]]:
     """What the trained model answers to a few frames, and whether it sees and listens at all."""
     model = trainer.model
-    lora.trust_autocast(model, on=False)
-    lora.fuse_forward(model, on=False)
-    if trainer.config.compile:
-        model.compile_layers(on=False)
+    trainer.as_it_trains(False)
     small = is_small(model)
     if not trainer.sharded and small:
         model.cpu().float()

@@ -1,4 +1,4 @@
-"""What a run leaves to read: log.jsonl, TensorBoard, Weights & Biases, curves.png, progress. Knows no model."""
+"""What a run leaves to read: log.jsonl, curves.png, progress, and trackers that are asked for. Knows no model."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -8,6 +8,7 @@ from typing import Any
 from athena_vla import files
 from athena_vla.errors import MissingDependency, TrainingError
 from athena_vla.extras import install
+from athena_vla.finetune import trackio_run
 from athena_vla.finetune.evaluation import Evaluation
 from athena_vla.finetune.finetune_config import FinetuneConfig
 from athena_vla.progress import Progress, quiet
@@ -27,6 +28,7 @@ class RunLog:
         self.said = ""  # of the last step that was logged
         self.board: Any = None
         self.wandb: Any = None
+        self.trackio: Any = None
         if not main:
             return
         files.write_json(config.run_folder / CONFIG, config.to_dict(), TrainingError, sort_keys=True)
@@ -34,6 +36,8 @@ class RunLog:
             self._open_board()
         if config.wandb != "off":
             self._open_wandb()
+        if config.trackio:
+            self.trackio = trackio_run.opened(config)
 
     def restart(self) -> None:
         """Forget the lines of an earlier run."""
@@ -57,10 +61,14 @@ class RunLog:
         flat |= {f"joint_rad/{k}": v for k, v in measured["per_joint_rad"].items()}
         of = measured.get("sets", {})
         flat |= {f"validation/{name}/{k}": one[k] for name, one in of.items() for k in ("loss", "mae_rad")}
+        success = measured.get("success")
+        if success is not None:
+            flat["validation/success"] = success["solved"] / success["scenes"]
         self._curves(step, flat)
         for name, one in of.items():
             self.note(f"step {step}: {name}: validation loss {one['loss']:.4f}, error {one['mae_rad']:.4f} rad")
-        self.note(f"step {step}: validation loss {measured['loss']:.4f}, error {measured['mae_rad']:.4f} rad")
+        played = "" if success is None else f", {success['solved']} of {success['scenes']} scenes solved"
+        self.note(f"step {step}: validation loss {measured['loss']:.4f}, error {measured['mae_rad']:.4f} rad{played}")
 
     def note(self, text: str) -> None:
         """A sentence for the user; stderr, so that --json stays clean."""
@@ -86,6 +94,8 @@ class RunLog:
             self.board.close()
         if self.wandb is not None:
             self.wandb.finish()
+        if self.trackio is not None:
+            trackio_run.close(self.trackio)
 
     def _line(self, content: Mapping[str, Any]) -> None:
         if self.main:
@@ -98,6 +108,8 @@ class RunLog:
                 self.board.add_scalar(name, value, step)
         if self.wandb is not None:
             self.wandb.log(dict(values), step=step)
+        if self.trackio is not None:
+            self.trackio.log(dict(values), step=step)
 
     def _open_board(self) -> None:
         try:
@@ -113,7 +125,7 @@ class RunLog:
         except ImportError as error:
             raise MissingDependency("wandb", "wandb", f"for --wandb {self.config.wandb}") from error
         self.wandb = wandb.init(
-            project="athena-vla",
+            project=trackio_run.PROJECT,
             name=self.config.out.name,
             dir=str(self.config.run_folder),
             mode=self.config.wandb,

@@ -25,10 +25,11 @@ from athena_vla.finetune.checkpoint import Checkpoint, Standing
 from athena_vla.finetune.evaluation import Evaluation, measure
 from athena_vla.finetune.finetune_config import FinetuneConfig
 from athena_vla.finetune.log import RunLog
-from athena_vla.finetune.mark_weights import MarkWeights, that_count
+from athena_vla.finetune.mark_weights import MarkWeights
 from athena_vla.finetune.not_finite import IN_A_ROW, refusal, require_finite
 from athena_vla.finetune.optimiser import long_warmup, make_optimizer, rate_at
 from athena_vla.finetune.sharding import LossOf
+from athena_vla.finetune.solving import Player, SuccessOf, better
 from athena_vla.models import lora
 from athena_vla.models.architecture import SMALLEST_WEIGHT, Architecture, Tensors
 from athena_vla.stopping import Stop, until_asked
@@ -45,18 +46,18 @@ class Trainer:
         config: FinetuneConfig,
         accelerator: Accelerator,
         log: RunLog,
+        player: Player | None = None,
     ) -> None:
         self.model, self.dataset, self.loader = model, dataset, loader
         self.config, self.accelerator, self.log = config, accelerator, log
-        drawn = dataset.train if loader.weights is None else that_count(dataset, dataset.train, loader.weights)
-        self.order = Order(dataset, drawn, config, accelerator.num_processes)
+        self.order = Order(dataset, loader.drawn, config, accelerator.num_processes, loader.pairs)
         self.steps = config.max_steps or self.order.steps_of(config.epochs)
         self.evaluate_every = config.evaluate_every or self.order.steps_per_epoch()
         self.checkpoint_every = config.checkpoint_every or self.evaluate_every
         self.folder = config.run_folder / "checkpoints"
         self.progress = Standing()
         self.sharded = config.sharding == "fsdp2" and accelerator.num_processes > 1
-        self.root: nn.Module = LossOf(model)
+        self.root: nn.Module = LossOf(model, config.language_margin)
         if self.sharded:
             sharding.shard(self.root)  # replaces parameters, so it comes before the optimiser
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -70,6 +71,7 @@ class Trainer:
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.last_good = 0
         self.skipped_in_a_row = 0
+        self.success = None if player is None else SuccessOf(model, dataset, player, self.as_it_trains)
         self.batches: Iterator[Batch] = iter(())
         # What one forward pass counts where every step of every chunk is valid: parts are weighed against it.
         whole = torch.ones(config.batch, dataset.horizon, dtype=torch.bool)
@@ -88,10 +90,10 @@ class Trainer:
         first = self._resume(identity)
         self._say_plan(first)
         self.wrapped.train()
-        lora.trust_autocast(self.model, on=self.accelerator.mixed_precision != "no")
-        lora.fuse_forward(self.model, on=self.accelerator.device.type == "cpu" and not self.sharded)
-        if self.config.compile:
-            self.model.compile_layers(on=True)
+        self.as_it_trains(True)
+        if self.success is not None and first < self.steps:
+            ends = range(first + 1, self.steps + 1)
+            self.log.note(self.success.cost(sum(self._due(done) for done in ends), self.accelerator))
         if first and self._due(first) and not self.progress.evaluated(first):
             self._evaluate(first)  # it was interrupted between this step's checkpoint and its evaluation
         if first >= self.steps or self._out_of_patience:
@@ -131,6 +133,13 @@ class Trainer:
                 raise asked.interrupted(checkpoints.kept(self.folder, self.steps))
         return self.steps
 
+    def as_it_trains(self, on: bool) -> None:
+        """The forms of layers that are fast to train, or those that the bundle has."""
+        lora.trust_autocast(self.model, on=on and self.accelerator.mixed_precision != "no")
+        lora.fuse_forward(self.model, on=on and self.accelerator.device.type == "cpu" and not self.sharded)
+        if self.config.compile:
+            self.model.compile_layers(on=on)
+
     def _any(self, mine_ends: bool) -> bool:
         """Whether any process is to stop: all end at the same step."""
         if self.accelerator.num_processes == 1:
@@ -164,14 +173,18 @@ class Trainer:
         lora.load(self.model, {k: sharding.like(t, self.parameters[k]) for k, t in tensors.items()})
 
     def evaluate(self) -> Evaluation:
-        """Loss and mean absolute error per joint [rad] on the validation split, without augmentation.
+        """Loss and mean absolute error per joint [rad] on the validation split, without augmentation; and, where
+        weights are selected by it, how many scenes are solved.
 
         Every process measures its share, and all get the same numbers: what they decide by them is the same.
         """
         self.model.eval()
         try:
             with self.average.in_place() if self.average is not None else contextlib.nullcontext():
-                return measure(self.model, self.root, self.loader, self.config, self.accelerator)
+                found = measure(self.model, self.root, self.loader, self.config, self.accelerator)
+                if self.success is not None:
+                    found["success"] = self.success.measure(self.accelerator)
+                return found
         finally:
             self.model.train()
 
@@ -259,14 +272,21 @@ class Trainer:
         measured = self.evaluate()
         self.progress.evaluations.append({"step": done, **measured})
         self.log.evaluation(done, measured)
-        if measured["loss"] < self.progress.best_loss:
+        if self._is_better(measured):
             self.progress.best_loss, self.progress.best_step = measured["loss"], done
+            self.progress.best_success = measured.get("success", self.progress.best_success)
             self.progress.bad_evaluations = 0
         else:
             self.progress.bad_evaluations += 1
         if self.accelerator.is_main_process:
             checkpoints.update(self.folder, done, self.progress)
             self._prune()
+
+    def _is_better(self, measured: Evaluation) -> bool:
+        best = self.progress
+        if "success" in measured:
+            return better(measured["success"], measured["loss"], best.best_success, best.best_loss)
+        return measured["loss"] < best.best_loss
 
     def _save(self, done: int, identity: dict[str, Any]) -> None:
         """Write a checkpoint of what was trained in `done` steps. Raises `TrainingError` where it is not finite."""
@@ -285,7 +305,7 @@ class Trainer:
             self._prune()
 
     def _prune(self) -> None:
-        best = self.progress.best_step if self.config.select == "best" else None
+        best = self.progress.best_step if self.config.select != "last" else None
         checkpoints.prune(self.folder, self.config.keep, best)
 
     def _resume(self, identity: dict[str, Any]) -> int:
@@ -326,6 +346,9 @@ class Trainer:
         if self.config.weight:
             self.log.note(MarkWeights.parse(self.config.weight).meaning(self.dataset))
         self.log.note(self.order.meaning(self.steps))
+        for part in (self.loader.pairs, self.loader.other):
+            if part is not None:
+                self.log.note(part.meaning)
         if first < self.steps and (said := long_warmup(self.steps, self.config)):
             self.log.note(said)
 

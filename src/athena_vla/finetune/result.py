@@ -37,7 +37,12 @@ class FinetuneResult:
             f"{self.steps} steps in {self.seconds:.0f} s ({self.samples_per_second:.0f} samples/s), "
             f"weights of step {self.chosen_step}"
         ]
-        if self.validation:
+        if solved := self.validation.get("success"):
+            lines.append(
+                f"{solved['solved']} of {solved['scenes']} scenes solved in the simulator; these selected the weights, "
+                "so judge them on others: athena evaluate"
+            )
+        elif self.validation:
             lines.append(
                 f"validation loss {self.validation['loss']:.4f}, mean error {self.validation['mae_rad']:.4f} rad; "
                 "judge it closed loop: athena evaluate"

@@ -12,6 +12,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from athena_vla.finetune.listening.margin import margin_loss
 from athena_vla.models.architecture import Architecture, Tensors
 from athena_vla.models.body.llama import DecoderLayer
 from athena_vla.models.weights import nf4 as four_bit
@@ -20,11 +21,13 @@ from athena_vla.models.weights import nf4 as four_bit
 class LossOf(nn.Module):
     """The model's loss as a forward pass: what data-parallel wrappers understand."""
 
-    def __init__(self, model: Architecture) -> None:
+    def __init__(self, model: Architecture, margin: float = 0.0) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.margin = model, margin
 
     def forward(self, inputs: Tensors, target: Tensor, valid: Tensor) -> Tensor:
+        if self.margin:
+            return margin_loss(self.model, inputs, target, valid, self.margin)
         return self.model.loss(inputs, target, valid)
 
 

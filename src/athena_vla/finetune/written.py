@@ -135,7 +135,9 @@ def write_bundle(
             "trainable": begin.trainables.trainable,
             "total": begin.trainables.total,
             "validation": {k: v for k, v in measured.items() if k != "step"},
-            "evaluations": [{k: e[k] for k in ("step", "loss", "mae_rad")} for e in outcome.evaluations],
+            "evaluations": [
+                {k: v for k, v in e.items() if k in ("step", "loss", "mae_rad", "success")} for e in outcome.evaluations
+            ],
             "machine": platform.processor() or platform.machine(),
         },
     )

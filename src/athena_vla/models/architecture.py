@@ -87,6 +87,18 @@ class Architecture(nn.Module, ABC):
         """
         return valid.sum().float()
 
+    def sums(
+        self, inputs: Tensors, target: Float[Tensor, "b h d"], valid: Shaped[Tensor, "b h"]
+    ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+        """Of each sample the sum of what `loss` averages over, and `counted`: the first over the second, of all samples
+        together, is `loss`. Raises `ModelError` for a family whose loss is no sum over samples.
+        """
+        raise ModelError(f"The {self.family} family has no loss of each sample; train without --language-margin.")
+
+    def with_images_encoded(self, inputs: Tensors) -> Tensors:
+        """The same inputs, ready to be answered several times without looking at the images again."""
+        return inputs
+
     @abstractmethod
     def graphs(self) -> tuple[Graph, ...]:
         """Everything `decode` runs, by name, with example inputs of batch 1."""

@@ -115,14 +115,25 @@ class OpenVLA(VisionLanguageModel):
 
     def loss(self, inputs: Tensors, target: Float[Tensor, "b h d"], valid: Shaped[Tensor, "b h"]) -> Float[Tensor, ""]:
         """Cross entropy over action tokens and the end token, averaged over the batch's counted tokens."""
+        each = self._entropies(inputs, target)
+        loss = (each * self._counted_tokens(valid)).sum() / self.counted(valid).clamp(min=SMALLEST_WEIGHT)
+        # On a card nobody has looked for NaN: it becomes the loss, which the training stops at.
+        return loss + 0.0 * target.sum() if target.is_cuda else loss
+
+    def sums(
+        self, inputs: Tensors, target: Float[Tensor, "b h d"], valid: Shaped[Tensor, "b h"]
+    ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+        counted = self._counted_tokens(valid)
+        each = (self._entropies(inputs, target) * counted).sum(dim=1)
+        return each + 0.0 * target.sum() if target.is_cuda else each, counted.sum(dim=1).float()
+
+    def _entropies(self, inputs: Tensors, target: Tensor) -> Tensor:
+        """Cross entropy of each action token and of the end token `[b, h * d + 1]`."""
         batch = target.shape[0]
         tokens = self._tokens_of(target.detach().float()).reshape(batch, -1)
         logits = self.answer_logits(inputs, tokens).float()
         wanted = torch.cat([tokens, torch.full_like(tokens[:, :1], EOS)], dim=1)
-        each = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").reshape(wanted.shape)
-        loss = (each * self._counted_tokens(valid)).sum() / self.counted(valid).clamp(min=SMALLEST_WEIGHT)
-        # On a card nobody has looked for NaN: it becomes the loss, which the training stops at.
-        return loss + 0.0 * target.sum() if target.is_cuda else loss
+        return F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").reshape(wanted.shape)
 
     def _tokens_of(self, unit: Tensor) -> Tensor:
         """`ActionTokens.encode` where the actions are; on a card without reading them."""

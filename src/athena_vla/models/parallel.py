@@ -100,11 +100,19 @@ class ParallelModel(VisionLanguageModel):
 
     def loss(self, inputs: Tensors, target: Float[Tensor, "b h d"], valid: Shaped[Tensor, "b h"]) -> Float[Tensor, ""]:
         """Mean absolute error over joints and valid steps."""
+        return (self._errors(inputs, target) * valid).sum() / self.counted(valid).clamp(min=SMALLEST_WEIGHT)
+
+    def sums(
+        self, inputs: Tensors, target: Float[Tensor, "b h d"], valid: Shaped[Tensor, "b h"]
+    ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+        return (self._errors(inputs, target) * valid).sum(dim=1), valid.sum(dim=1).float()
+
+    def _errors(self, inputs: Tensors, target: Tensor) -> Tensor:
+        """Mean absolute error over joints `[b, h]`."""
         state = inputs["state"] if self.proprio else None
         patches = self.encode_images(inputs)
         hidden = self.hidden(patches, inputs["input_ids"], inputs["prompt_mask"], state, inputs.get("given"))
-        error = (self.head(hidden).float() - target).abs().mean(dim=2)
-        return (error * valid).sum() / self.counted(valid).clamp(min=SMALLEST_WEIGHT)
+        return (self.head(hidden).float() - target).abs().mean(dim=2)
 
     def graphs(self) -> tuple[Graph, ...]:
         inputs = self.example_inputs()

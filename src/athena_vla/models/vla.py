@@ -63,6 +63,9 @@ class VisionLanguageModel(Architecture):
         """Patch embeddings of a batch; inputs may carry them as `patches` where the vision part is frozen."""
         return inputs["patches"] if "patches" in inputs else self.body.vision(inputs["pixel_values"])
 
+    def with_images_encoded(self, inputs: Tensors) -> Tensors:
+        return {**{k: v for k, v in inputs.items() if k != "pixel_values"}, "patches": self.encode_images(inputs)}
+
     def vision_graph(self, example: Tensors) -> Graph:
         """Graph `vision` of every family."""
         pixel_values = {"pixel_values": example["pixel_values"]}

@@ -6,6 +6,7 @@ import torch
 
 from athena_vla.finetune import PRESETS, FinetuneConfig, FinetuneResult
 from athena_vla.finetune import finetune as plain_finetune
+from athena_vla.finetune.solving import Players, nobody
 from athena_vla.models.architecture import Architecture
 from athena_vla.models.lora import LoraSettings
 from athena_vla.models.sizes import weightless
@@ -16,9 +17,9 @@ from athena_vla.progress import Progress
 __all__ = ["PRESETS", "FinetuneConfig", "FinetuneResult", "finetune"]
 
 
-def finetune(config: FinetuneConfig, progress: Progress | None = None) -> FinetuneResult:
+def finetune(config: FinetuneConfig, progress: Progress | None = None, players: Players = nobody) -> FinetuneResult:
     """Fine-tune as configured. Raises what `athena_vla.finetune.finetune` raises."""
-    return plain_finetune(config, out_of_memory, progress)
+    return plain_finetune(config, out_of_memory, progress, players)
 
 
 def out_of_memory(model: Architecture, config: FinetuneConfig, settings: LoraSettings) -> str:

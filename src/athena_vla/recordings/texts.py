@@ -89,6 +89,24 @@ def at_frames(spans: Texts, frames: NDArray[np.intp]) -> Texts:
     return _regrouped([alternatives_at(spans, int(i)) for i in frames])
 
 
+def requests(alternatives: Iterable[Sequence[str]]) -> dict[str, int]:
+    """Text -> number of what it asks for: alternatives ask for the same, and so do texts that share one, and so on."""
+    parent: dict[str, str] = {}
+
+    def root(text: str) -> str:
+        parent.setdefault(text, text)
+        while parent[text] != text:
+            parent[text] = parent[parent[text]]
+            text = parent[text]
+        return text
+
+    for same in alternatives:
+        for text in same:
+            parent[root(text)] = root(same[0])
+    numbers: dict[str, int] = {}
+    return {text: numbers.setdefault(root(text), len(numbers)) for text in list(parent)}
+
+
 def texts_json(spans: Texts) -> list[dict[str, Any]]:
     return [{**asdict(s), "alternatives": list(s.alternatives)} for s in spans]
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from athena_vla import files
-from athena_vla.embodiment import load
+from athena_vla.embodiment import Embodiment, load
 from athena_vla.errors import RecordingError, SimulationError, UnknownName
 from athena_vla.jobs import ordered, run_jobs
 from athena_vla.progress import Progress, quiet
@@ -22,8 +22,8 @@ from athena_vla.recordings.formats.isaac_folder import open_path, write_episode
 from athena_vla.sim.demonstrate import demonstrate
 from athena_vla.sim.rail import scene_of
 from athena_vla.sim.robot import SimRobot
-from athena_vla.sim.scene import Split
-from athena_vla.sim.tasks import SPLITS
+from athena_vla.sim.scene import Scene, Split
+from athena_vla.sim.tasks import SPLITS, twin
 
 CONFIG_FILE = "recording.json"
 VERSION = 2  # changes whenever the same configuration would record something else
@@ -40,7 +40,7 @@ class RecordConfig:
     episodes: int = 400
     """How many episodes."""
     seed: int = 0
-    """Which recording: episode i shows the scene of number seed * 1,000,000 + i."""
+    """Which recording: episode i shows the scene of number seed * 1,000,000 + i (with twins, + i // 2)."""
     workers: int = 2
     """Processes; the recording is the same for any number."""
     image_size: int = 96
@@ -55,6 +55,9 @@ class RecordConfig:
     """What draws the images: auto, rays, egl or osmesa; auto takes rays, which need no graphics driver."""
     robot: str = "athena"
     """A robot with a model for the simulator: athena, or athena_rail, whose base is lifted and turned."""
+    twins: bool = False
+    """Every second episode shows the scene of the one before, told of another object there: one image, two texts.
+    Scenes in which no other object can be asked for are followed by a fresh one."""
     quiet: bool = False
     """Show no progress."""
     overwrite: bool = False
@@ -165,7 +168,7 @@ def _record_one(config: RecordConfig, number: int) -> EpisodeResult:
             reused=True,
         )
     robot = _stage(config.renderer, config.image_size, config.robot)
-    scene = scene_of(robot.embodiment, config.seed * SEEDS_PER_RECORDING + number, config.split)
+    scene = _scene(config, robot.embodiment, number)
     episode = demonstrate(robot, scene, failures=config.failures, noise=config.noise)
     episode = replace(episode, id=name)
     write_episode(config.out, episode)
@@ -177,6 +180,18 @@ def _record_one(config: RecordConfig, number: int) -> EpisodeResult:
         frames=len(episode),
         reused=False,
     )
+
+
+def _scene(config: RecordConfig, robot: Embodiment, number: int) -> Scene:
+    """What an episode shows."""
+    first = config.seed * SEEDS_PER_RECORDING
+    if not config.twins:
+        return scene_of(robot, first + number, config.split)
+    scene = scene_of(robot, first + number // 2, config.split)
+    if number % 2 == 0:
+        return scene
+    # Half of the seed's scenes are more than its episodes need: the others are fresh.
+    return twin(scene) or scene_of(robot, first + SEEDS_PER_RECORDING // 2 + number // 2, config.split)
 
 
 @lru_cache(maxsize=2)
@@ -214,6 +229,8 @@ def _open_folder(config: RecordConfig) -> None:
     }
     if config.robot != RecordConfig.robot:  # folders of before say nothing of a robot
         settings["robot"] = config.robot
+    if config.twins:
+        settings["twins"] = True
     marker = config.out / CONFIG_FILE
     try:
         if marker.is_file() and config.overwrite:

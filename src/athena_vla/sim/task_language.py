@@ -3,7 +3,9 @@
 Knows nothing of geometry. Demo families and base families share no verb, so the base model has never met the demo's.
 """
 
+import re
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
@@ -58,6 +60,20 @@ def phrases_of(family: str) -> tuple[str, ...]:
     if family not in table:
         raise UnknownName("task family", family, table)
     return table[family]
+
+
+@cache
+def _said_so(family: str) -> re.Pattern[str]:
+    """Every instruction of the family, with any object and side."""
+    things = f"(?:{'|'.join(COLOURS)}) (?:{'|'.join(SHAPES)})"
+    templates = [re.escape(t).replace(r"\{o\}", things).replace(r"\{s\}", "(?:left|right)") for t in phrases_of(family)]
+    return re.compile(f"(?:{'|'.join(map(re.escape, PREFIXES))})(?:{'|'.join(templates)})")
+
+
+def family_of(text: str) -> str:
+    """The family whose instruction a text is, "" where it is none of the simulator's."""
+    every = (*DEMO_FAMILIES, *BASE_FAMILIES, *RAIL_FAMILIES)
+    return next((f for f in every if _said_so(f).fullmatch(text)), "")
 
 
 def held_out_objects(family: str) -> frozenset[tuple[str, str]]:

@@ -114,6 +114,30 @@ def other_instruction(scene: Scene) -> Scene:
     return replace(scene, instruction=scene.instruction.replace(target.name, named.name), phrasings=())
 
 
+def twin(scene: Scene) -> Scene | None:
+    """The same scene with another of its objects as the goal, told so; None where no other one can be the goal.
+
+    In `train` no combination is made that the test holds out.
+    """
+    target = scene.target
+    if target is None:
+        return None
+    family = scene.goal.family
+    reserved = held_out_objects(family) if scene.split == "train" else frozenset()
+    possible = [
+        place
+        for place, other in enumerate(scene.objects)
+        if other is not target
+        and (other.colour, other.shape) not in reserved
+        and _is_feasible(scene.objects, replace(scene.goal, target=place))
+    ]
+    if not possible:
+        return None
+    place = possible[scene.seed % len(possible)]
+    renamed = [t.replace(target.name, scene.objects[place].name) for t in (scene.instruction, *scene.phrasings)]
+    return replace(scene, goal=replace(scene.goal, target=place), instruction=renamed[0], phrasings=tuple(renamed[1:]))
+
+
 def sample_appearance(rng: np.random.Generator) -> Appearance:
     """Domain randomisation: lights, table, floor, background, tints and the mounting of the head camera."""
 
