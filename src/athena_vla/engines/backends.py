@@ -7,15 +7,16 @@ only for bundles that it runs.
 from typing import Literal
 
 from athena_vla.bundle import Bundle
+from athena_vla.engines.llama_cpp_engine import LlamaCpp
 from athena_vla.engines.onnxruntime_engine import OnnxRuntime, Providers
 from athena_vla.engines.openvino_engine import OpenVino
 from athena_vla.engines.tensorrt_engine import TensorRT
 from athena_vla.errors import ExportError, UnknownName
 from athena_vla.models.contract import Engine, HostLoop
 
-Name = Literal["auto", "torch", "packed", "onnxruntime", "openvino", "tensorrt"]
+Name = Literal["auto", "torch", "packed", "onnxruntime", "openvino", "tensorrt", "llama.cpp"]
 TORCH = ("torch", "packed")
-EXPORTED = ("onnxruntime", "openvino", "tensorrt")
+EXPORTED = ("onnxruntime", "openvino", "tensorrt", "llama.cpp")
 LARGE = 1_000_000_000  # [bytes] of quantised weights from which they are run as they are stored
 
 
@@ -44,6 +45,8 @@ def open_backend(
     if not exported:
         raise ExportError(f"Bundle '{bundle.path}' is not exported; run `athena export` on it before using {name}.")
     folder, info = bundle.path / "weights", bundle.manifest.stage_info
+    if name == "llama.cpp" or (name == "auto" and "llama" in info):
+        return bundle.loop, LlamaCpp(folder, info, threads, device)
     if name == "openvino":
         return bundle.loop, OpenVino(folder, info, threads, device)
     if name == "tensorrt":

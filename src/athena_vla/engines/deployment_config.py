@@ -12,6 +12,7 @@ from athena_vla.bundle import Bundle
 from athena_vla.errors import BundleError
 
 TARGET_TOKENS = 8.0  # [tokens/s] the user's requirement on the Jetson
+RUNTIMES = {"qdq": "tensorrt, ONNX as fallback", "llama.cpp": "llama.cpp, onnxruntime beside it"}  # by form
 HARDWARE = {
     "jetson-orin-nx-16gb": "jetson_orin_16gb",
     "jetson-orin-nano-8gb": "jetson_orin_nano_8gb",
@@ -103,6 +104,6 @@ def _technique(source: Bundle, info: Mapping[str, Any]) -> dict[str, Any]:
         "group": quantize.get("group"),
         "mean_bits": source.manifest.stage_info.get("mean_bits"),
         "activations": info.get("precision"),
-        "runtime": "tensorrt, ONNX as fallback" if info.get("form") == "qdq" else "onnxruntime",
+        "runtime": RUNTIMES.get(str(info.get("form")), "onnxruntime"),
         "decoding": source.manifest.family,
     }

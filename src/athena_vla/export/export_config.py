@@ -15,8 +15,8 @@ class ExportConfig:
     out: Path
     """Where the exported bundle goes."""
     target: str = "cpu"
-    """cpu, or a device that `athena plan` knows, such as jetson-orin-nx-16gb; edge-llm: the decoder of a token family
-    as a compressed checkpoint that TensorRT Edge-LLM's own exporter reads."""
+    """cpu, or a device that `athena plan` knows, such as jetson-orin-nx-16gb; llama.cpp: the decoder as GGUF, the rest
+    as ONNX; edge-llm: the decoder of a token family as a checkpoint that TensorRT Edge-LLM's own exporter reads."""
     precision: Literal["auto", "float32", "float16"] = "auto"
     """Type of the activations. auto: float32 on CPUs, float16 for TensorRT."""
     accuracy: Literal["auto", "float32", "int8"] = "auto"

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import athena_vla.bundle as bundles
 from athena_vla import files
@@ -22,10 +21,9 @@ from athena_vla.export import target_device as device
 from athena_vla.export.compressed import write_compressed
 from athena_vla.export.export_config import ExportConfig
 from athena_vla.export.linear import LinearForm
-from athena_vla.export.translate import translate
-from athena_vla.export.writer import OPSET, DataFile
-from athena_vla.models.architecture import Architecture
-from athena_vla.models.weights.packed import Packed
+from athena_vla.export.llama_cpp import TARGET, write_llama
+from athena_vla.export.write_graphs import WRITING, write_graphs
+from athena_vla.export.writer import OPSET
 from athena_vla.models.weights.store import TensorStore
 from athena_vla.plan import DEVICES, cost
 from athena_vla.plan.predict import as_dict, predict
@@ -33,8 +31,7 @@ from athena_vla.policy import Policy, replay, sensitivity
 from athena_vla.progress import Progress, quiet
 
 LARGE = 1_000_000_000  # [bytes] of weights from which int8 activations pay on a CPU
-DATA = "model.data"
-WRITING, COMPARING = "writing weights", "running the graphs beside torch"  # what progress calls them
+COMPARING = "running the graphs beside torch"  # what progress calls it
 EDGE_LLM = "edge-llm"
 COMPRESSED_NOTE = (
     "A compressed checkpoint, no bundle: tensorrt-edgellm-export FOLDER OUT --reduced-vocab-dir FOLDER/reduced_vocab "
@@ -69,8 +66,8 @@ class ExportResult:
 def export(config: ExportConfig, progress: Progress = quiet) -> ExportResult:
     """Write the exported bundle. Raises `BundleError`, `ExportError`, `UnknownName`."""
     _require_onnx()
-    if config.target not in ("cpu", EDGE_LLM, *DEVICES):
-        raise UnknownName("export target", config.target, ("cpu", *DEVICES, EDGE_LLM))
+    if config.target not in ("cpu", EDGE_LLM, TARGET, *DEVICES):
+        raise UnknownName("export target", config.target, ("cpu", *DEVICES, TARGET, EDGE_LLM))
     source = Bundle.open(config.input)
     if config.target == EDGE_LLM:
         written = write_compressed(source, config.out, overwrite=config.overwrite)
@@ -80,7 +77,11 @@ def export(config: ExportConfig, progress: Progress = quiet) -> ExportResult:
         todo = "run `athena merge` on it first" if source.manifest.stage == "finetuned" else "export its parent"
         raise BundleError(f"'{source.path}' is {source.manifest.stage}; {todo}.")
     with bundles.claim(config.out, overwrite=config.overwrite, reads=config.input):
-        return _export(config, source, progress)
+        if config.target != TARGET:
+            return _export(config, source, progress)
+        graphs, deviation, note = write_llama(config, source, progress)
+        size = sum(f.stat().st_size for f in (config.out / "weights").iterdir())
+        return ExportResult(config.out, TARGET, "float32", graphs, size, deviation, TARGET, note)
 
 
 def _export(config: ExportConfig, source: Bundle, progress: Progress) -> ExportResult:
@@ -154,56 +155,6 @@ def linear_form(config: ExportConfig, store: TensorStore) -> LinearForm:
         raise ExportError("The CPU target computes in float32: ONNX Runtime has no float16 kernels on x86.")
     rounded = config.accuracy == "int8" or (config.accuracy == "auto" and store.bytes > LARGE)
     return LinearForm("contrib", 4 if rounded else 1, torch.float32)
-
-
-def write_graphs(
-    source: Bundle,
-    store: TensorStore,
-    folder: Path,
-    how: LinearForm,
-    fixed: tuple[str, ...] = (),
-    progress: Progress = quiet,
-) -> dict[str, Any]:
-    """All graphs into `folder`, weights streamed into one shared file; returns the inputs and outputs of each."""
-    model = source.meta_model().eval()
-    if how.dtype == torch.float16:
-        model = model.half()
-    names = parameter_names(model)
-    data = DataFile(folder / DATA)
-    ports: dict[str, Any] = {}
-    written: set[str] = set()
-
-    def read(name: str) -> Tensor | Packed:
-        written.add(name)
-        progress(len(written), len(store.names), WRITING)
-        return store.read(name)
-
-    try:
-        for graph in model.graphs():
-            own = {n: names[id(p)] for n, p in graph.module.named_parameters(remove_duplicate=False)}
-            own |= {n: names[id(b)] for n, b in graph.module.named_buffers(remove_duplicate=False) if id(b) in names}
-            ports[graph.name] = translate(
-                graph,
-                lambda name, own=own: read(own[name]),
-                lambda name, own=own: own[name],
-                folder / f"{graph.name}.onnx",
-                data,
-                how,
-                fixed,
-            )
-            ports[graph.name]["profiles"] = [dict(p) for p in graph.profiles]
-    finally:
-        data.close()
-    return ports
-
-
-def parameter_names(model: Architecture) -> dict[int, str]:
-    """Identity of each parameter and buffer -> its name in the state dict."""
-    tensors = {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
-    return {id(t): n for n, t in tensors.items()}
 
 
 def _require_parity(

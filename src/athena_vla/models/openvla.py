@@ -20,7 +20,7 @@ from athena_vla.models.body.prismatic import Prismatic
 from athena_vla.models.body.prompt import EOS
 from athena_vla.models.contract import Spec
 from athena_vla.models.loops.token_loop import OpenVLASpec
-from athena_vla.models.vla import LONGEST_PROMPT, VisionLanguageModel
+from athena_vla.models.vla import LONGEST_PROMPT, CausalDecoder, VisionLanguageModel
 
 
 def tiny_spec(
@@ -190,6 +190,15 @@ class OpenVLA(VisionLanguageModel):
                 ),
             ),
         )
+
+    def causal_decoder(self) -> CausalDecoder:
+        vision, words, _ = self.graphs()
+        first, last = 0, self.body_spec.text.rows
+        if self.token_spec.constrained:
+            first, last = self.action_tokens.first, self.action_tokens.vocabulary
+        answer = self.spec.horizon * self.spec.action_dim
+        longest = self.spec.cameras * self.body_spec.patches + LONGEST_PROMPT + answer
+        return CausalDecoder((vision, words), 1, True, first, last, longest)
 
     def head_modules(self) -> list[str]:
         """None: the language model's own output speaks every robot's tokens."""

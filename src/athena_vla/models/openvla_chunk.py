@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from athena_vla.models.architecture import Graph
 from athena_vla.models.body.body_spec import PrismaticSpec, full_7b_body, tiny_body
 from athena_vla.models.body.llama import attention_mask
 from athena_vla.models.body.prismatic import Prismatic
@@ -21,6 +22,7 @@ from athena_vla.models.loops.parallel_loop import ChunkSpec
 from athena_vla.models.loops.shared_loop import VlaSpec
 from athena_vla.models.parallel import ParallelModel, positions_behind
 from athena_vla.models.robot_sizes import Sizes
+from athena_vla.models.vla import LONGEST_PROMPT, CausalDecoder
 
 _TIME_WAVES = 32  # sines and cosines that tell one query from the next
 _WIDE_HEAD = 1024  # hidden units of the head on a body at least as wide
@@ -95,6 +97,24 @@ class ChunkHead(nn.Module):
         return self.fc2(F.gelu(self.fc1(self.norm(hidden.to(self.norm.weight.dtype)))))
 
 
+class RowsGraph(nn.Module):
+    """Graph `rows`: patches, prompt and what the model reads besides, to the rows of the decoder."""
+
+    def __init__(self, model: "OpenVLAChunk") -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        patches: Tensor,
+        input_ids: Tensor,
+        prompt_mask: Tensor,
+        state: Tensor | None = None,
+        given: Tensor | None = None,
+    ) -> tuple[Tensor]:
+        return (self.model.rows(patches, input_ids, prompt_mask, state, given)[0],)
+
+
 class OpenVLAChunk(ParallelModel):
     family: ClassVar[str] = "openvla_chunk"
     spec_type: ClassVar[type[Spec]] = ChunkSpec
@@ -122,6 +142,18 @@ class OpenVLAChunk(ParallelModel):
         given: Tensor | None = None,
     ) -> Tensor:
         """Hidden states of the queries `[b, h, e]`."""
+        x, valid, positions = self.rows(patches, input_ids, prompt_mask, state, given)
+        return self.body.language_model(x, attention_mask(valid), positions, tail=self.chunk_spec.horizon)
+
+    def rows(
+        self,
+        patches: Tensor,
+        input_ids: Tensor,
+        prompt_mask: Tensor,
+        state: Tensor | None,
+        given: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What the decoder reads `[b, n, e]`, which of it counts `[b, n]`, and where it stands `[b, n]`."""
         x, valid = self.body.splice(patches, input_ids, prompt_mask)
         queries = self.queries(self.chunk_spec.horizon).to(x.dtype)[None].expand(x.shape[0], -1, -1)
         if given is not None:
@@ -132,8 +164,15 @@ class OpenVLAChunk(ParallelModel):
         x = torch.cat([x, *extra], dim=1)
         real = torch.ones_like(valid[:, :1]).expand(-1, x.shape[1] - valid.shape[1])
         positions = positions_behind(valid, real, prompt_mask)
-        valid = torch.cat([valid, real], dim=1)
-        return self.body.language_model(x, attention_mask(valid), positions, tail=self.chunk_spec.horizon)
+        return x, torch.cat([valid, real], dim=1), positions
+
+    def causal_decoder(self) -> CausalDecoder:
+        vision, language, head = self.graphs()
+        reads, sizes = language.example, (language.dynamic, language.profiles)
+        rows = Graph("rows", RowsGraph(self), reads, ("rows",), *sizes)
+        horizon = self.spec.horizon
+        longest = self.spec.cameras * self.body_spec.patches + LONGEST_PROMPT + horizon + 1
+        return CausalDecoder((vision, rows, head), horizon, False, 0, 0, longest)
 
     def head_modules(self) -> list[str]:
         given = ["given"] if self.prefix else []

@@ -5,6 +5,7 @@ Knows nothing of how a family reads actions out.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, cast
 
 import numpy as np
@@ -39,6 +40,18 @@ class PatchGraph(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor]:
         return (self.body.vision(pixel_values),)
+
+
+@dataclass(frozen=True)
+class CausalDecoder:
+    """What another runtime needs in order to run the decoder alone, from rows to hidden states or logits."""
+
+    graphs: tuple[Graph, ...]  # what is left of the model: vision, and what makes rows and reads hidden states
+    outputs: int  # last rows whose hidden states are read
+    logits: bool  # whether logits are read in their place, of the tokens from `first` to `last`
+    first: int
+    last: int
+    context: int  # most rows of a prompt and its answer
 
 
 class VisionLanguageModel(Architecture):
@@ -88,6 +101,10 @@ class VisionLanguageModel(Architecture):
             layer.__dict__.pop("forward", None)
             if on:
                 layer.forward = torch.compile(layer.forward, dynamic=True)
+
+    def causal_decoder(self) -> CausalDecoder | None:
+        """For runtimes that decode causally; None for a model that reads its action rows both ways."""
+        return None
 
     def example_inputs(self) -> Tensors:
         """A black image and a short prompt: example inputs of the graphs."""
