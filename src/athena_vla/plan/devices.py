@@ -24,7 +24,15 @@ class Device:
     sm: int  # compute capability, 0 for CPUs
     source: str
     jetson: bool = False
+    kernel_us: tuple[float, float] = (2.0, 8.0)  # [us] a kernel takes at least, replayed; see `KERNELS`
+    host_us: tuple[float, float] = (8.0, 25.0)  # [us] of Python and driver for a kernel that is not replayed
 
+
+KERNELS = (
+    "a kernel's least time and the host's time to start one are common experience; only the H200's were bounded by "
+    "measurement (benchmarks/gpu_deploy.json: 5.9 us a kernel in a replayed graph of one row; "
+    "benchmarks/train_gpu.json: 35 to 50 us of a virtual machine's core for each kernel of a training step)"
+)
 
 _EDGE = "TensorRT Edge-LLM v0.9 performance page (INT4 AWQ; Qwen3 1.7B to 8B; Qwen3-VL-8B, 292 tokens)"
 
@@ -154,6 +162,7 @@ DEVICES: dict[str, Device] = {
             formats=("fp16", "int8", "int4", "fp8"),
             sm=90,
             source="benchmarks/gpu_deploy.json: 0.43 of the bandwidth decoding in bf16, 0.16 in 4 bits; a pass at 0.34",
+            host_us=(30.0, 55.0),
         ),
     )
 }
