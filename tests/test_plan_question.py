@@ -1,17 +1,24 @@
 """What `athena plan` is asked is answered first: another memory, a price, hours of one's own set, verdicts."""
 
 import dataclasses
+import json
 import math
+from pathlib import Path
 
 import pytest
+import torch
 
 from athena_vla.dataset.dataset import BuildConfig, build
-from athena_vla.errors import DatasetError, ModelError
+from athena_vla.errors import DatasetError, ModelError, UnknownName
+from athena_vla.models import sizes
 from athena_vla.plan import DEVICES, Plan, PlanConfig, plan
+from athena_vla.plan import cost as costs
+from athena_vla.plan.devices import in_mode
+from athena_vla.plan.predict import predict
 from athena_vla.plan.targets import Target, device_targets
 from athena_vla.plan.whole_run import whole_run
 from recordings import clean, write
-from small_bundles import write_base
+from small_bundles import small_model, write_base
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +129,55 @@ def test_questions_that_make_no_sense_are_refused(world, change, said) -> None:
 def test_a_set_that_is_not_there_is_named(world, tmp_path) -> None:
     with pytest.raises(DatasetError, match="There is no dataset"):
         plan(dataclasses.replace(world[1], data=tmp_path / "none"))
+
+
+def test_a_slower_power_mode_is_slower_by_its_clocks() -> None:
+    nx, nano = DEVICES["jetson-orin-nx-16gb"], DEVICES["jetson-orin-nano-8gb"]
+    slow = in_mode(nx, "standard")
+    assert slow.fp16_tflops / nx.fp16_tflops == pytest.approx(0.918 / 1.173, rel=0.01), "arithmetic goes with the clock"
+    assert slow.bandwidth_gbs == nx.bandwidth_gbs
+    assert in_mode(nano, "standard").bandwidth_gbs == 68
+    assert in_mode(nano, "standard").fp16_tflops / nano.fp16_tflops == pytest.approx(0.625 / 1.02, rel=0.03)
+    assert in_mode(nx, "") is nx
+    with pytest.raises(UnknownName, match="no power mode of jetson-thor '30w'"):
+        in_mode(DEVICES["jetson-thor"], "30w")
+
+
+def test_the_mode_is_said_with_the_prediction(world) -> None:
+    said = str(plan(PlanConfig(bundle=world[0] / "base", power_mode="standard")))
+    assert "Jetson Orin NX 16GB, without Super, GPU at 918 MHz" in said.splitlines()[0]
+    assert "30 W 0.9" in said
+
+
+MEASURED = json.loads((Path(__file__).resolve().parents[1] / "benchmarks" / "gpu_deploy.json").read_text())
+
+
+@pytest.mark.parametrize(("precision", "row"), [("fp16", "bf16"), ("int4", "int4")])
+def test_the_h200s_own_calls_lie_between_their_floors(precision, row) -> None:
+    """23 tokens, and one chunk of 16 steps: the slow ends are those of kernels that wait for one another."""
+    device = DEVICES["h200"]
+    found = {}
+    for family, horizon in (("openvla", 1), ("openvla_chunk", 16)):
+        spec = sizes.full_size(family, action_dim=23, state_dim=23, horizon=horizon, cameras=1)
+        found[family] = predict(costs.count(sizes.weightless(family, spec)), device, precision)
+    step = next(s for s in found["openvla"].stages if s.graph == "step")
+    fast, slow = (seconds / step.calls * 1e3 for seconds in step.seconds)
+    assert fast <= MEASURED[f"tokens_{row}"]["ms_per_token"] <= slow
+    fast, slow = (seconds * 1e3 for seconds in found["openvla_chunk"].action_seconds)
+    assert fast <= MEASURED[f"chunk_{row}"]["ms"]["decode"]["median"] <= slow
+
+
+def test_a_tiny_model_takes_the_time_of_its_kernels(toy) -> None:
+    """Bytes and arithmetic of a million weights are microseconds; 3 calls and their kernels are not."""
+    with torch.device("meta"):
+        model = small_model(toy)
+    counted = costs.count(model)
+    language = next(c for c in counted.calls if c.graph == "language")
+    layers = model.body_spec.text.layers
+    assert layers * 9 <= language.products <= layers * 9 + 6, "seven linear layers and attention twice"
+    assert language.kernels > 2 * language.products
+    found = predict(counted, DEVICES["jetson-thor"], "int4")
+    assert {s.bound for s in found.stages} == {"launches"}
+    calls = sum(c.times for c in counted.calls)
+    products = sum(c.times * c.products for c in counted.calls)
+    assert found.action_seconds[0] == pytest.approx((calls * 20 + products * 2) * 1e-6)

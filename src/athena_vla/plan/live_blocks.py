@@ -19,6 +19,26 @@ _FORWARD, _HEAD, _LAST, _SECOND_LAST, _SECOND, _FIRST = "forward", "head", "last
 _NO_KERNEL = ("empty", "_unsafe_view", "_reshape_alias", "lift_fresh")  # beside views
 
 
+def starts_a_kernel(func: Any) -> bool:
+    """Whether an operator moves data on a card."""
+    return not func.is_view and not func.overloadpacket.__name__.startswith(_NO_KERNEL)
+
+
+class Kernels(TorchDispatchMode):
+    """Counts kernels: all, and those that multiply matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all = self.products = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if starts_a_kernel(func) and any(isinstance(t, Tensor) for t in tree_leaves(made)):
+            self.all += 1
+            self.products += func.overloadpacket in flop_registry
+        return made
+
+
 class Live(TorchDispatchMode):
     """Adds up the blocks that operations make, and takes them off when nothing refers to them any more.
 
@@ -42,8 +62,7 @@ class Live(TorchDispatchMode):
         tensors = [t for t in tree_leaves(made) if isinstance(t, Tensor)]
         for tensor in tensors:
             self._note(tensor)
-        name = func.overloadpacket.__name__
-        if tensors and not func.is_view and not name.startswith(_NO_KERNEL):
+        if tensors and starts_a_kernel(func):
             self.launches += 1
             count = flop_registry.get(func.overloadpacket)
             if count is not None:

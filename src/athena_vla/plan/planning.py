@@ -22,7 +22,7 @@ from athena_vla.models.robot_sizes import Sizes
 from athena_vla.models.vla import VisionLanguageModel
 from athena_vla.plan import cost
 from athena_vla.plan.activations import StepCost
-from athena_vla.plan.devices import DEVICES, Device
+from athena_vla.plan.devices import DEVICES, Device, in_mode
 from athena_vla.plan.predict import BITS, Prediction, as_dict, predict
 from athena_vla.plan.probe import HERE, Probe, here, is_here
 from athena_vla.plan.targets import Target, device_targets, training_target
@@ -38,6 +38,9 @@ class PlanConfig:
 
     device: str = "jetson-orin-nx-16gb"
     """Device to run the policy on."""
+    power_mode: str = ""
+    """A slower power mode of a Jetson with published clocks: standard, which is an Orin NX or Nano without Super.
+    Empty: the fastest one."""
     bundle: Path | None = None
     """A bundle whose own sizes count. None: the full-size model of `family` for `robot`."""
     family: str = ""
@@ -141,7 +144,8 @@ def plan(config: PlanConfig) -> Plan:
     dataset = Dataset.open(config.data) if config.data is not None else None
     model = _model(config, dataset)
     counted = cost.count(model)
-    device = DEVICES[config.device] if config.gpu else _resized(DEVICES[config.device], config.memory_gb)
+    device = in_mode(DEVICES[config.device], config.power_mode)
+    device = device if config.gpu else _resized(device, config.memory_gb)
     prediction = predict(counted, device, config.precision)
     joint_targets = model.spec.horizon * model.spec.action_dim
     targets = device_targets(
