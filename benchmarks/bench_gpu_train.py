@@ -137,7 +137,7 @@ def ours(
         weightless(model.family, model.spec), settings, DEVICES["rtx4090"], batch=batch, checkpointing=checkpointing
     )
     row |= {"trainable": counted.trainable, "samples_per_second": batch / row["seconds_per_step"]}
-    row |= {"predicted_gb": planned.total_gb - planned.overhead_gb}  # torch does not count CUDA's own memory
+    row |= {"predicted_gb": planned.allocated_gb}  # as torch counts: without slack and CUDA itself
     return row | {"utilisation": work / row["seconds_per_step"] / known if known else None}
 
 

@@ -165,16 +165,24 @@ class Dataset:
     def cache_frames(self, size: tuple[int, int] | None = None) -> None:
         """Decode every image once into a memory map beside the set, resized to `size` (height, width) if given.
 
-        Built whole or not at all; a second call, and any other process, finds the file and only opens it.
+        One file for each camera and size, built whole or not at all. A second call, and any other process, finds it and
+        only opens it: workers and ranks that come while it is built wait, so that each image is decoded once.
         """
         for camera in self.cameras:
             path, shape = self._cache_file(camera, size)
             if not path.is_file():
-                self._decode_all(camera, path, shape, size)
+                with files.lock(path, DatasetError, wait=True):
+                    if not path.is_file():
+                        self._decode_all(camera, path, shape, size)
             frames = np.load(path, mmap_mode="r", allow_pickle=False)
             if frames.shape != shape or frames.dtype != np.uint8:
                 raise DatasetError(f"'{path}' does not belong to this set: remove it, it is made again.")
             self._frames[camera] = frames
+
+    def prepare_frames(self) -> None:
+        """Decode the images before workers are started, where the disk has room; each of them then opens the file."""
+        if self._cache_fits:
+            self.cache_frames()
 
     def frames(self, camera: str) -> Iterator[Image]:
         """All images of one camera in order, decoded one by one."""
@@ -213,7 +221,9 @@ class Dataset:
         with files.whole_file(path, DatasetError) as temporary:
             frames = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
             count = 0
-            for image in self.frames(camera):
+            whole = self._cache_file(camera, None)[0]  # decoded for another size already
+            decoded = np.load(whole, mmap_mode="r", allow_pickle=False) if whole.is_file() else self.frames(camera)
+            for image in decoded:
                 frames[count] = image if size is None or image.shape[:2] == size else resize(image, size)
                 count += 1
             if count != shape[0]:

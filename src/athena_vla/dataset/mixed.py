@@ -130,6 +130,10 @@ class MixedSet(Dataset):
     def frame_of_sample(self) -> NDArray[np.intp]:
         return self._frame_of_sample
 
+    def prepare_frames(self) -> None:
+        for one in self.sets:
+            one.prepare_frames()
+
     def cache_frames(self, size: tuple[int, int] | None = None) -> None:
         for one in self.sets:
             one.cache_frames(size)

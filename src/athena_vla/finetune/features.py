@@ -168,6 +168,7 @@ def _key(graph: Graph, dataset: Dataset, config: FinetuneConfig, shape: tuple[in
         "shape": shape,
         "precision": config.precision,
         "augment": [config.seed, config.augment_crop, "plain: centre"] if config.augment else None,
+        **({"image_size": config.image_size} if config.image_size else {}),
         "weights": hashlib.sha256(answer.tobytes()).hexdigest(),
     }
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:20]

@@ -29,7 +29,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
         (n, 0, math.inf)
         for n in ("gpus", "max_hours", "checkpoint_every", "patience", "head_learning_rate", "state_noise", "workers")
     ),
-    *((n, 0, math.inf) for n in ("augment_variants", "prefix", "language_margin")),
+    *((n, 0, math.inf) for n in ("augment_variants", "prefix", "language_margin", "image_size")),
     ("dropout", 0, _BELOW_ONE),
     ("ema", 0, _BELOW_ONE),
     ("augment_crop", 0.01, 1),
@@ -150,6 +150,9 @@ class FinetuneConfig:
     """Augmented variants per image in the feature cache, beside the plain one."""
     state_noise: float = 0.0
     """Standard deviation of the noise on the state input, in units of [-1, 1]."""
+    image_size: int = 0
+    """Resize every image to a square of so many pixels once, in the decode cache; augmentation then works on the small
+    ones, and batches are prepared faster. 0: images as the set has them."""
     cache_features: Literal["auto", "never", "always"] = "auto"
     """Compute frozen vision features once per image. auto: where no vision weight trains and they fit the disk."""
     workers: int = 0
@@ -235,14 +238,8 @@ class FinetuneConfig:
         """JSON-serialisable; goes into the bundle."""
         raw = dataclasses.asdict(self)
         del raw["overwrite"]  # of this run, not of its result
-        for name in (
-            "prefix",
-            "weight",
-            "mix",
-            "ema",
-            "gpus",
-            "trackio",
-        ):  # without them as before they were, and hashed so
+        optional = ("prefix", "weight", "mix", "ema", "gpus", "trackio", "image_size")
+        for name in optional:  # without them as before they were, and hashed so
             if not raw[name]:
                 del raw[name]
         if self.select != "success":

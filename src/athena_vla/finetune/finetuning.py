@@ -133,10 +133,14 @@ def _finetune(
     identity = {"config": config.identity(), "dataset": dataset.hash, "base": base.hash}
     identity = {**identity.pop("config"), **identity, "processes": accelerator.num_processes}
     log.progress.plan(_expected(dataset, config))
+    if config.image_size:
+        dataset.cache_frames((config.image_size, config.image_size))
     with accelerator.main_process_first():
         cached = features.prepare(model, dataset, config, accelerator, log.progress)
     if log.progress.what != features.PICTURES:
         log.progress.skip(features.PICTURES)
+    if cached is None and not config.image_size:
+        dataset.prepare_frames()  # before workers are started, each of which would do it
     if cached is not None:
         log.note(
             f"Vision is frozen: features of {len(cached.stored):,} images x {cached.variants} variants come from "

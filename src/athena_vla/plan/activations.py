@@ -1,30 +1,29 @@
 """What one training step holds at its peak, and its arithmetic: traced on tensors without memory.
 
-Two and three decoder layers are run forward and backward through the very code that trains, with fake tensors; every
-block that would be allocated is counted while it lives, so gradients and passing temporaries are in. What depends on
-the number of layers is carried on in a straight line. Knows no devices.
+Three and four decoder layers are run forward and backward through the very code that trains, with fake tensors; every
+block that would be allocated is counted while it lives, so gradients and passing temporaries are in. The pass is cut
+into phases. The peak of each is linear in layers and in samples, and is carried on; the largest counts. A straight
+line through whole peaks would lie above, because another phase holds the peak of small batches. Knows no devices.
 """
 
 import dataclasses
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from athena_vla.models import lora
 from athena_vla.models.loops.shared_loop import VlaSpec
 from athena_vla.models.lora import LoraSettings
 from athena_vla.models.parallel import ParallelModel
 from athena_vla.models.vla import VisionLanguageModel
+from athena_vla.plan.like_a_card import as_on_a_card
+from athena_vla.plan.live_blocks import Live, phases
 
 PROMPT = 32  # tokens of a usual instruction
-_FEW, _MORE = 2, 3  # decoder layers that are traced
+_FEW, _MORE = 3, 4  # decoder layers that are traced
 _BATCHES = (1, 32)  # samples that are traced
 
 
@@ -51,41 +50,69 @@ class StepCost:
         self.wide = (on_cpu or precision == "fp32") if wide is None else wide
         self._mode = FakeTensorMode()
         self._models = {n: self._prepared(n) for n in (_FEW, _MORE)}
-        self._traces: dict[tuple[int, int, bool], _Live] = {}
-        one, two = (self._flops(n) for n in (_FEW, _MORE))
-        self.layer_flops = (two - one) / (_MORE - _FEW)
-        self.rest_flops = one - _FEW * self.layer_flops
+        self._traces: dict[tuple[int, int, bool], Live] = {}
 
     def flops(self, layers: int, batch: int, *, checkpointing: bool) -> float:
-        """A layer that is computed again costs its forward pass twice: a third more."""
-        return batch * (self.layer_flops * layers * (4 / 3 if checkpointing else 1) + self.rest_flops)
+        """Of products of matrices: what is computed again is in, and what does not depend on samples (DoRA's norms)."""
+        return self._carried_on(lambda trace: trace.flops, layers, batch, checkpointing)
 
-    def peak(self, layers: int, batch: int, *, checkpointing: bool) -> float:
-        """[bytes] held at most beside weights and moments, gradients included, when none were there before.
+    def launches(self, layers: int, *, checkpointing: bool) -> float:
+        """Kernels that the host starts, whatever the batch."""
+        return self._carried_on(lambda trace: trace.launches, layers, _BATCHES[0], checkpointing)
 
-        What holds the peak may change between the traced batches; the straight line then lies above.
+    def launches_of_a_layer(self, *, checkpointing: bool) -> float:
+        return self.launches(1, checkpointing=checkpointing) - self.launches(0, checkpointing=checkpointing)
+
+    def weight_traffic(self, layers: int, *, checkpointing: bool) -> float:
+        """[bytes] moved once per pass whatever the batch, beside products: casts of adapters, DoRA's norms."""
+        return max(0.0, self._carried_on(lambda trace: trace.moved, layers, 0, checkpointing))
+
+    def peak(self, layers: int, batch: int, *, checkpointing: bool, again: bool = False) -> float:
+        """[bytes] held at most beside weights and moments, gradients of adapters included.
+
+        `again`: of the second and later micro-batches of a step, when gradients of all that trains are there already.
         """
+        few, many = (self._peaks(n, batch, checkpointing) for n in (_FEW, _MORE))
+        whole = {
+            name: [a + (b - a) / (_MORE - _FEW) * (layers - _FEW) for a, b in zip(few[name], many[name], strict=True)]
+            for name in few
+        }
+        gradients = self.gradients(layers)
+        if again:
+            return gradients + max(rest for _, rest in whole.values())
+        return max(gradients, *(all_of_it for all_of_it, _ in whole.values()))
 
-        def of(n: int) -> float:
-            small, large = (self._trace(n, b, checkpointing).peak for b in _BATCHES)
+    def gradients(self, layers: int) -> float:
+        """[bytes] of the gradients of all that trains, which are in float32."""
+        one, two = (4.0 * lora.count(self._models[n]).trainable for n in (_FEW, _MORE))
+        return one + (two - one) / (_MORE - _FEW) * (layers - _FEW)
+
+    def _peaks(self, layers: int, batch: int, checkpointing: bool) -> dict[str, tuple[float, float]]:
+        """Of each phase: with the gradients of a first pass, and without any."""
+        small, large = (self._trace(layers, b, checkpointing).peaks for b in _BATCHES)
+
+        def at(name: str, which: int) -> float:
+            slope = (large[name][which] - small[name][which]) / (_BATCHES[1] - _BATCHES[0])
+            return small[name][which] + slope * (batch - _BATCHES[0])
+
+        return {name: (at(name, 0), at(name, 1)) for name in small}
+
+    def _carried_on(self, of: "Callable[[Live], float]", layers: int, batch: int, checkpointing: bool) -> float:
+        """What is linear in layers and in samples."""
+
+        def at(n: int) -> float:
+            small, large = (of(self._trace(n, b, checkpointing)) for b in _BATCHES)
             return small + (large - small) / (_BATCHES[1] - _BATCHES[0]) * (batch - _BATCHES[0])
 
-        return of(_FEW) + (of(_MORE) - of(_FEW)) / (_MORE - _FEW) * (layers - _FEW)
+        return at(_FEW) + (at(_MORE) - at(_FEW)) / (_MORE - _FEW) * (layers - _FEW)
 
-    def _flops(self, layers: int) -> float:
-        counter = FlopCounterMode(display=False)
-        with self._mode, torch.device("cpu"), counter:
-            self._pass(self._models[layers], 1)
-        self._models[layers].zero_grad(set_to_none=True)
-        return float(counter.get_total_flops())
-
-    def _trace(self, layers: int, batch: int, checkpointing: bool) -> "_Live":
+    def _trace(self, layers: int, batch: int, checkpointing: bool) -> "Live":
         key = (layers, batch, checkpointing)
         if key not in self._traces:
             model = self._models[layers]
             model.checkpoint_layers(on=checkpointing)
-            live = _Live(model, self._counts(batch))
-            with self._mode, torch.device("cpu"), live:
+            live = Live(model, self._counts(batch))
+            with self._mode, torch.device("cpu"), live, phases(model, live):
                 self._pass(model, batch)
             model.zero_grad(set_to_none=True)
             self._traces[key] = live
@@ -94,12 +121,12 @@ class StepCost:
     def _counts(self, batch: int) -> Callable[[Tensor], bool]:
         """GPUs' attention kernels keep no [rows, rows] weights; the code for CPUs does."""
         spec = self.model.body_spec
-        rows = self.model.spec.cameras * spec.patches + self.prompt + answer_rows(self.model)
+        rows = {self.model.spec.cameras * spec.patches + self.prompt + answer_rows(self.model) + n for n in (0, 1)}
         heads = (spec.text.heads, batch * spec.text.heads)
 
         def counts(tensor: Tensor) -> bool:
             shape = tensor.shape
-            return self.on_cpu or not (len(shape) >= 3 and shape[-1] == rows and shape[-3] in heads)
+            return self.on_cpu or not (len(shape) >= 3 and shape[-1] in rows and shape[-3] in heads)
 
         return counts
 
@@ -120,43 +147,14 @@ class StepCost:
         model.train()
         lora.trust_autocast(model, on=self.precision != "fp32")
         lora.fuse_forward(model, on=self.on_cpu)
+        if not self.on_cpu:
+            as_on_a_card(model)
         return model
 
     def _pass(self, model: VisionLanguageModel, batch: int) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.precision != "fp32"):
             loss = _loss(model, batch, self.prompt)
         loss.backward()
-
-
-class _Live(TorchDispatchMode):
-    """Adds up the blocks that operations make, and takes them off when nothing refers to them any more."""
-
-    def __init__(self, model: nn.Module, counts: Callable[[Tensor], bool]) -> None:
-        super().__init__()
-        self.now = self.peak = 0  # [bytes]
-        self.counts = counts
-        self.weights = {p.untyped_storage()._cdata for p in model.parameters()}
-        self.sizes: dict[int, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor):
-                self._note(tensor)
-        return made
-
-    def _note(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self.weights or key in self.sizes or not self.counts(tensor):
-            return
-        self.sizes[key] = storage.nbytes()
-        self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._free, key)
-
-    def _free(self, key: int) -> None:
-        self.now -= self.sizes.pop(key, 0)
 
 
 def cut(model: VisionLanguageModel, layers: int, blocks: Sequence[int]) -> VlaSpec:

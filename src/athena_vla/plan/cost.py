@@ -16,6 +16,7 @@ from athena_vla.models.architecture import Architecture, Graph, Tensors
 from athena_vla.models.contract import ModelInput
 from athena_vla.models.loops.shared_loop import stage_of
 from athena_vla.models.vla import VisionLanguageModel
+from athena_vla.plan.live_blocks import Kernels
 
 LOGITS = "logits"  # the port that carries the output layer's rows
 
@@ -31,6 +32,8 @@ class Call:
     packed_weights: int  # weights in linear layers that may be quantised
     other_weights: int
     traffic: int  # bytes of inputs that are read besides weights in 16 bits, such as a cache
+    products: int = 0  # kernels that multiply matrices: what is left where everything else is fused into them
+    kernels: int = 0  # all operations that move data
 
 
 @dataclass(frozen=True)
@@ -105,8 +108,8 @@ def _measure(
                 weights.update({id(p): p.numel() for p in part.parameters(recurse=False)})
 
         hooks.append(part.register_forward_pre_hook(note))
-    counter = FlopCounterMode(display=False)
-    with counter, torch.inference_mode():
+    counter, kernels = FlopCounterMode(display=False), Kernels()
+    with kernels, counter, torch.inference_mode():  # the counter takes linear layers apart first
         made = module(**meta)
     for hook in hooks:
         hook.remove()
@@ -128,6 +131,8 @@ def _measure(
         packed_weights=packed,
         other_weights=sum(weights.values()) - packed,
         traffic=sum(v.numel() * 2 for v in inputs.values() if v.is_floating_point()),
+        products=kernels.products,
+        kernels=kernels.all,
     )
     return call, {k: (t.shape, t.dtype) for k, t in zip(outputs, made, strict=True)}
 

@@ -4,7 +4,20 @@ Every number has a source. The headline TOPS of Jetson modules are sparse INT8 a
 model uses: the figures here are dense and of the GPU alone. Knows no models.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from athena_vla.errors import UnknownName
+
+
+@dataclass(frozen=True)
+class PowerMode:
+    """What a slower mode of a Jetson leaves: clocks of GPU and memory as its maker states them. Never run by us."""
+
+    name: str
+    label: str
+    bandwidth_gbs: float
+    fp16_tflops: float  # dense
+    int8_tops: float  # dense
 
 
 @dataclass(frozen=True)
@@ -24,7 +37,22 @@ class Device:
     sm: int  # compute capability, 0 for CPUs
     source: str
     jetson: bool = False
+    modes: tuple[PowerMode, ...] = ()  # slower ones that have published clocks
+    mode_note: str = ""  # what others saw in a slower mode
+    kernel_us: tuple[float, float] = (2.0, 8.0)  # [us] a kernel takes at least, replayed; see `KERNELS`
+    host_us: tuple[float, float] = (8.0, 25.0)  # [us] of Python and driver for a kernel that is not replayed
 
+
+_SLOWER = (
+    "MAXN on an AGX Orin 64GB gave 2.5 to 2.9 actions/s of a 4-bit openvla-7b, 30 W 0.9 (jetson-containers#617); MLC "
+    "gave 42.9 to 47 tokens/s, and 19.3 in a wrong mode (jetson-containers#412)"
+)
+
+KERNELS = (
+    "a kernel's least time and the host's time to start one are common experience; only the H200's were bounded by "
+    "measurement (benchmarks/gpu_deploy.json: 5.9 us a kernel in a replayed graph of one row; "
+    "benchmarks/train_gpu.json: 35 to 50 us of a virtual machine's core for each kernel of a training step)"
+)
 
 _EDGE = "TensorRT Edge-LLM v0.9 performance page (INT4 AWQ; Qwen3 1.7B to 8B; Qwen3-VL-8B, 292 tokens)"
 
@@ -77,6 +105,8 @@ DEVICES: dict[str, Device] = {
             sm=87,
             source=f"{_EDGE}: 19.0 tok/s for Qwen3-8B, 462 ms prefill; memory seen under JetPack 6.2: vla.cpp",
             jetson=True,
+            modes=(PowerMode("standard", "without Super, GPU at 918 MHz", 102.4, 15.0, 30.0),),
+            mode_note=_SLOWER,
         ),
         Device(
             "jetson-orin-nano-8gb",
@@ -92,6 +122,8 @@ DEVICES: dict[str, Device] = {
             sm=87,
             source="NVIDIA blog on Orin Nano Super: MLC INT4, Llama-3.1-8B 19.1 tok/s",
             jetson=True,
+            modes=(PowerMode("standard", "without Super, GPU at 625 MHz", 68.0, 10.0, 20.0),),
+            mode_note=_SLOWER,
         ),
         Device(
             "jetson-agx-orin-64gb",
@@ -107,6 +139,23 @@ DEVICES: dict[str, Device] = {
             sm=87,
             source=f"{_EDGE}: 32.5 tok/s, 225 ms prefill; MLC Llama-2-7B 42.9-47 tok/s (jetson-containers#412)",
             jetson=True,
+            mode_note=_SLOWER,
+        ),
+        Device(
+            "jetson-agx-orin-32gb",
+            "Jetson AGX Orin 32GB, MAXN",
+            memory_gb=30.0,
+            system_gb=3.0,
+            bandwidth_gbs=204.8,
+            fp16_tflops=27.0,
+            int8_tops=53.0,
+            bandwidth_share=(0.64, 0.87),
+            compute_share=(0.38, 0.46),
+            formats=("fp16", "int8", "int4"),
+            sm=87,
+            source="NVIDIA's brief (1792 cores at 0.93 GHz); shares are those of the 64GB module, memory by its ratio",
+            jetson=True,
+            mode_note=_SLOWER,
         ),
         Device(
             "jetson-thor",
@@ -154,9 +203,27 @@ DEVICES: dict[str, Device] = {
             formats=("fp16", "int8", "int4", "fp8"),
             sm=90,
             source="benchmarks/gpu_deploy.json: 0.43 of the bandwidth decoding in bf16, 0.16 in 4 bits; a pass at 0.34",
+            host_us=(30.0, 55.0),
         ),
     )
 }
+
+
+def in_mode(device: Device, mode: str) -> Device:
+    """The device in a slower power mode; "" is its fastest one. Raises `UnknownName`."""
+    if not mode:
+        return device
+    found = next((m for m in device.modes if m.name == mode), None)
+    if found is None:
+        raise UnknownName(f"power mode of {device.name}", mode, [m.name for m in device.modes])
+    name = device.label.partition(",")[0].removesuffix(" Super")
+    return replace(
+        device,
+        label=f"{name}, {found.label}",
+        bandwidth_gbs=found.bandwidth_gbs,
+        fp16_tflops=found.fp16_tflops,
+        int8_tops=found.int8_tops,
+    )
 
 
 def measured_cpu(bandwidth_gbs: float, tflops: float, memory_gb: float) -> Device:

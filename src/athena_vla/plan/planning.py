@@ -1,6 +1,7 @@
 """The stage `plan`: will a policy fit on a device, how fast will it be, will a fine-tuning fit on a GPU. Predicted."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -9,6 +10,7 @@ import torch
 
 import athena_vla.embodiment as embodiment
 from athena_vla.bundle import Bundle, open_base
+from athena_vla.dataset.dataset import Dataset
 from athena_vla.errors import ModelError, UnknownName
 from athena_vla.finetune.finetune_config import PRESETS, FinetuneConfig, parse_changes
 from athena_vla.models import sizes
@@ -20,10 +22,12 @@ from athena_vla.models.robot_sizes import Sizes
 from athena_vla.models.vla import VisionLanguageModel
 from athena_vla.plan import cost
 from athena_vla.plan.activations import StepCost
-from athena_vla.plan.devices import DEVICES
+from athena_vla.plan.devices import DEVICES, Device, in_mode
 from athena_vla.plan.predict import BITS, Prediction, as_dict, predict
 from athena_vla.plan.probe import HERE, Probe, here, is_here
+from athena_vla.plan.targets import Target, device_targets, training_target
 from athena_vla.plan.training import TrainingMemory, TrainingPlan, training_plan
+from athena_vla.plan.whole_run import WholeRun, between, whole_run
 
 _WIDE = 1_000_000_000  # parameters; smaller bases are trained in float32 on a CPU
 
@@ -34,6 +38,9 @@ class PlanConfig:
 
     device: str = "jetson-orin-nx-16gb"
     """Device to run the policy on."""
+    power_mode: str = ""
+    """A slower power mode of a Jetson with published clocks: standard, which is an Orin NX or Nano without Super.
+    Empty: the fastest one."""
     bundle: Path | None = None
     """A bundle whose own sizes count. None: the full-size model of `family` for `robot`."""
     family: str = ""
@@ -59,6 +66,14 @@ class PlanConfig:
     """Fields of the preset to change, such as rank=16,quantization=nf4."""
     shards: int = 1
     """GPUs that share weights and states (FSDP)."""
+    memory_gb: float = 0.0
+    """Memory [GB] of the GPU, or of `device` where no GPU is named: a card of another size, or a limit. 0: as known."""
+    price: float = 0.0
+    """Price of one GPU for an hour: what the training costs is said, in the same unit."""
+    data: Path | None = None
+    """A built set to train on: its robot and horizon count, and its samples say how many steps and hours there are."""
+    epochs: float = 0.0
+    """Passes over the training split of `data`. 0: as the preset says."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +83,36 @@ class Plan:
     prediction: Prediction
     training: TrainingPlan | None
     parameters: int
+    targets: tuple[Target, ...] = ()
+    run: WholeRun | None = None  # of the row that is advised, or else of the one asked for
     kind: str = "predicted"
 
     def __str__(self) -> str:
-        parts = [f"{self.parameters:,} parameters", str(self.prediction)]
-        return "\n".join(parts if self.training is None else [*parts, str(self.training)])
+        judged = ["targets:", *(str(t) for t in self.targets)]
+        acting = [f"{self.parameters:,} parameters", str(self.prediction)]
+        training = [] if self.training is None else [str(self.training)]
+        return "\n".join([self.answer, *judged, *training, *acting])
+
+    @property
+    def answer(self) -> str:
+        """What was asked, in a sentence: of the training where a GPU was named, else of acting."""
+        if self.training is None:
+            p = self.prediction
+            fast, slow = (seconds * 1e3 for seconds in p.action_seconds)
+            fits = "fits" if p.fits else "does NOT fit"
+            return (
+                f"PREDICTED: {p.label}, {p.precision}: {fits} ({p.memory.value:.1f} of {p.memory.limit:.1f} GB); "
+                f"one action takes {between(fast, slow)} ms"
+            )
+        asked, chosen = self.training.asked, self.training.chosen
+        said = f"PREDICTED: training on {self.training.device} {'fits' if asked.fits else 'does NOT fit'} as asked "
+        said += f"({asked.total_gb:.1f} of {asked.limit_gb:g} GB)"
+        if chosen is None:
+            return f"{said}; nothing else does"
+        recompute = "--gradient-checkpointing" if chosen.checkpointing else "--no-gradient-checkpointing"
+        said += f"; the fastest that fits is --batch {chosen.batch} --accumulation {chosen.accumulation} {recompute}"
+        said += f" ({chosen.total_gb:.1f} GB, {between(*chosen.step_seconds)} s per step)"
+        return said if self.run is None else f"{said}; {self.run}"
 
     def to_dict(self) -> dict[str, Any]:
         training = None
@@ -86,6 +126,8 @@ class Plan:
             "parameters": self.parameters,
             "prediction": as_dict(self.prediction),
             "training": training,
+            "targets": [dataclasses.asdict(t) | {"verdict": t.verdict} for t in self.targets],
+            "run": self.run and dataclasses.asdict(self.run),
         }
 
 
@@ -97,17 +139,56 @@ def plan(config: PlanConfig) -> Plan:
         raise UnknownName("GPU", config.gpu, (*DEVICES, HERE))
     if config.precision not in BITS:
         raise UnknownName("precision", config.precision, BITS)
+    _check(config)
     tuning = chosen_preset(config)
-    model = _model(config)
+    dataset = Dataset.open(config.data) if config.data is not None else None
+    model = _model(config, dataset)
     counted = cost.count(model)
-    prediction = predict(counted, DEVICES[config.device], config.precision)
-    training = _training(config, tuning, model) if config.gpu else None
-    return Plan(prediction, training, counted.parameters)
+    device = in_mode(DEVICES[config.device], config.power_mode)
+    device = device if config.gpu else _resized(device, config.memory_gb)
+    prediction = predict(counted, device, config.precision)
+    joint_targets = model.spec.horizon * model.spec.action_dim
+    targets = device_targets(
+        prediction.action_seconds, joint_targets, prediction.tokens_per_second, jetson=device.jetson
+    )
+    if not config.gpu:
+        return Plan(prediction, None, counted.parameters, targets)
+    training = _training(config, tuning, model)
+    row = training.chosen or training.asked
+    run = whole_run(
+        row.step_seconds,
+        row.batch * row.accumulation * config.shards,
+        samples=0 if dataset is None else len(dataset.train),
+        epochs=config.epochs or tuning.epochs,
+        max_steps=0 if config.epochs else tuning.max_steps,
+        price=config.price,
+        cards=config.shards,
+    )
+    targets = (training_target(training.asked.total_gb), *targets)
+    return Plan(prediction, training, counted.parameters, targets, run)
+
+
+def _check(config: PlanConfig) -> None:
+    for name in ("memory_gb", "price", "epochs"):
+        if not (math.isfinite(getattr(config, name)) and getattr(config, name) >= 0):
+            raise ModelError(f"--{name.replace('_', '-')} must be a number of at least 0; got {getattr(config, name)}.")
+    if not config.gpu and (config.price or config.epochs):
+        raise ModelError("--price and --epochs are of a training; name the GPU as well, such as --gpu rtx4090.")
+    if config.epochs and config.data is None:
+        raise ModelError("--epochs needs the set that is passed over; name it with --data.")
+
+
+def _resized(device: Device, memory_gb: float) -> Device:
+    """The device with another memory; 0 leaves it as it is."""
+    if not memory_gb:
+        return device
+    return dataclasses.replace(device, label=f"{device.label}, with {memory_gb:g} GB", memory_gb=memory_gb)
 
 
 def _training(config: PlanConfig, tuning: FinetuneConfig, model: VisionLanguageModel) -> TrainingPlan:
     settings = LoraSettings(**tuning.lora())
     device, place = here() if config.gpu == HERE else (DEVICES[config.gpu], torch.device("cuda"))
+    device = _resized(device, config.memory_gb)
     on_cpu = place.type == "cpu"
     if config.gpu == HERE or is_here(config.gpu):
         tuning = dataclasses.replace(tuning, precision=resolved(tuning.precision, place))
@@ -140,13 +221,13 @@ def chosen_preset(config: PlanConfig) -> FinetuneConfig:
     return dataclasses.replace(PRESETS[config.preset], **parse_changes(config.change))
 
 
-def _model(config: PlanConfig) -> VisionLanguageModel:
+def _model(config: PlanConfig, dataset: Dataset | None) -> VisionLanguageModel:
     family = config.family or DEFAULT_FAMILY
-    robot = embodiment.load(config.robot)
+    robot = embodiment.load(config.robot) if dataset is None else dataset.robot
     asked = Sizes(
         action_dim=robot.action_dim,
         state_dim=robot.state_dim,
-        horizon=config.horizon,
+        horizon=config.horizon if dataset is None else dataset.horizon,
         cameras=len(robot.camera_names),
     )
     base = _base(config)

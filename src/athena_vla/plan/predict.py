@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from athena_vla.gate import Gate
-from athena_vla.plan.cost import Cost, bytes_of, held_bytes
+from athena_vla.plan.cost import Call, Cost, bytes_of, held_bytes
 from athena_vla.plan.devices import Device
 
 BITS = {"fp16": 16.0, "int8": 8.02, "int4": 4.125}  # scales included: fp16 per 128 weights, or per channel
 # Calls with fewer rows than this decode single tokens.
 FEW_ROWS = 8
+CALL_US = (20.0, 200.0)  # [us] to hand inputs to an engine and take its outputs: common experience, not measured
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Stage:
     gigabytes: float  # read per call
     teraflop: float  # per call
     seconds: tuple[float, float]  # of all calls together, fast and slow end
-    bound: str  # bandwidth | arithmetic
+    bound: str  # bandwidth | arithmetic | launches
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Prediction:
     memory: Gate  # [GB] held, of what the device has
     advice: tuple[str, ...]
     source: str
+    mode_note: str = ""  # what others saw in slower power modes
     kind: str = "predicted"
 
     @property
@@ -58,7 +60,9 @@ class Prediction:
         if self.tokens_per_second:
             lines.append(f"  decoding {self.tokens_per_second[0]:.1f} to {self.tokens_per_second[1]:.1f} tokens/s")
         lines.append(f"  memory {self.memory.value:.1f} GB: {'fits' if self.fits else 'does NOT fit'}")
-        return "\n".join([*lines, *(f"  faster: {a}" for a in self.advice), f"  source of the shares: {self.source}"])
+        lines += [f"  faster: {a}" for a in self.advice]
+        lines += [f"  slower: {self.mode_note}"] if self.mode_note else []
+        return "\n".join([*lines, f"  source of the shares: {self.source}"])
 
 
 def predict(cost: Cost, device: Device, precision: str) -> Prediction:
@@ -86,6 +90,7 @@ def predict(cost: Cost, device: Device, precision: str) -> Prediction:
         memory=Gate.at_most("memory", sum(held.values()), device.memory_gb, "GB"),
         advice=_advice(cost, device, stages, precision),
         source=device.source,
+        mode_note=device.mode_note,
     )
 
 
@@ -101,18 +106,26 @@ def pass_seconds(flops: float, device: Device) -> tuple[float, float]:
     return flops / (device.fp16_tflops * 1e12 * high), flops / (device.fp16_tflops * 1e12 * low)
 
 
+def launch_seconds(call: Call, device: Device) -> tuple[float, float]:
+    """The least one call can take: handing it over, and every kernel; at the fast end all but products are fused."""
+    kernels = (call.products * device.kernel_us[0], call.kernels * device.kernel_us[1])
+    return (CALL_US[0] + kernels[0]) * 1e-6, (CALL_US[1] + kernels[1]) * 1e-6
+
+
 def _stage(cost: Cost, graph: str, device: Device, bits: float) -> Stage:
     calls = [c for c in cost.calls if c.graph == graph]
     low = high = moved = flops = 0.0
-    bandwidth_bound = 0.0
+    waited = {"bandwidth": 0.0, "arithmetic": 0.0, "launches": 0.0}  # [s] of the slow end, by what it waits for
     for call in calls:
         memory = step_seconds(bytes_of(call, bits), device)
         arithmetic = pass_seconds(call.flops, device)
-        low += call.times * max(memory[0], arithmetic[0])
-        high += call.times * max(memory[1], arithmetic[1])
+        floor = launch_seconds(call, device)
+        low += call.times * max(memory[0], arithmetic[0], floor[0])
+        slow, bound = max((memory[1], "bandwidth"), (arithmetic[1], "arithmetic"), (floor[1], "launches"))
+        high += call.times * slow
+        waited[bound] += call.times * slow
         moved += call.times * bytes_of(call, bits)
         flops += call.times * call.flops
-        bandwidth_bound += call.times * memory[1] if memory[1] > arithmetic[1] else 0.0
     times = sum(c.times for c in calls)
     return Stage(
         graph=graph,
@@ -120,7 +133,7 @@ def _stage(cost: Cost, graph: str, device: Device, bits: float) -> Stage:
         gigabytes=moved / times / 1e9,
         teraflop=flops / times / 1e12,
         seconds=(low, high),
-        bound="bandwidth" if bandwidth_bound > high / 2 else "arithmetic",
+        bound=max(waited, key=lambda name: waited[name]),
     )
 
 

@@ -10,12 +10,12 @@ from athena_vla.models.lora import LoraSettings
 from athena_vla.models.vla import VisionLanguageModel
 from athena_vla.plan.activations import StepCost
 from athena_vla.plan.devices import Device
+from athena_vla.plan.step_time import step_work
 
 NF4_BITS = 4.127  # per weight with double quantisation; 4.5 without
 MOMENT_BYTES = {"adamw": 8, "adamw8bit": 2.1, "paged_adamw8bit": 2.1}  # per trained parameter
 FRAGMENTATION = 1.08  # allocator slack seen in practice on long runs
 GRAPH_GB = 1.0  # CUDA context, libraries, workspaces
-SHARE = (0.35, 0.60)  # of dense 16-bit arithmetic that training of this size reaches; an assumption, not measured by us
 BATCHES = (32, 16, 8, 4, 2, 1)
 
 
@@ -33,12 +33,19 @@ class TrainingMemory:
     trainable: int
     limit_gb: float
     step_seconds: tuple[float, float]
+    bound: str = ""  # what the roofline's slow end waits for: arithmetic, bytes or launches
     time_from: str = "roofline"  # or "timed": a few layers on this machine, carried on to the depth
     kind: str = "predicted"
 
     @property
+    def allocated_gb(self) -> float:
+        """What torch itself reports as its peak (`torch.cuda.max_memory_allocated`)."""
+        return self.weights_gb + self.states_gb + self.activations_gb
+
+    @property
     def total_gb(self) -> float:
-        return (self.weights_gb + self.states_gb + self.activations_gb) * FRAGMENTATION + self.overhead_gb
+        """What the driver reports: with slack between blocks, CUDA's context and libraries."""
+        return self.allocated_gb * FRAGMENTATION + self.overhead_gb
 
     @property
     def memory(self) -> Gate:
@@ -218,17 +225,17 @@ def training_memory(
         quantized = sum(model.get_parameter(f"{p}.weight").numel() for p in lora.four_bit_paths(model))
     bits = NF4_BITS if settings.double_quantization else 4.5
     weights = (frozen - quantized) * (4 if cost.wide else 2) + quantized * bits / 8
-    activations = cost.peak(layers, batch, checkpointing=checkpointing)
-    if accumulation == 1:  # gradients, which stand in the states, appear while activations go
-        activations = max(0.0, activations - 4 * trainable)
+    activations = cost.peak(layers, batch, checkpointing=checkpointing, again=accumulation > 1)
+    activations -= cost.gradients(layers)  # they stand in the states
     if quantized:  # one matrix at a time is unpacked
-        activations += 2 * text.width * text.mlp_width * 2
-    flops = cost.flops(layers, batch, checkpointing=checkpointing)
+        activations += text.width * text.mlp_width * 2
     if not cached:
-        activations += batch * vision_bytes(model, trained=settings.vision)
-        flops += batch * vision_flops(model, settings)
-    flops *= accumulation
-    rate = device.fp16_tflops * 1e12
+        seen = batch * vision_bytes(model, trained=settings.vision)
+        # Frozen towers are done, and their blocks free, before the decoder begins.
+        activations = activations + seen if settings.vision else max(activations, seen)
+    work = step_work(
+        model, settings, cost, quantized, batch=batch, checkpointing=checkpointing, cached=cached, trainable=trainable
+    )
     return TrainingMemory(
         batch=batch,
         accumulation=accumulation,
@@ -239,7 +246,8 @@ def training_memory(
         overhead_gb=GRAPH_GB,
         trainable=trainable,
         limit_gb=device.memory_gb,
-        step_seconds=(flops / rate / SHARE[1], flops / rate / SHARE[0]),
+        step_seconds=work.seconds(device, accumulation),
+        bound=work.bound(device),
     )
 
 
@@ -250,15 +258,6 @@ def vision_bytes(model: VisionLanguageModel, *, trained: bool) -> float:
         rows = model.spec.cameras * (tower.patches + 5)
         kept += rows * (10 * tower.width + 2 * tower.mlp_width) * 2 * (tower.blocks if trained else 2)
     return kept
-
-
-def vision_flops(model: VisionLanguageModel, settings: LoraSettings) -> float:
-    """Of one sample: two operations per weight and row, three times that where the towers train."""
-    once = 0.0
-    for tower in model.body_spec.towers:
-        rows = model.spec.cameras * (tower.patches + 5)
-        once += 2.0 * rows * tower.blocks * (4 * tower.width**2 + 2 * tower.width * tower.mlp_width)
-    return once * (3 if settings.vision else 1)
 
 
 def trainable_parameters(model: VisionLanguageModel, settings: LoraSettings) -> int:
