@@ -120,9 +120,17 @@ def test_what_llama_cpp_cannot_hold_is_refused(tmp_path: Path, toy: Embodiment) 
     with pytest.raises(ExportError, match="both ways"):
         export(ExportConfig(oft.path, tmp_path / "out", target="llama.cpp"))
     assert not (tmp_path / "out").exists()
-    narrow = Packed(torch.zeros(4, 64, dtype=torch.int8), torch.ones(4, 4, dtype=torch.float16), 4)
-    with pytest.raises(ExportError, match="groups of 16 of 64 inputs; llama.cpp's blocks have 32"):
-        gguf_decoder.form_of("q_proj", narrow)
+
+
+@pytest.mark.parametrize(("columns", "groups", "bits"), [(64, 4, 4), (344, 1, 8), (40, 1, 8)])
+def test_codes_that_fill_no_blocks_are_written_out_exactly(columns: int, groups: int, bits: Any) -> None:
+    rng = np.random.default_rng(0)
+    codes = rng.integers(-8, 8, (6, columns)) if bits == 4 else rng.integers(-127, 128, (6, columns))
+    scales = (rng.random((6, groups)) + 1e-3).astype(np.float16)
+    weight = Packed(torch.from_numpy(codes.astype(np.int8)), torch.from_numpy(scales), bits)
+    assert gguf_decoder.form_of(weight) == ("F32", (6, columns), 24 * columns)
+    exact = codes.astype(np.float64) * np.repeat(scales.astype(np.float64), columns // groups, axis=1)
+    np.testing.assert_array_equal(gguf_decoder.content(weight, "F32").astype(np.float64), exact)
 
 
 def test_16_bit_weights_keep_their_type(tmp_path: Path, toy: Embodiment) -> None:

@@ -1,8 +1,8 @@
 """A decoder as GGUF, the file that llama.cpp reads: the stored numbers as they are, one weight in memory at a time.
 
 4-bit codes become blocks of Q4_0 and 8-bit codes blocks of Q8_0, each of 32 inputs with the scale of their group; float
-weights keep their type. Nothing is rounded again. Rows of queries and keys change their order, since llama.cpp turns
-neighbouring pairs where Llama turns halves.
+weights keep their type, and codes that fill no whole blocks become float32. Nothing is rounded again. Rows of queries
+and keys change their order, since llama.cpp turns neighbouring pairs where Llama turns halves.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from athena_vla.errors import ExportError, MissingDependency
+from athena_vla.errors import MissingDependency
 from athena_vla.models.body.body_spec import LlamaSpec
 from athena_vla.models.weights.packed import Packed
 
@@ -36,7 +36,7 @@ BUNDLE = "athena.bundle"  # the key under which the file names the bundle that i
 
 
 def write_decoder(path: Path, text: LlamaSpec, read: Read, bundle: str, context: int) -> dict[str, int]:
-    """Write the file; how many weights have each form. Raises `ExportError` for codes that no form of GGUF holds."""
+    """Write the file; how many weights have each form. Raises `MissingDependency`."""
     gguf = library()
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(context)
@@ -54,7 +54,7 @@ def write_decoder(path: Path, text: LlamaSpec, read: Read, bundle: str, context:
     writer.add_vocab_size(rows)
     forms: dict[str, int] = {}
     names = list(_names(text))
-    shapes = {n: form_of(name, read(name)) for n, name in names}
+    shapes = {n: form_of(read(name)) for n, name in names}
     # Rows come in from outside, so the table of words is not read; the file has to have one.
     writer.add_tensor_info("token_embd.weight", (rows, text.width), np.dtype(np.float16), rows * text.width * 2)
     for n, _ in names:
@@ -96,15 +96,12 @@ def _names(text: LlamaSpec) -> Iterator[tuple[str, str]]:
         yield "output.weight", f"{PREFIX}lm_head.weight"
 
 
-def form_of(name: str, weight: Tensor | Packed) -> tuple[str, tuple[int, ...], int]:
-    """Form, shape and bytes of a weight. Raises `ExportError`."""
+def form_of(weight: Tensor | Packed) -> tuple[str, tuple[int, ...], int]:
+    """Form, shape and bytes of a weight. Codes whose groups are no whole blocks are written out in float32, exactly."""
     if isinstance(weight, Packed):
         rows, columns = weight.shape
         if columns % BLOCK or weight.group % BLOCK:
-            raise ExportError(
-                f"'{name}' has groups of {weight.group} of {columns} inputs; llama.cpp's blocks have {BLOCK}. "
-                "Quantise with a group that is a multiple of it."
-            )
+            return "F32", (rows, columns), rows * columns * 4
         kind, each = ("Q4_0", 2 + BLOCK // 2) if weight.bits == 4 else ("Q8_0", 2 + BLOCK)
         return kind, (rows, columns), rows * (columns // BLOCK) * each
     kind = {torch.float16: "F16", torch.bfloat16: "BF16"}.get(weight.dtype, "F32")
@@ -116,6 +113,8 @@ def form_of(name: str, weight: Tensor | Packed) -> tuple[str, tuple[int, ...], i
 def content(weight: Tensor | Packed, kind: str) -> NDArray[Any]:
     """The bytes of a weight in its form."""
     if isinstance(weight, Packed):
+        if kind == "F32":
+            return weight.dequantize().numpy()  # a code times a scale of 16 bits has its place in 24
         return q4_0(weight) if kind == "Q4_0" else q8_0(weight)
     if kind == "BF16":
         return weight.contiguous().view(torch.uint8).numpy().reshape(*weight.shape[:-1], -1)
