@@ -35,6 +35,7 @@ class Command:
 COMMANDS: dict[str, Command] = {
     "demo": Command("demo", "demo", "DemoConfig", "the whole way, on the simulator or on your own recordings"),
     "doctor": Command("doctor", "doctor", "DoctorConfig", "what this machine has, what works, what is missing"),
+    "clean": Command("files.cleaning", "clean", "CleanConfig", "remove caches, and say how much they were"),
     "record": Command(
         "sim.record",
         "record",
