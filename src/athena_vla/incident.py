@@ -128,6 +128,7 @@ def _around(kept: Kept, at: str, around: float) -> Kept:
         targets=t.targets[inside],
         commands=t.commands[inside],
         levels=t.levels[inside],
+        sources=t.sources[inside],
         stamps=t.stamps[inside],
         state_times=t.state_times[seen],
         states=t.states[seen],

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from athena_vla.control.teleoperator import CONTROL, Source, source_in
 from athena_vla.embodiment import ActionChunk, Array, Embodiment, Observation
 from athena_vla.errors import SafetyError
 
@@ -51,6 +52,7 @@ class BlackBox:
         self._number, self._opened, self._size = 0, 0.0, 0
         self._files: list[tuple[Path, float, int]] = []  # finished: path, end [s] unix, bytes
         self._problem, self._dropped = "", 0
+        self._control: Source = "policy"  # who commands, as far as it is written
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for old in sorted(self.folder.glob("*.box")):
@@ -121,6 +123,8 @@ class BlackBox:
                 if at - self._opened > SEGMENT or self._size > self._most // 20:
                     self._rotate(at)
                 self._write(kind, at, moment, _encode(kind, content))
+                if kind == NOTE and content[0] == CONTROL:
+                    self._control = source_in(str(content[1]))
                 self._problem = ""
             except OSError as error:
                 free = "free some space there, or give the black box another folder"
@@ -167,7 +171,7 @@ class BlackBox:
         self._number += 1
         path = self.folder / f"{self._number:06d}.box"
         self._file, self._size = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), 0
-        head = {"version": VERSION, "robot": self._robot.to_dict()}
+        head = {"version": VERSION, "robot": self._robot.to_dict(), "control": self._control}
         self._write(START, at, 0.0, json.dumps(head).encode())
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from athena_vla.control.black_box import CHUNK, COMMAND, HEAD, MAGIC, NOTE, SEEN, START, VERSION, checksum, image_of
+from athena_vla.control.teleoperator import CONTROL, SOURCES, Source, source_in
 from athena_vla.control.trace import Event, Trace
 from athena_vla.embodiment import ActionChunk, Array, Embodiment, Observation
 from athena_vla.errors import RecordingError
@@ -82,13 +83,18 @@ def _kept(robot: Embodiment, records: list[tuple[int, float, float, bytes]], cut
     policies: list[str] = []
     events: list[Event] = []
     event_wall: list[float] = []
+    sources: list[int] = []
+    source: Source = "policy"
     instruction, bare = "", 0
     for kind, wall, moment, data in records:
-        if kind == COMMAND:
+        if kind == START:
+            source = source_in(str(json.loads(data).get("control", source)))  # a file may begin in a take-over
+        elif kind == COMMAND:
             values = np.frombuffer(data, dtype=np.float64)
             if len(values) != 2 + 2 * joints:
                 raise ValueError(f"a command of {len(values)} numbers")
             rows.append((moment, wall, values))
+            sources.append(SOURCES.index(source))
         elif kind == SEEN:
             head, rest = _split(data)
             state = np.frombuffer(rest[: 8 * state_dim], dtype=np.float64)
@@ -111,6 +117,7 @@ def _kept(robot: Embodiment, records: list[tuple[int, float, float, bytes]], cut
         elif kind == NOTE:
             what, words = json.loads(data)
             events.append(Event(moment, str(what), str(words)))
+            source = source_in(str(words)) if what == CONTROL else source
             event_wall.append(wall)
     table = np.array([v for _, _, v in rows], dtype=np.float64).reshape(-1, 2 + 2 * joints)
     ended = next((e.words for e in reversed(events) if e.kind == "end"), "cut off")
@@ -140,6 +147,7 @@ def _kept(robot: Embodiment, records: list[tuple[int, float, float, bytes]], cut
         policies=tuple(policies),
         events=tuple(events),
         braking_from=len(rows),
+        sources=np.array(sources, dtype=np.int8),
     )
     return Kept(robot, trace, np.array([w for _, w, _ in rows]), np.array(event_wall), cut, bare)
 

@@ -20,6 +20,7 @@ from athena_vla.control.run.operator import Operator
 from athena_vla.control.run.runtime_config import RuntimeConfig, resolve_owners
 from athena_vla.control.run.sides import Actor, Balance, Identified, Robot
 from athena_vla.control.safety import SafetyFilter
+from athena_vla.control.teleoperator import Teleoperator
 from athena_vla.control.trace import Recorder, Trace, TraceLog
 from athena_vla.errors import SafetyError
 
@@ -54,6 +55,7 @@ class Runtime:
         *,
         balance: Balance | None = None,
         recorder: Recorder | None = None,
+        teleoperator: Teleoperator | None = None,
     ) -> None:
         self.config = config or RuntimeConfig()
         body = robot.embodiment
@@ -67,9 +69,13 @@ class Runtime:
                 f"The safety filter runs at {safety_filter.rate_hz:g} Hz, '{body.name}' is commanded at "
                 f"{body.command_hz:g} Hz; limits on velocity hold only at the rate they were computed for."
             )
+        if teleoperator is not None and self.config.shadow:
+            raise SafetyError(
+                "A shadow run commands nothing, so nobody can take over in it; leave the teleoperator out."
+            )
         self._owners = self.config.owners_on(body)
         self._robot, self._actor, self._filter = robot, actor, safety_filter
-        self._balance, self._recorder = balance, recorder
+        self._balance, self._recorder, self._teleoperator = balance, recorder, teleoperator
         self.operator = Operator(latch=self.config.latch and not self.config.shadow, heartbeat=self.config.heartbeat)
         self.trace: Trace | None = None  # of the last run, also where it ended in an exception
 
@@ -102,7 +108,16 @@ class Runtime:
         with _only_driver(self._robot), Interrupts(real_time) as interrupts:
             clock = self._clock(real_time)
             loop = Loop(
-                self._robot, self._actor, self._filter, config, self._owners, self._balance, self.operator, clock, log
+                self._robot,
+                self._actor,
+                self._filter,
+                config,
+                self._owners,
+                self._balance,
+                self.operator,
+                clock,
+                log,
+                self._teleoperator,
             )
             ended_by = "duration"
             try:

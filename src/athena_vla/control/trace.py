@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from athena_vla.control.teleoperator import SOURCES, Source
 from athena_vla.embodiment import ActionChunk, Array, Embodiment, Observation
 
 MOST_ERRORS = 10_000  # kept in words; the same one in a row is kept once
@@ -21,7 +22,7 @@ class Event:
     """Something that a person or a clock did, or that the loop did because of it."""
 
     time: float  # [s] robot clock
-    kind: str  # stop | latched | acknowledged | reseated | policy | clock | end
+    kind: str  # stop | latched | acknowledged | reseated | policy | clock | control | handed back | refused | end
     words: str
 
 
@@ -56,6 +57,8 @@ class Trace:
     events: tuple[Event, ...] = ()
     braking_from: int = -1  # index of the first command of the braking phase at the end; n where there was none
     shadow: bool = False  # nothing was commanded
+    # [n] who commanded each step, index into `teleoperator.SOURCES`; empty where nobody but the policy could
+    sources: NDArray[np.int8] = field(default_factory=lambda: np.empty(0, dtype=np.int8))
 
 
 class Recorder(Protocol):
@@ -80,7 +83,7 @@ class TraceLog:
         self._body, self._recorder = body, recorder
         most = None if keep is None else max(1, round(keep * body.command_hz))
         steps = None if keep is None else max(1, round(keep * body.control_hz))
-        self._rows: deque[tuple[float, float, Array, Array, int]] = deque(maxlen=most)
+        self._rows: deque[tuple[float, float, Array, Array, int, int]] = deque(maxlen=most)
         self._seen: deque[tuple[float, Array]] = deque(maxlen=steps)
         self._frames: deque[Observation] = deque(maxlen=steps)
         self._chunks: deque[ActionChunk] = deque(maxlen=steps)
@@ -91,6 +94,7 @@ class TraceLog:
         self._events: deque[Event] = deque(maxlen=MOST_ERRORS)
         self._interrupted: deque[int] = deque(maxlen=most)
         self._commands = 0
+        self.source: Source = "policy"  # who commands from here on
         self.deadline_misses = 0
         self._instruction = ""
         self._braking_at = -1
@@ -117,7 +121,7 @@ class TraceLog:
         return self._seen[-1][0] if self._seen else -np.inf
 
     def commanded(self, time: float, stamp: float, target: Array, command: Array, level: int) -> None:
-        self._rows.append((time, stamp, target, command, level))
+        self._rows.append((time, stamp, target, command, level, SOURCES.index(self.source)))
         self._commands += 1
         if self._recorder is not None:
             self._recorder.commanded(time, stamp, target, command, level)
@@ -157,6 +161,7 @@ class TraceLog:
             "targets": np.array([r[2] for r in rows], dtype=np.float64).reshape(joints),
             "commands": np.array([r[3] for r in rows], dtype=np.float64).reshape(joints),
             "levels": np.array([r[4] for r in rows], dtype=np.int8),
+            "sources": np.array([r[5] for r in rows], dtype=np.int8),
         }
         dropped = self._commands - len(rows)
         return Trace(

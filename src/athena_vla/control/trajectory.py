@@ -62,24 +62,30 @@ def through(
     *,
     resting: bool = False,
     acceleration: Array | None = None,
+    approach: Array | None = None,
 ) -> Trajectory:
     """The curve that leaves the present command `(q, v)` at `now` with its velocity and joins the rows of a chunk.
 
     Rows earlier than `now + blend` [s] are in the past or too near to be reached smoothly and are dropped. Where the
     robot is `resting`, the rows come as much later as it takes to begin without running faster than the chunk does, and
     with no more than `acceleration` [D] rad/s^2; the last row comes later by what it takes to come to rest there.
+    With `approach` [D] rad/s the rows come as much later as it takes to reach them no faster than that, or than they go.
     """
-    first = rows_passed(times, now, blend)
+    passed = rows_passed(times, now, blend)
     planned = _speeds(times, positions)
-    if first == len(times):  # nothing left to do but come to rest at the last row
+    if passed == len(times):  # nothing left to do but come to rest at the last row
         knots, rows = np.array([now, now + max(blend, 1e-3)]), np.stack([q, positions[-1]])
     else:
-        knots, rows = np.concatenate([[now], times[first:]]), np.concatenate([q[None], positions[first:]])
+        knots, rows = np.concatenate([[now], times[passed:]]), np.concatenate([q[None], positions[passed:]])
     knots = knots.copy()
     limit = np.full(len(q), np.inf) if acceleration is None else acceleration
     alone = len(knots) == 2
-    if resting or alone:
-        knots[1:] += _more(knots[1] - knots[0], np.abs(rows[1] - rows[0]), planned, limit, alone=alone)
+    first, way = knots[1] - knots[0], np.abs(rows[1] - rows[0])
+    later = _more(first, way, planned, limit, alone=alone) if resting or alone or approach is not None else 0.0
+    if approach is not None:
+        speed = np.maximum(planned, approach) / FASTER
+        later = max(later, _more(first, way, speed, limit, alone=alone, most=np.inf))
+    knots[1:] += later
     if len(knots) > 2:
         knots[-1] += _more(knots[-1] - knots[-2], np.abs(rows[-1] - rows[-2]), planned, limit, alone=False)
     slopes = monotone_slopes(knots, rows)
@@ -94,15 +100,18 @@ def _speeds(times: Array, positions: Array) -> Array:
     return np.abs(np.diff(positions, axis=0) / np.diff(times)[:, None]).max(axis=0)
 
 
-def _more(width: float, way: Array, planned: Array, acceleration: Array, *, alone: bool) -> float:
+def _more(
+    width: float, way: Array, planned: Array, acceleration: Array, *, alone: bool, most: float | None = None
+) -> float:
     """[s] by which a segment that begins or ends at rest, or (`alone`) does both, must be longer than `width`."""
     counts = (way > HARDLY) & (planned > 0.0) & ((way > LITTLE) | (3.0 * planned * width > way))
     if not counts.any():
         return 0.0
-    peak, steepest, most = (1.5, 6.0, MOST_TIME_AT_THE_END) if alone else (4.0 / 3.0, 4.0, MOST_TIME)
+    peak, steepest, usual = (1.5, 6.0, MOST_TIME_AT_THE_END) if alone else (4.0 / 3.0, 4.0, MOST_TIME)
     slow = peak * way[counts] / (FASTER * planned[counts])  # [s] for the speed
     soft = np.sqrt(steepest * way[counts] / acceleration[counts])  # [s] for its change
-    return min(max(float(np.maximum(slow, soft).max()), width), most * width) - width
+    longest = (usual if most is None else most) * width
+    return min(max(float(np.maximum(slow, soft).max()), width), longest) - width
 
 
 def monotone_slopes(times: Array, positions: Array) -> Array:

@@ -19,7 +19,9 @@ from athena_vla.control.run.playback import Playback
 from athena_vla.control.run.runtime_config import RuntimeConfig
 from athena_vla.control.run.sides import Actor, Balance, Robot, policy_of
 from athena_vla.control.run.starting import outside, ramp_filter, refuse_outside
+from athena_vla.control.run.takeover import Takeover
 from athena_vla.control.safety import SafetyFilter
+from athena_vla.control.teleoperator import CONTROL, Teleoperator
 from athena_vla.control.trace import TraceLog
 from athena_vla.embodiment import ActionChunk, Array, Observation, Owner
 from athena_vla.errors import InvalidObservation, SafetyError
@@ -44,6 +46,7 @@ class Loop:
         operator: Operator,
         clock: Clockwork,
         log: TraceLog,
+        teleoperator: Teleoperator | None = None,
     ) -> None:
         body = robot.embodiment
         self._robot, self._actor, self._config, self._balance = robot, actor, config, balance
@@ -56,6 +59,7 @@ class Loop:
         self._ticks_per_step = round(body.command_hz / body.control_hz)
         self._place = {name: i for i, name in enumerate(body.command_names)}
         self._unseen = body.state_columns.places(body.command_names) < 0
+        self._takeover = None if teleoperator is None else Takeover(teleoperator, guard.columns, body.control_hz)
         self._watcher = Watcher(body, robot.observe, config.max_observation_age)
         self._state = np.zeros(len(owners))  # [C] measured last, as a command
         self._velocity = np.zeros(len(owners))  # [rad/s] between the last two measurements
@@ -89,8 +93,9 @@ class Loop:
             if on_step:
                 if tick > 0 and until is not None and until():
                     return "until"
-                due = tick - asked_at >= every and self._clock.idle(now) and not self._operator.fault()
-                if tick > 0 and (due or config.record_images or paced or self._operator.waiting_for):
+                human = self._hand_over(now) if self._takeover is not None else False
+                due = tick - asked_at >= every and self._clock.idle(now) and not human and not self._operator.fault()
+                if tick > 0 and (due or human or config.record_images or paced or self._operator.waiting_for):
                     observation = self._look()
                 if observation is not None and (tick == 0 or observation.time > self._log.last_seen):
                     self._saw(observation)
@@ -308,20 +313,61 @@ class Loop:
             if problem:
                 log.error(problem)
             return
-        driven = np.array([self._policy_owns[self._place[n]] for n in chunk.joint_names], dtype=bool)
-        joints = np.array([self._place[n] for n in chunk.joint_names], dtype=np.intp)[driven]
-        guard = self._guard
         if self._config.shadow:  # somebody else drives the robot: what it would do begins where it is
-            guard.reset(self._state, now, by_time=True, velocity=self._velocity)
-        state = guard.position, guard.velocity
-        problem = self._playback.receive(chunk, answer.made_at, now, driven, joints, state, self._config.max_age)
+            self._guard.reset(self._state, now, by_time=True, velocity=self._velocity)
+        problem = self._follow(chunk, answer.made_at, now)
         if problem:
             log.error(problem)
             return
-        hold = guard.stopping_pose
-        hold[joints] = state[0][joints]
-        self._playback.hold(hold, ~self._balance_owns)
+        if log.source != "policy":
+            log.note(now, CONTROL, "policy: its first chunk since the hand-back")
+            log.source = "policy"
         log.received(now, chunk, self._policy, now - answer.asked)
+
+    def _follow(self, chunk: ActionChunk, made_at: float, now: float, *, last_row_holds: bool = False) -> str:
+        """Go on with a chunk, whoever made it; why it cannot be, "" where it can."""
+        driven = np.array([self._policy_owns[self._place[n]] for n in chunk.joint_names], dtype=bool)
+        joints = np.array([self._place[n] for n in chunk.joint_names], dtype=np.intp)[driven]
+        guard = self._guard
+        state, most = (guard.position, guard.velocity), None if last_row_holds else self._config.max_age
+        problem = self._playback.receive(
+            chunk, made_at, now, driven, joints, state, most, last_row_holds=last_row_holds
+        )
+        if not problem:
+            hold = guard.stopping_pose
+            hold[joints] = state[0][joints]
+            self._playback.hold(hold, ~self._balance_owns)
+        return problem
+
+    def _hand_over(self, now: float) -> bool:
+        """Let the teleoperator take over, command, or hand back; whether it has control."""
+        takeover, guard, body = self._takeover, self._guard, self._robot.embodiment
+        assert takeover is not None
+        change = takeover.look(guard.position, guard.velocity, now, self._blocked(now))
+        if change.event:
+            self._log.note(now, change.event, change.words)
+        if change.event == CONTROL:
+            self._ignore = True  # an answer that is still open belongs to the motion before
+            self._log.source = takeover.source
+        if change.failed:
+            self._operator.hold(change.words)
+        if change.rows is not None:
+            # A plan is executed at the filter's share of the speed; what a person wishes is meant at its own time.
+            dt = self._guard.speed / body.control_hz
+            chunk = ActionChunk(change.rows, body.command_names, dt, now)
+            problem = self._follow(chunk, now, now, last_row_holds=True)
+            if problem:
+                self._log.error(problem)
+        return takeover.driving
+
+    def _blocked(self, now: float) -> str:
+        """Why nobody can take over, or keep control; "" where somebody can."""
+        if self._operator.waiting_for:
+            return f"the robot waits for an acknowledgement after: {self._operator.waiting_for}"
+        fault = self._fault(now)
+        if fault:
+            return f"there is a fault, '{fault}'"
+        return "" if self._guard.level == "follow" else f"the filter brakes at level '{self._guard.level}'"
 
     def _refusal(self, chunk: ActionChunk) -> str:
         """Why a chunk cannot be followed, "" where it can."""

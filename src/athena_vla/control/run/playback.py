@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from athena_vla.control.action_prefix import prefix_times
-from athena_vla.control.trajectory import Trajectory, through
+from athena_vla.control.trajectory import Trajectory, rows_passed, through
 from athena_vla.embodiment import ActionChunk, Array, Embodiment
 
 # Of a period: the most that a plan goes on between two commands. After a longer gap the robot is slower than its plan
@@ -20,6 +20,7 @@ from athena_vla.embodiment import ActionChunk, Array, Embodiment
 GAP = 1.05
 REMEMBERED = 8192  # changes of the lag: more than any question stays open
 SAME = 1e-6  # [s] a simulated clock that differs by less is exact
+APPROACH = 0.2  # of the greatest speed, on the way to the first rows after somebody else commanded
 STEP = 0.25  # [s] a clock that differs by more was set: stamps of before say nothing
 
 
@@ -31,6 +32,7 @@ class Playback:
         self._period = 1.0 / body.command_hz
         self._hold = hold.copy()
         self._curve: Trajectory | None = None
+        self._approaches = False  # the rows of the next chunk may be far away
         self._joints = np.empty(0, dtype=np.intp)
         self._end = np.inf  # [s] plan time; until the first chunk arrives, the start pose is what to follow
         self._expires = np.inf  # [s] robot time
@@ -80,10 +82,13 @@ class Playback:
         joints: NDArray[np.intp],
         state: tuple[Array, Array],
         max_age: float | None,
+        *,
+        last_row_holds: bool = False,
     ) -> str:
         """Go on with a chunk for the observation of robot time `made_at`; why it cannot be, "" where it can.
 
-        `driven` are the chunk's columns that the policy owns, `joints` their places in the robot; `state` is the
+        `last_row_holds`: a chunk of somebody beside the policy. There is something to follow after its end, its last
+        row; the policy's next rows, wherever they are, are approached slowly. `driven` are the chunk's columns that the policy owns, `joints` their places in the robot; `state` is the
         present command and its velocity [J].
         """
         plan_now, begun = now - self._lag, self._at(made_at)
@@ -98,6 +103,7 @@ class Playback:
         rows = chunk.positions[:, driven]
         blend = self._blend * self._speed
         pace = self._speed  # of plan time
+        approaches = self._approaches and not last_row_holds
         self._curve = through(
             times,
             rows,
@@ -107,8 +113,11 @@ class Playback:
             blend,
             resting=resting,
             acceleration=self._body.command_columns.max_rate_derivative[joints] / pace**2,
+            approach=APPROACH * self._body.command_columns.max_rate[joints] if approaches else None,
         )
-        self._joints, self._end, self.over = joints, self._curve.end, False
+        first = min(rows_passed(times, plan_now, blend), len(times) - 1)
+        self._approaches = last_row_holds or (approaches and self._curve.times[1] > times[first] + 1e-6)
+        self._joints, self._end, self.over = joints, np.inf if last_row_holds else self._curve.end, False
         self._expires = np.inf if max_age is None else made_at + max_age
         return ""
 
