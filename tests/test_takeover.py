@@ -26,8 +26,8 @@ class Person:
     def __init__(
         self, wish: Callable[[float, Array], Array], begin: float, end: float, source: Source = "human"
     ) -> None:
-        self._wish, self.begin, self.end, self._source = wish, begin, end, source
-        self.age = 0.0
+        self._wish, self.begin, self.end, self.age = wish, begin, end, 0.0
+        self._source: Source = source
 
     @property
     def source(self) -> Source:
@@ -107,7 +107,7 @@ def test_the_robot_follows_the_person_and_then_the_policy_again(toy: Embodiment)
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("speed", [1.0, 0.4])
 def test_no_command_is_faster_than_policy_and_person_are(toy: Embodiment, seed: int, speed: float) -> None:
-    """The executed peak stays within 1.2 of the greatest planned speed, whenever and from wherever the person takes over."""
+    """The executed peak stays within 1.2 of the greatest planned speed, whenever and wherever the person takes over."""
     rng = np.random.default_rng(seed)
     begin, end = float(rng.uniform(0.3, 3.0)), float(rng.uniform(3.3, 5.5))
     rate, size = rng.uniform(0.2, 0.7, 3), rng.uniform(0.05, 0.25, 3)

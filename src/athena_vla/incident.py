@@ -80,7 +80,7 @@ def incident(config: IncidentConfig) -> IncidentResult:
     episode = "none: no observation was kept with its images"
     with files.whole_folder(config.out, RecordingError) as folder:
         if kept.trace.frames:
-            whole = trace_to_episode(kept.trace, kept.robot, id=name)
+            whole = trace_to_episode(kept.trace, kept.robot, id=name, success=_success(kept.trace))
             if len(whole.actions):
                 episode = str(config.out / write_episode(folder / "episode", whole).relative_to(folder))
         bag = str(config.out / f"{name}.mcap")
@@ -102,6 +102,14 @@ def incident(config: IncidentConfig) -> IncidentResult:
         episode=episode,
         bag=bag,
     )
+
+
+def _success(trace: Trace) -> bool | None:
+    """What the last run was marked with after it ended; None where nobody marked it."""
+    mark = None
+    for event in trace.events:
+        mark = event.words.startswith("yes") if event.kind == "success" else None
+    return mark
 
 
 def _around(kept: Kept, at: str, around: float) -> Kept:

@@ -41,4 +41,7 @@ class Teleoperator(Protocol):
 def source_in(words: str) -> Source:
     """Who commands from an event of the kind `CONTROL` on; "policy" where the words do not say."""
     who = words.split(":", 1)[0].strip()
-    return next((s for s in SOURCES if s == who), "policy")
+    found: Source = "policy"
+    for source in SOURCES:
+        found = source if source == who else found
+    return found

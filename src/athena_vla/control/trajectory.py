@@ -69,7 +69,7 @@ def through(
     Rows earlier than `now + blend` [s] are in the past or too near to be reached smoothly and are dropped. Where the
     robot is `resting`, the rows come as much later as it takes to begin without running faster than the chunk does, and
     with no more than `acceleration` [D] rad/s^2; the last row comes later by what it takes to come to rest there.
-    With `approach` [D] rad/s the rows come as much later as it takes to reach them no faster than that, or than they go.
+    With `approach` [D] rad/s the rows come as much later as it takes to reach them no faster than that or than they go.
     """
     passed = rows_passed(times, now, blend)
     planned = _speeds(times, positions)

@@ -12,18 +12,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from athena_vla.control.black_box import BlackBox
-from athena_vla.control.runtime import Actor, Robot, Runtime, RuntimeConfig
+from athena_vla.control.runtime import Actor, Runtime, RuntimeConfig
 from athena_vla.control.safety import SafetyFilter
 from athena_vla.control.shadow import ShadowReport
+from athena_vla.control.teleoperator import SOURCES, Teleoperator
 from athena_vla.control.trace import Trace
 from athena_vla.drive.adapters import open_robot
 from athena_vla.drive.hands import HELP, keys, remote
-from athena_vla.embodiment import ActionChunk, Array, Embodiment, Observation
-from athena_vla.errors import SafetyError
+from athena_vla.drive.keeping import SUCCESS, Verdict, keep, require_room, verdict
+from athena_vla.drive.keyboard import KEYS
+from athena_vla.drive.plain_parts import HOLD, Hold, Told
+from athena_vla.drive.teleoperators import Pressable, open_teleoperator
+from athena_vla.embodiment import Embodiment
+from athena_vla.errors import AthenaError, SafetyError
 from athena_vla.wire.client import RemotePolicy
 from athena_vla.wire.serve_config import TOKEN_VARIABLE
-
-HOLD = "hold"  # a policy that keeps the robot where it is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +67,14 @@ class DriveConfig:
     """Command nothing; say afterwards what would have been commanded and what the robot did."""
     real_time: bool = True
     """Off: as fast as possible, for robots whose clock is simulated."""
+    teleop: str = ""
+    """Who can take over: keyboard, ros2, script (the simulator's), one of an installed package, or MODULE:CLASS."""
+    teleop_option: tuple[str, ...] = ()
+    """Options of the teleoperator, as NAME=VALUE."""
+    record: Path | None = None
+    """Folder of a recording to which the run is added as an episode, with who commanded each step."""
+    success: Verdict = "ask"
+    """Whether the run succeeded: `ask` takes the simulator's word, or asks at the terminal; or yes, no, unmarked."""
     black_box: Path | None = Path("runs/black_box")
     """Folder in which the last five minutes are kept, one folder a robot."""
     black_box_mb: float = 300.0
@@ -76,9 +87,14 @@ class DriveConfig:
     def __post_init__(self) -> None:
         if not 0.1 <= self.speed <= 1.0:
             raise SafetyError(f"--speed is a share of the limits from 0.1 to 1, not {self.speed}.")
-        for pair in self.option:
-            if "=" not in pair:
-                raise SafetyError(f"--option takes NAME=VALUE, not '{pair}'.")
+        for flag, pairs in (("--option", self.option), ("--teleop-option", self.teleop_option)):
+            for pair in pairs:
+                if "=" not in pair:
+                    raise SafetyError(f"{flag} takes NAME=VALUE, not '{pair}'.")
+        if self.teleop_option and not self.teleop:
+            raise SafetyError("--teleop-option says how somebody takes over; name who with --teleop.")
+        if self.shadow and (self.teleop or self.record):
+            raise SafetyError("A shadow run commands nothing: nobody can take over, and there is nothing to record.")
 
 
 @dataclass(frozen=True)
@@ -97,6 +113,9 @@ class DriveResult:
     policies: tuple[str, ...]
     black_box: str
     shadow: ShadowReport | None = field(default=None)
+    commanded_by: dict[str, int] = field(default_factory=dict)  # commands by policy, human and script
+    success: bool | None = None
+    episode: str = ""
 
     def __str__(self) -> str:
         if self.shadow is not None:
@@ -105,70 +124,67 @@ class DriveResult:
             f"Drove '{self.robot}' for {self.seconds:.1f} s with {self.commands} commands; ended by {self.ended_by}, "
             f"at rest. The filter changed {self.modified}, {self.overruns} came late."
         ]
+        if len(self.commanded_by) > 1:
+            each = ", ".join(f"{n} by the {who}" for who, n in self.commanded_by.items())
+            lines += [f"  Commands: {each}."]
         lines += [f"  {e}" for e in (*self.events, *self.errors[:10])]
+        marked = {True: "success", False: "failure", None: "not marked"}[self.success]
+        lines += [f"Episode: {self.episode} ({marked})"] if self.episode else []
         return "\n".join(lines + ([f"Black box: {self.black_box}"] if self.black_box else []))
-
-
-class Hold:
-    """An actor that asks for the pose the robot is in."""
-
-    policy_id = HOLD
-
-    def __init__(self, body: Embodiment) -> None:
-        self._body = body
-        self._pose: Array | None = None
-
-    def act(self, observation: Observation) -> ActionChunk:
-        body = self._body
-        if self._pose is None:
-            self._pose = observation.state[body.action_index].astype(float)
-        return ActionChunk(
-            self._pose[None].repeat(16, axis=0), body.action_joints, 1 / body.control_hz, observation.time
-        )
-
-
-class Told:
-    """A robot with another instruction."""
-
-    def __init__(self, robot: Robot, task: str) -> None:
-        self._robot, self._task = robot, task
-        self.embodiment = robot.embodiment
-
-    @property
-    def time(self) -> float:
-        return self._robot.time
-
-    def observe(self) -> Observation:
-        return replace(self._robot.observe(), instruction=self._task)
-
-    def command(self, positions: Array, /) -> None:
-        self._robot.command(positions)
 
 
 def drive(config: DriveConfig) -> DriveResult:
     """Raises `SafetyError` before anything moves for whatever does not fit, and what `Runtime.run` raises."""
     with ExitStack() as stack:
-        robot = open_robot(config.robot, dict(pair.split("=", 1) for pair in config.option))
-        body = robot.embodiment
+        bare = open_robot(config.robot, dict(pair.split("=", 1) for pair in config.option))
+        body = bare.embodiment
         stack.enter_context(only_owner(f"{config.robot}-{body.name}"))
-        if config.task:
-            robot = Told(robot, config.task)
+        if config.record is not None:
+            require_room(body, config.duration, config.record)
+        teleoperator = None
+        if config.teleop:
+            options = dict(pair.split("=", 1) for pair in config.teleop_option)
+            teleoperator = open_teleoperator(config.teleop, options, bare, stack, real_time=config.real_time)
+        robot = Told(bare, config.task) if config.task else bare
         guard = SafetyFilter(body, jerk=config.jerk, margin=config.margin, speed=config.speed)
         actor = _actor(config, body, stack)
         box = None
         if config.black_box is not None:
             folder = config.black_box / body.name
             box = stack.enter_context(BlackBox(folder, body, most_bytes=round(config.black_box_mb * 1e6)))
-        runtime = Runtime(robot, actor, guard, _settings(config), recorder=box)
-        quit_asked: list[bool] = []
-        calls = {
-            "stop": lambda: runtime.stop("the operator"),
-            "acknowledge": runtime.acknowledge,
-            "beat": runtime.beat,
-            "quit": lambda: quit_asked.append(True),
-        }
-        at_terminal = stack.enter_context(keys(calls))
+        runtime = Runtime(robot, actor, guard, _settings(config), recorder=box, teleoperator=teleoperator)
+        try:
+            trace = _run(config, runtime, body, teleoperator)
+        except BaseException:
+            _keep_what_there_is(config, runtime.trace, body)
+            raise
+        success, says = None, ""
+        if config.record is not None or config.teleop:
+            success, says = verdict(bare, config.success)
+        if box is not None and success is not None:
+            box.noted(robot.time, SUCCESS, f"{'yes' if success else 'no'}: {says}")
+    episode = "" if config.record is None else str(keep(trace, body, config.record, success))
+    result = _result(trace, str(config.black_box / body.name) if config.black_box is not None else "")
+    return replace(result, success=success, episode=episode)
+
+
+def _run(config: DriveConfig, runtime: Runtime, body: Embodiment, teleoperator: Teleoperator | None) -> Trace:
+    """The run itself, with the ways in which a person reaches it."""
+    quit_asked: list[bool] = []
+    calls = {
+        "stop": lambda: runtime.stop("the operator"),
+        "acknowledge": runtime.acknowledge,
+        "beat": runtime.beat,
+        "quit": lambda: quit_asked.append(True),
+    }
+    press = teleoperator.press if isinstance(teleoperator, Pressable) else None
+    with ExitStack() as stack:
+        at_terminal = stack.enter_context(keys(calls, press))
+        if press is not None and not at_terminal:
+            raise SafetyError(f"--teleop {config.teleop} takes its keys from a terminal, and there is none.")
         _say(config, body, at_terminal)
+        if press is not None:
+            print(KEYS, flush=True)
         if config.stop_port is not None:
             token = os.environ.get(TOKEN_VARIABLE, "")
             waiting = runtime.operator
@@ -176,8 +192,17 @@ def drive(config: DriveConfig) -> DriveResult:
                 remote(calls, config.stop_host, config.stop_port, token, lambda: waiting.waiting_for or "running")
             )
             print(f"Stops are taken at {address}/stop.", flush=True)
-        trace = runtime.run(config.duration, until=lambda: bool(quit_asked), real_time=config.real_time)
-    return _result(trace, str(config.black_box / body.name) if config.black_box is not None else "")
+        return runtime.run(config.duration, until=lambda: bool(quit_asked), real_time=config.real_time)
+
+
+def _keep_what_there_is(config: DriveConfig, trace: Trace | None, body: Embodiment) -> None:
+    """A run that ended in an exception is kept too, without a mark."""
+    if config.record is None or trace is None or not trace.frames:
+        return
+    try:
+        print(f"Kept up to the end: {keep(trace, body, config.record, None)}", flush=True)
+    except (AthenaError, OSError) as error:
+        print(f"The run could not be kept: {error}", flush=True)
 
 
 def _settings(config: DriveConfig) -> RuntimeConfig:
@@ -191,7 +216,8 @@ def _settings(config: DriveConfig) -> RuntimeConfig:
         heartbeat=config.heartbeat,
         shadow=config.shadow,
         raise_errors=False,
-        keep=300.0,
+        record_images=config.record is not None,
+        keep=300.0 if config.record is None else max(300.0, config.duration + 60.0),
     )
 
 
@@ -253,6 +279,7 @@ def only_owner(name: str) -> Iterator[None]:
 
 def _result(trace: Trace, box: str) -> DriveResult:
     changed = [k for k, n in sorted(trace.interventions.items()) if n]
+    counts = [int((trace.sources == i).sum()) for i in range(len(SOURCES))]
     return DriveResult(
         robot=trace.robot,
         seconds=float(trace.times[-1] - trace.times[0]) if len(trace.times) else 0.0,
@@ -266,4 +293,5 @@ def _result(trace: Trace, box: str) -> DriveResult:
         policies=trace.policies,
         black_box=box,
         shadow=ShadowReport.of(trace) if trace.shadow else None,
+        commanded_by={who: n for who, n in zip(SOURCES, counts, strict=True) if n},
     )

@@ -24,8 +24,11 @@ WAIT = 2.0  # [s] for a request
 
 
 @contextmanager
-def keys(calls: Calls) -> Iterator[bool]:
-    """Single keys in the terminal, while it is one; any key is a heartbeat. Yields whether there is a terminal."""
+def keys(calls: Calls, press: Callable[[str], str] | None = None) -> Iterator[bool]:
+    """Single keys in the terminal, while it is one; any key is a heartbeat. Yields whether there is a terminal.
+
+    `press` is given the keys that are none of `KEYS`; what it says is printed.
+    """
     if not sys.stdin.isatty():
         yield False
         return
@@ -41,6 +44,8 @@ def keys(calls: Calls) -> Iterator[bool]:
                 calls["beat"]()
                 if key in KEYS:
                     calls[KEYS[key]]()
+                elif press is not None and (said := press(key)):
+                    print(f"  {said}", flush=True)
 
     tty.setcbreak(sys.stdin)
     thread = threading.Thread(target=listen, name="keys", daemon=True)
@@ -49,6 +54,7 @@ def keys(calls: Calls) -> Iterator[bool]:
         yield True
     finally:
         done.set()
+        thread.join(1.0)  # or it would take the first letter of what is asked next
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
 

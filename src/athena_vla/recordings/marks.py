@@ -44,15 +44,21 @@ class Marks:
     @classmethod
     def from_flags(cls, is_human: NDArray[np.bool_], success: bool | None = None) -> "Marks":
         """Marks of an episode in which a person took over at the flagged frames `[T]` and a policy drove the rest."""
-        edges = [0, *(np.flatnonzero(is_human[1:] != is_human[:-1]) + 1).tolist(), len(is_human)]
-        sources: list[SourceSpan] = []
+        sources: list[StepSource] = ["human" if flag else "policy" for flag in is_human]
+        return cls.from_sources(sources, success)
+
+    @classmethod
+    def from_sources(cls, sources: Sequence[StepSource], success: bool | None = None) -> "Marks":
+        """Marks of an episode whose frames these commanded; whoever took over from a policy corrected it there."""
+        spans: list[SourceSpan] = []
+        edges = [0, *(i for i in range(1, len(sources)) if sources[i] != sources[i - 1]), len(sources)]
         for start, stop in itertools.pairwise(edges):
             if stop > start:
-                sources.append(SourceSpan("human" if is_human[start] else "policy", start, stop))
-        if all(s.source == "human" for s in sources):  # a demonstration corrects nobody
-            return cls(success, (), tuple(sources))
-        corrections = tuple(Mark("correction", s.start, s.stop) for s in sources if s.source == "human")
-        return cls(success, corrections, tuple(sources))
+                spans.append(SourceSpan(sources[start], start, stop))
+        if "policy" not in sources:  # a demonstration corrects nobody
+            return cls(success, (), tuple(spans))
+        corrections = tuple(Mark("correction", s.start, s.stop) for s in spans if s.source != "policy")
+        return cls(success, corrections, tuple(spans))
 
     def has(self, kind: MarkKind, length: int) -> NDArray[np.bool_]:
         """[T] True at frames with a mark of that kind."""

@@ -88,8 +88,8 @@ class Playback:
         """Go on with a chunk for the observation of robot time `made_at`; why it cannot be, "" where it can.
 
         `last_row_holds`: a chunk of somebody beside the policy. There is something to follow after its end, its last
-        row; the policy's next rows, wherever they are, are approached slowly. `driven` are the chunk's columns that the policy owns, `joints` their places in the robot; `state` is the
-        present command and its velocity [J].
+        row; the policy's next rows, wherever they are, are approached slowly. `driven` are the chunk's columns that the
+        policy owns, `joints` their places in the robot; `state` is the present command and its velocity [J].
         """
         plan_now, begun = now - self._lag, self._at(made_at)
         times = begun + chunk.dt * np.arange(1, len(chunk.positions) + 1, dtype=np.float64)

@@ -2,8 +2,8 @@
 
 Knows a teleoperator, limits and one state of the robot; nothing of policies, clocks or the filter. The wish is averaged
 over `SMOOTH` [s]. The average is seeded with the motion at the take-over, so the robot's velocity goes over into the
-wished one evenly, and no average moves faster than what it averages. A joint that is far from its wish, at the take-over
-or because the wish jumped, goes there at `APPROACH` of its greatest speed.
+wished one evenly, and no average moves faster than what it averages. A joint that is far from its wish, at the
+take-over or because the wish jumped, goes there at `APPROACH` of its greatest speed.
 """
 
 from dataclasses import dataclass
