@@ -192,7 +192,7 @@ def test_a_server_that_fails_is_no_failed_episode(script: Any, toy: Embodiment, 
     ):
         runner(script, StandIn(), server.address, tmp_path / "b.jsonl").run([0])
     assert len((tmp_path / "b.jsonl").read_text().splitlines()) == 1  # the setup alone
-    with pytest.raises(RuntimeError, match="No answer of the policy server"):
+    with pytest.raises(RuntimeError, match="No answer of the server"):
         runner(script, StandIn(), "ws://127.0.0.1:9", tmp_path / "c.jsonl").run([0])
 
 

@@ -41,6 +41,7 @@ def contents(toy: Embodiment) -> dict[str, dict[str, Any]]:
         "trajectory_msgs/JointTrajectory": joints.timed_trajectory(toy.joint_names, rows, times, 100.5, "torso"),
         "std_msgs/String": {"data": "wave, please"},
         "std_msgs/Float64": {"data": -0.125},
+        "std_msgs/Bool": {"data": True},
         "geometry_msgs/Twist": twist,
         "geometry_msgs/TwistStamped": {"header": head, "twist": twist},
     }
@@ -194,6 +195,33 @@ def test_a_graph_carries_what_is_sent_and_offers_calls(domain: int) -> None:
     assert heard[:3] == ["hello"] * 3
     stop({"structure_needs_at_least_one_member": 0})
     assert called.wait(10)
+
+
+def test_a_person_takes_over_by_messages_on_the_wire(toy: Embodiment, domain: int) -> None:
+    from athena_vla.ros2.dds_graph import DdsGraph
+    from athena_vla.ros2.topic_teleoperator import TopicTeleoperator
+
+    graph = DdsGraph(domain=domain)
+    joints = JointMap(toy, {"base": "j0"})
+    made = TopicTeleoperator(graph, joints, "/wish", "/take_over", "JointTrajectory")
+    say = graph.publisher("trajectory_msgs/JointTrajectory", "/wish")
+    switch = graph.publisher("std_msgs/Bool", "/take_over")
+    rows, command = np.array([[9.0, 9.0], [0.4, -0.5]]), np.array([0.1, 0.2, 0.3])
+    wish, end = made.read(command, 0.0), time.monotonic() + 20.0
+    assert not wish.engaged
+    while not (wish.engaged and wish.positions is not None) and time.monotonic() < end:
+        say(joints.timed_trajectory(("base", "finger"), rows, np.array([0.1, 0.2]), 0.0, ""))
+        switch({"data": True})
+        time.sleep(0.05)
+        wish = made.read(command, 0.0)
+    assert wish.positions is not None
+    np.testing.assert_array_equal(wish.positions, [0.4, 0.2, -0.5])
+    assert wish.age < 1.0
+    while wish.engaged and time.monotonic() < end:
+        switch({"data": False})
+        time.sleep(0.05)
+        wish = made.read(command, 0.1)
+    assert not wish.engaged
 
 
 def test_parameters_are_read_as_ros_reads_them() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from athena_vla import embodiment
 from athena_vla.control.black_box import BlackBox
 from athena_vla.control.black_box_reader import read_box
 from athena_vla.control.runtime import Runtime, RuntimeConfig
@@ -168,6 +169,59 @@ def test_the_pose_at_the_hand_back_is_kept_until_the_policy_answers(toy: Embodim
     assert any("gone" in e for e in trace.errors)
 
 
+def test_a_base_that_was_driven_stops_when_it_is_handed_back() -> None:
+    """A wished speed must not go on while the policy, which may be dead, has not answered."""
+    rail = embodiment.load("athena_rail")
+    rate = rail.command_names.index("yaw_rate")
+
+    class Dead:
+        def act(self, observation: Observation) -> ActionChunk:
+            raise RuntimeError("gone")
+
+    class Base(Puppet):
+        def __init__(self) -> None:
+            super().__init__(rail)
+            self.q = rail.command_columns.default.copy()
+
+        def observe(self) -> Observation:
+            images = {c: np.zeros((4, 6, 3), np.uint8) for c in rail.camera_names}
+            state = rail.state_columns.default.copy()
+            return Observation(images, state, "turn", self.time)
+
+    def wish(time: float, command: Array) -> Array:
+        wished = rail.command_columns.default.copy()
+        wished[rate] = 0.4
+        return wished
+
+    config = RuntimeConfig(raise_errors=False)
+    runtime = Runtime(Base(), Dead(), SafetyFilter(rail), config, teleoperator=Person(wish, 0.5, 2.5))
+    trace = runtime.run(4.0)
+    assert trace.commands[(trace.times > 1.5) & (trace.times < 2.4), rate].min() > 0.35
+    assert np.abs(trace.commands[(trace.times > 3.2) & (trace.times < 4.0), rate]).max() == 0.0
+    assert trace.levels[: trace.braking_from].max() == 0  # it was handed back, and is no fault
+
+
+@pytest.mark.parametrize("latency", [0.05, 0.3])
+def test_an_answer_that_was_open_at_the_take_over_is_not_followed(toy: Embodiment, latency: float) -> None:
+    def wish(time: float, command: Array) -> Array:
+        return toy.default - 0.15
+
+    config = RuntimeConfig(replan_every=2, latency=latency)
+    trace = drive(toy, Person(wish, 1.0, 3.0), 5.0, config=config, actor=Going(toy, toy.default + 0.5))
+    check(trace, toy, toy.default)
+    assert who(trace) == ["policy", "human", "policy"]
+    human = (trace.times > 2.8) & (trace.times < 3.0)
+    np.testing.assert_allclose(trace.commands[human], np.tile(toy.default - 0.15, (human.sum(), 1)), atol=0.02)
+    assert trace.interventions == {}
+
+
+def test_a_short_press_of_the_button_is_a_take_over_too(toy: Embodiment) -> None:
+    trace = drive(toy, Person(lambda time, command: command, 2.0, 2.05), 5.0, actor=Going(toy, toy.default + 0.5))
+    check(trace, toy, toy.default)
+    assert who(trace) == ["policy", "human", "policy"]
+    np.testing.assert_allclose(trace.commands[-1], toy.default + 0.5, atol=0.02)
+
+
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
@@ -271,6 +325,8 @@ def test_in_real_time_the_limits_hold_between_the_stamps(toy: Embodiment) -> Non
     trace = runtime.run(2.5, real_time=True)
     check_by_time(trace, toy)
     assert who(trace) == ["policy", "human", "policy"]
+    human = trace.sources == HUMAN
+    assert np.abs(np.diff(trace.commands[human], axis=0)).max() < 1.0 * 2.0 / toy.command_hz  # no jump
 
 
 def test_what_makes_no_sense_is_refused_at_construction(toy: Embodiment) -> None:

@@ -1,5 +1,9 @@
 """Who can take over in `athena drive`: keys, a script, topics, devices; and what such a run becomes as data."""
 
+import os
+import pty
+import subprocess
+import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -195,6 +199,46 @@ def test_keys_jog_one_joint_at_a_time(toy: Embodiment) -> None:
         Keyboard(Puppet(toy), step="7")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a pseudo-terminal")
+def test_in_a_terminal_the_keys_take_over_and_the_verdict_is_asked(here: Path) -> None:
+    """The whole command as a person uses it: t, jog, t, q, y."""
+    master, slave = pty.openpty()
+    command = [
+        sys.executable, "-m", "athena_vla.cli", "drive", "--robot", "my_teleop_arm:Wall", "--teleop", "keyboard",
+        "--teleop-option", "step=0.2", "--record", "recording", "--black-box", "box", "--black-box-mb", "4",
+        "--duration", "60",
+    ]  # fmt: skip
+    (here / "my_teleop_arm.py").write_text(
+        ADAPTER + "\nimport time\nclass Wall(Arm):\n    @property\n    def time(self):\n"
+        "        return time.monotonic()\n"
+    )
+    process = subprocess.Popen(
+        command, stdin=slave, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=here, text=True
+    )
+    os.close(slave)
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "take over" in line:
+                break
+        for key in ("", "t", "+", "t", "q"):
+            time.sleep(1.0)
+            os.write(master, key.encode())
+        time.sleep(2.0)
+        os.write(master, b"y\n")
+        said = process.communicate(timeout=60)[0]
+    finally:
+        process.kill()
+        os.close(master)
+    assert process.returncode == 0, said
+    assert "human: took over" in said
+    assert "(success)" in said
+    episode = open_recording(here / "recording").read("episode_0000")
+    assert episode.success is True
+    human = [s == "human" for s in episode.marks.source_of_frames(len(episode))]
+    assert episode.actions[human].max() == pytest.approx(0.2, abs=0.02)
+
+
 class Device:
     source: Source = "human"
 
@@ -257,13 +301,12 @@ def test_a_person_is_asked_at_the_terminal(answers: list[Any], expected: bool | 
 @pytest.mark.parametrize("kind", ["JointTrajectory", "JointState"])
 def test_topics_say_what_is_wished(toy: Embodiment, graph: SimpleNamespace, kind: str, monkeypatch) -> None:  # noqa: F811
     """The adapter's own code against stand-ins; a live ROS graph was never there."""
-    import sys
-
     from athena_vla.ros2.messages import JointMap
+    from athena_vla.ros2.rclpy_graph import RclpyGraph
     from athena_vla.ros2.topic_teleoperator import TopicTeleoperator
 
     monkeypatch.setitem(sys.modules, "std_msgs.msg", Fields(Bool=Fields))
-    made = TopicTeleoperator(graph.node, JointMap(toy, {"base": "j0"}), "/wish", "/switch", kind)
+    made = TopicTeleoperator(RclpyGraph(graph.node), JointMap(toy, {"base": "j0"}), "/wish", "/switch", kind)
     on_pose, on_switch = graph.subscribed["/wish"][0], graph.subscribed["/switch"][0]
 
     def pose(names: list[str], positions: list[float]) -> Any:
@@ -292,4 +335,4 @@ def test_topics_say_what_is_wished(toy: Embodiment, graph: SimpleNamespace, kind
     on_switch(Fields(data=False))
     assert not made.read(command, 0.3).engaged
     with pytest.raises(UnknownName, match="JointState"):
-        TopicTeleoperator(graph.node, JointMap(toy), "/wish", "/switch", "Twist")
+        TopicTeleoperator(RclpyGraph(graph.node), JointMap(toy), "/wish", "/switch", "Twist")

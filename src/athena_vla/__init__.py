@@ -29,6 +29,8 @@ _HOMES = {  # public name -> module and attribute, or a module alone
     "Runtime": "control.runtime:Runtime",
     "RuntimeConfig": "control.runtime:RuntimeConfig",
     "SafetyFilter": "control.safety:SafetyFilter",
+    "Teleoperator": "control.teleoperator:Teleoperator",
+    "Wish": "control.teleoperator:Wish",
     "bench": "bench",
     "check": "check",
     "evaluate": "evaluate",
@@ -43,7 +45,9 @@ _HOMES = {  # public name -> module and attribute, or a module alone
     "serve": "serve",
     "sweep": "sweep",
 }
-EXPERIMENTAL = frozenset({"Channel", "PolicyServer", "Runtime", "RuntimeConfig", "plan", "sweep"})
+EXPERIMENTAL = frozenset(
+    {"Channel", "PolicyServer", "Runtime", "RuntimeConfig", "Teleoperator", "Wish", "plan", "sweep"}
+)
 """Public names that may still change in a minor version; docs/api.md marks them."""
 
 __all__ = ["__version__", *_HOMES]

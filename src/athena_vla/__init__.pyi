@@ -4,6 +4,7 @@ from . import bench, check, evaluate, export, finetune, merge, plan, quantize, s
 from .bundle import Bundle
 from .control.runtime import Runtime, RuntimeConfig
 from .control.safety import SafetyFilter
+from .control.teleoperator import Teleoperator, Wish
 from .dataset.dataset import Dataset
 from .dataset.normalize import Normalizer
 from .embodiment import ActionChunk, Camera, Channel, Embodiment, Joint, Observation, known_robots
@@ -36,6 +37,8 @@ __all__ = [
     "Runtime",
     "RuntimeConfig",
     "SafetyFilter",
+    "Teleoperator",
+    "Wish",
     "__version__",
     "bench",
     "check",

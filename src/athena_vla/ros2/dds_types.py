@@ -52,6 +52,12 @@ class Float64(IdlStruct, typename="std_msgs::msg::dds_::Float64_"):
 
 @dataclass
 @final
+class Bool(IdlStruct, typename="std_msgs::msg::dds_::Bool_"):
+    data: bool
+
+
+@dataclass
+@final
 class Empty(IdlStruct, typename="std_msgs::msg::dds_::Empty_"):
     structure_needs_at_least_one_member: uint8
 
@@ -120,7 +126,7 @@ class TwistStamped(IdlStruct, typename="geometry_msgs::msg::dds_::TwistStamped_"
 
 KINDS: dict[str, Any] = {
     "builtin_interfaces": (Time, Duration),
-    "std_msgs": (Header, String, Float64, Empty),
+    "std_msgs": (Header, String, Float64, Bool, Empty),
     "sensor_msgs": (JointState, Image),
     "trajectory_msgs": (JointTrajectory, JointTrajectoryPoint),
     "geometry_msgs": (Vector3, Twist, TwistStamped),

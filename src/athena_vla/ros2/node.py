@@ -22,6 +22,7 @@ from athena_vla.ros2.graph import Graph
 from athena_vla.ros2.graph_robot import GraphRobot
 from athena_vla.ros2.messages import JointMap
 from athena_vla.ros2.parameters import PARAMETERS, Parameters, given, pairs, runtime_config, safety_filter
+from athena_vla.ros2.topic_teleoperator import TopicTeleoperator
 from athena_vla.wire.client import RemotePolicy
 
 LAUNCH_FILE = Path(__file__).parent / "launch" / "athena_vla.launch.py"
@@ -52,7 +53,11 @@ def drive(graph: Graph, parameters: Parameters) -> None:
     """Wait for the robot, then run until the duration is over or the node is interrupted."""
     body = embodiment.load(parameters["robot"])
     guard, config = safety_filter(body, parameters), runtime_config(parameters)
-    robot = GraphRobot(graph, body, JointMap(body, pairs(parameters["renamed"])), parameters)
+    joints = JointMap(body, pairs(parameters["renamed"]))
+    robot = GraphRobot(graph, body, joints, parameters)
+    topic, person = parameters["teleop_topic"], None
+    if topic:
+        person = TopicTeleoperator(graph, joints, topic, parameters["take_over_topic"], "JointTrajectory")
     while True:  # nothing moves before the first whole observation
         try:
             robot.observe()
@@ -61,7 +66,7 @@ def drive(graph: Graph, parameters: Parameters) -> None:
             graph.inform(f"waiting: {error}")
             time.sleep(0.1)
     with RemotePolicy(parameters["server"], body, token=parameters["token"] or None) as policy:
-        runtime = Runtime(robot, policy, guard, config)
+        runtime = Runtime(robot, policy, guard, config, teleoperator=person)
         offer_stop(graph, runtime)
         runtime.run(parameters["duration_s"], real_time=True)
 

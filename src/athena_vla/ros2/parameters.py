@@ -41,6 +41,8 @@ PARAMETERS: Parameters = {
     "latch": True,  # after a fault that ended at rest, wait for ~/acknowledge
     "heartbeat_s": 0.0,  # come to rest unless ~/beat comes this often; 0: nobody has to be there
     "shadow": False,  # command nothing
+    "teleop_topic": "",  # JointTrajectory of a person who can take over; empty: nobody can
+    "take_over_topic": "/athena/take_over",  # Bool: whether that person wants control
     "renamed": [""],  # joints as "ours=theirs"
 }
 STAMPS = ("zero", "now")

@@ -1,7 +1,6 @@
 """A teleoperator behind ROS topics: wished poses as JointTrajectory or JointState, and a Bool that takes over.
 
-NOT RUN against a live ROS graph: rclpy cannot be installed where this was written. What is here is tested with
-stand-ins for it; the messages are read by `ros2.messages` as everywhere.
+Knows a graph and the messages' fields. Over DDS the tests send it real messages; never met a real ROS 2 node.
 """
 
 import threading
@@ -15,9 +14,11 @@ from athena_vla.control.runtime import Robot
 from athena_vla.control.teleoperator import Source, Wish
 from athena_vla.embodiment import Array
 from athena_vla.errors import InvalidObservation, MissingDependency, UnknownName
+from athena_vla.ros2.graph import Graph
 from athena_vla.ros2.messages import JointMap
 
-KINDS = ("JointTrajectory", "JointState")
+KINDS = {"JointTrajectory": "trajectory_msgs/JointTrajectory", "JointState": "sensor_msgs/JointState"}
+TRANSPORTS = ("rclpy", "dds")
 LONG_AGO = 1e9  # [s]
 
 
@@ -29,22 +30,17 @@ class TopicTeleoperator:
 
     source: Source = "human"
 
-    def __init__(self, node: Any, joints: JointMap, topic: str, switch: str, kind: str) -> None:
-        from std_msgs.msg import Bool
-
+    def __init__(self, graph: Graph, joints: JointMap, topic: str, switch: str, kind: str) -> None:
         if kind not in KINDS:
             raise UnknownName("kind of message with a wished pose", kind, KINDS)
-        if kind == "JointState":
-            from sensor_msgs.msg import JointState as Message
-        else:
-            from trajectory_msgs.msg import JointTrajectory as Message
         self._joints, self._kind = joints, kind
+        self._graph = graph  # its readers end with it
         self._place = {joints.theirs(n): i for i, n in enumerate(joints.robot.command_names)}
         self._lock = threading.Lock()
         self._wished: dict[int, float] = {}
         self._heard, self._engaged, self._problem = -LONG_AGO, False, ""
-        node.create_subscription(Message, topic, self._on_pose, 1)
-        node.create_subscription(Bool, switch, self._on_switch, 1)
+        graph.subscribe(KINDS[kind], topic, self._on_pose)
+        graph.subscribe("std_msgs/Bool", switch, self._on_switch)
 
     def read(self, command: Array, time: float, /) -> Wish:
         with self._lock:
@@ -93,16 +89,31 @@ def subscribed(
     switch: str = "/athena/take_over",
     kind: str = "JointTrajectory",
     renamed: str = "",
+    transport: str = "rclpy",
+    network: str = "lo",
 ) -> TopicTeleoperator:
-    """A node of its own that listens while the program runs; `renamed` is `ours=theirs`, comma between several."""
+    """One that listens while the program runs. `renamed` is `ours=theirs`, comma between several.
+
+    `transport` is rclpy or dds, `network` the interface that dds speaks on. Raises `MissingDependency`.
+    """
+    if transport not in TRANSPORTS:
+        raise UnknownName("transport of topics", transport, TRANSPORTS)
+    names: Mapping[str, str] = dict(pair.split("=", 1) for pair in renamed.split(",") if pair)
+    joints = JointMap(robot.embodiment, names)
+    if transport == "dds":
+        from athena_vla.ros2.dds_graph import DdsGraph
+
+        return TopicTeleoperator(DdsGraph(network), joints, topic, switch, kind)
     try:
         import rclpy
     except ImportError as error:
-        raise MissingDependency("rclpy (part of a ROS 2 installation)", "ros2", "to teleoperate over topics") from error
-    names: Mapping[str, str] = dict(pair.split("=", 1) for pair in renamed.split(",") if pair)
+        what = "to teleoperate over topics; transport=dds needs none"
+        raise MissingDependency("rclpy (part of a ROS 2 installation)", "ros2", what) from error
+    from athena_vla.ros2.rclpy_graph import RclpyGraph
+
     if not rclpy.ok():
         rclpy.init()
     node = rclpy.create_node("athena_vla_teleoperator")
-    made = TopicTeleoperator(node, JointMap(robot.embodiment, names), topic, switch, kind)
+    made = TopicTeleoperator(RclpyGraph(node), joints, topic, switch, kind)
     threading.Thread(target=rclpy.spin, args=(node,), name="teleoperator-topics", daemon=True).start()
     return made

@@ -19,7 +19,7 @@ SMOOTH = 0.15  # [s]
 LEAST = 3  # wishes in an average
 APPROACH = 0.2  # of the greatest speed
 MET = 0.02  # [rad] a joint this near to its wish follows it freely
-JUMP = 1.0  # of the way at the greatest speed in one step; a wish that moved further did not move, it jumped
+SOFT = 0.25  # of the greatest acceleration, between averages; the curve between them needs up to four times as much
 SILENT = 0.3  # [s] a device that was not heard for so long has vanished
 
 
@@ -42,7 +42,10 @@ class Takeover:
         self._teleoperator, self._columns = teleoperator, columns
         self._dt = 1.0 / control_hz
         self._count = max(LEAST, round(SMOOTH * control_hz))
-        self._most = columns.max_velocity * self._dt  # [C] way of one step
+        # [C] way of one step: within the greatest speed, and reached from rest and left within the acceleration.
+        reached = SOFT * columns.max_acceleration * self._count * self._dt**2
+        self._most = np.minimum(columns.max_velocity * self._dt, reached)
+        self._slow = np.minimum(APPROACH * columns.max_velocity * self._dt, reached)
         self._goals = np.zeros((self._count, len(columns.names)))  # what is averaged, the newest last
         self._wished = np.zeros(len(columns.names))  # [C] the last wish
         self._met = np.zeros(len(columns.names), dtype=bool)
@@ -111,17 +114,22 @@ class Takeover:
 
     def _follow(self, wished: Array) -> None:
         """The next goal: the wish, as near to it as this step may go."""
-        self._met &= np.abs(wished - self._wished) <= JUMP * self._most
-        most = np.where(self._met, self._most, APPROACH * self._most)
+        self._met &= np.abs(wished - self._wished) <= self._most  # else it did not move, it jumped
+        most = np.where(self._met, self._most, self._slow)
         goal = self._goals[-1] + np.clip(wished - self._goals[-1], -most, most)
         self._met |= np.abs(wished - goal) <= MET
         self._goals = np.concatenate([self._goals[1:], goal[None]])
         self._wished = wished
 
     def _rows(self, *, resting: bool) -> Array:
-        """The average at this step and at those to come: the goal goes on for one step as it did, or rests at once."""
-        last, step = self._goals[-1], self._goals[-1] - self._goals[-2]
-        beyond = last if resting else self._columns.clipped(last + step)
+        """The average at this step and at those to come: the goal goes on for one step as it did, or rests at once.
+
+        At rest a column that is a speed is at its stop: a base that nobody commands does not drive on.
+        """
+        last, step, columns = self._goals[-1], self._goals[-1] - self._goals[-2], self._columns
+        beyond = last.copy() if resting else columns.clipped(last + step)
+        if resting:
+            beyond[columns.stopping] = columns.stop
         goals = np.concatenate([self._goals, np.repeat(beyond[None], self._count, axis=0)])
         if resting:
             goals = goals[1:]
