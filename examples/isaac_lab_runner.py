@@ -120,9 +120,7 @@ class Runner:
                         flush=True,
                     )
         except (OSError, WebSocketException) as problem:  # a TimeoutError is an OSError
-            raise RuntimeError(
-                f"No answer of the policy server {self.address}: {problem}. Run again to go on."
-            ) from None
+            raise RuntimeError(f"No answer of the server {self.address}: {problem}. Run again to go on.") from None
         return self.out
 
     def _episode(self, connection: Any, scene: int) -> dict[str, Any]:
