@@ -7,6 +7,7 @@ megabytes a chunk. The decoder reads rows and not tokens; it keeps its own cache
 # pyright: reportMissingImports=false
 
 import ctypes
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ from athena_vla.machine.device import parse
 from athena_vla.models.contract import Engine, Taken, Value, Values
 
 FILE = "decoder.gguf"
-NEEDED = ("llama_init_from_model", "llama_get_memory", "llama_memory_clear", "llama_model_meta_val_str")
+NEEDED = ("llama_init_from_model", "llama_get_memory", "llama_memory_seq_rm", "llama_model_meta_val_str")
 CACHES = {"f16": 1, "f32": 0}  # ggml's numbers of types
+FLASH = {"on": 1, "off": 0}
+ALL_LAYERS = 999
 
 
 class Owned(HostMemory):
@@ -54,11 +57,11 @@ class LlamaCpp(Engine):
         cuda = bool(self._library.llama_supports_gpu_offload()) and parse(device)[0] != "cpu"
         if parse(device)[0] == "cuda" and not cuda:
             raise DeviceError(
-                f"Device '{device}' was not taken: this build of llama.cpp has no GPU code. Build it with "
+                f"Device '{device}' was not taken: llama.cpp has no GPU code or finds no card. Build it with "
                 'CMAKE_ARGS="-DGGML_CUDA=on", or take --device cpu.'
             )
-        self._decoder = _Decoder(self._library, folder / FILE, own, threads, gpu_layers=999 if cuda else 0)
-        why = "" if cuda or device == "cpu" else "this build of llama.cpp has no GPU code"
+        self._decoder = _Decoder(self._library, folder / FILE, own, threads, _layers(own) if cuda else 0)
+        why = "" if cuda or device == "cpu" else "llama.cpp has no GPU code or finds no card"
         self.taken = Taken("llama.cpp", "cuda:0" if cuda else "cpu", why=why, precision=", ".join(own["forms"]))
 
     def run(self, graph: str, values: Values, /) -> Values:
@@ -108,18 +111,23 @@ class _Decoder:
             raise ExportError(f"llama.cpp cannot load '{path}': it is missing, cut off, or newer than this llama.cpp.")
         self._require(path, own)
         context = library.llama_context_default_params()
-        context.n_ctx = context.n_batch = context.n_ubatch = self._longest
+        context.n_ctx = context.n_batch = self._longest
+        context.n_ubatch = int(own.get("micro_batch") or self._longest)
         context.embeddings, context.pooling_type = not self._words, 0
         context.n_threads = context.n_threads_batch = threads
         context.type_k = context.type_v = CACHES[own["cache"]]
-        if own["cache"] == "f32" and hasattr(context, "flash_attn_type"):
-            context.flash_attn_type = 0  # fused attention rounds to 16 bits
+        if hasattr(context, "flash_attn_type"):
+            # Fused attention rounds to 16 bits on a processor, whatever the cache holds; its speed is for cards.
+            asked = own.get("flash_attention", "auto")
+            context.flash_attn_type = FLASH.get(asked, FLASH["on" if gpu_layers and own["cache"] == "f16" else "off"])
         self.context = library.llama_init_from_model(self._model, context)
         if not self.context:
             raise ExportError(f"llama.cpp has not enough memory for a cache of {self._longest} rows of '{path}'.")
         self._batch = library.llama_batch_init(self._longest, self._width, 1)
 
     def __del__(self) -> None:
+        if sys.is_finalizing():  # the library's functions are gone already
+            return
         for free, held in (("llama_batch_free", "_batch"), ("llama_free", "context"), ("llama_model_free", "_model")):
             if getattr(self, held, None) is not None:
                 getattr(self._l, free)(getattr(self, held))
@@ -141,8 +149,8 @@ class _Decoder:
                 f"{position + len(rows)} rows are more than the {self._longest} that this decoder was exported for; "
                 "shorten the instruction."
             )
-        if position == 0:
-            self._l.llama_memory_clear(self._l.llama_get_memory(self.context), True)
+        # What the cache holds from here on belongs to another observation, or to this step when it is asked again.
+        self._l.llama_memory_seq_rm(self._l.llama_get_memory(self.context), 0, position, -1)
         rows, batch = np.ascontiguousarray(rows, dtype=np.float32), self._batch
         ctypes.memmove(batch.embd, rows.ctypes.data, rows.nbytes)
         batch.n_tokens = len(rows)
@@ -162,6 +170,12 @@ class _Decoder:
         self._l.llama_model_meta_val_str(self._model, b"athena.bundle", text, len(text))
         if text.value.decode(errors="replace") != own["bundle"]:
             raise ExportError(f"'{path}' is the decoder of another bundle, or of another quantisation of this one.")
+
+
+def _layers(own: Mapping[str, Any]) -> int:
+    """How many layers lie on the card."""
+    asked = int(own.get("gpu_layers", -1))
+    return ALL_LAYERS if asked < 0 else asked
 
 
 def _library() -> Any:

@@ -35,6 +35,14 @@ class ExportConfig:
     engine: Literal["auto", "onnx"] = "auto"
     """Device targets. auto: build TensorRT engines where TensorRT and the target's GPU are present; where they are not,
     exit status 3 and the JSON's `engine` say that the ONNX graphs are the fallback. onnx: nothing else is asked for."""
+    gpu_layers: int = -1
+    """llama.cpp: how many layers of the decoder lie on the card, where there is one; -1: all."""
+    flash_attention: Literal["auto", "on", "off"] = "auto"
+    """llama.cpp: auto takes it on a card only. On a processor it rounds attention to 16 bits: 1.3e-4 of error."""
+    cache: Literal["f16", "f32"] = "f16"
+    """llama.cpp: type of keys and values. f16: 2e-5 of error and half the memory."""
+    micro_batch: int = 0
+    """llama.cpp: rows that are computed at once, which bounds its working memory; 0: all rows of a pass."""
     fixed_batch: bool = False
     """Write batch size 1 into the graphs; device targets always do."""
     overwrite: bool = False

@@ -36,6 +36,8 @@ def write_llama(config: ExportConfig, source: Bundle, progress: Progress) -> tup
             f"Family '{source.manifest.family}' reads its action rows both ways, and llama.cpp decodes causally: "
             "export it with --target cpu or a device."
         )
+    if config.micro_batch < 0:
+        raise ExportError(f"--micro-batch is a number of rows, 0 for all; it is {config.micro_batch}.")
     library()  # before anything is written
     text = model.body_spec.text
     own: dict[str, Any] = {
@@ -46,7 +48,10 @@ def write_llama(config: ExportConfig, source: Bundle, progress: Progress) -> tup
         "choices": [decoder.first, decoder.last],
         "outputs": decoder.outputs,
         "context": -(-decoder.context // 32) * 32,
-        "cache": "f16",
+        "cache": config.cache,
+        "flash_attention": config.flash_attention,
+        "gpu_layers": config.gpu_layers,
+        "micro_batch": config.micro_batch,
     }
     info: dict[str, Any] = {"target": TARGET, "precision": "float32", "form": "llama.cpp", "opset": OPSET, "llama": own}
     manifest = dataclasses.replace(
