@@ -113,6 +113,19 @@ def test_the_file_holds_the_stored_numbers_bit_by_bit(bundles: dict[str, Path], 
     assert said["llama.rope.freq_base"] == pytest.approx(text.rope_theta)
     assert sum(made.manifest.stage_info["llama"]["forms"].values()) == len(tensors) - 1
     assert not (made.path / "weights" / "language.onnx").exists()
+    technique = json.loads((made.path / "deployment_config.json").read_text())["technique"]
+    assert technique["runtime"].startswith("llama.cpp")
+    assert technique["weights"] == (
+        (
+            source.manifest.stage_info.get("layers")
+            and {
+                f"int{bits}": n
+                for bits in (4, 8)
+                if (n := sum(e["bits"] == bits for e in source.manifest.stage_info["layers"].values()))
+            }
+        )
+        or "float"
+    )
 
 
 def test_what_llama_cpp_cannot_hold_is_refused(tmp_path: Path, toy: Embodiment) -> None:

@@ -32,6 +32,7 @@ from athena_vla.dataset.windows import samples_of
 from athena_vla.dataset.within_limits import within_limits
 from athena_vla.embodiment import Embodiment
 from athena_vla.errors import DatasetError
+from athena_vla.files.cleaning import user_cache
 from athena_vla.files.resume import PartialResults
 from athena_vla.jobs import ordered, run_jobs
 from athena_vla.progress import Progress, quiet
@@ -159,7 +160,7 @@ def linked_set(path: Path, robot: str, horizon: int = 8) -> Path:
     It lies in the user's cache ($XDG_CACHE_HOME/athena/sets) under a name that changes with the recording, the robot
     and the horizon; all other choices are those of a build without options.
     """
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "athena" / "sets"
+    root = user_cache() / "athena" / "sets"
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError:

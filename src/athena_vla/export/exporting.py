@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 import athena_vla.bundle as bundles
-from athena_vla import files
 from athena_vla.bundle import Bundle
 from athena_vla.engines.deployment_config import deployment_config
 from athena_vla.errors import BundleError, ExportError, MissingDependency, UnknownName
@@ -20,6 +19,7 @@ from athena_vla.export import parity
 from athena_vla.export import target_device as device
 from athena_vla.export.compressed import write_compressed
 from athena_vla.export.export_config import ExportConfig
+from athena_vla.export.export_record import exported_manifest, replayed, weights_summary, write_record
 from athena_vla.export.linear import LinearForm
 from athena_vla.export.llama_cpp import TARGET, write_llama
 from athena_vla.export.write_graphs import WRITING, write_graphs
@@ -27,7 +27,7 @@ from athena_vla.export.writer import OPSET
 from athena_vla.models.weights.store import TensorStore
 from athena_vla.plan import DEVICES, cost
 from athena_vla.plan.predict import as_dict, predict
-from athena_vla.policy import Policy, replay, sensitivity
+from athena_vla.policy import Policy
 from athena_vla.progress import Progress, quiet
 
 LARGE = 1_000_000_000  # [bytes] of weights from which int8 activations pay on a CPU
@@ -95,23 +95,13 @@ def _export(config: ExportConfig, source: Bundle, progress: Progress) -> ExportR
         "form": how.form,
         "accuracy_level": how.accuracy,
         "opset": OPSET,
-        "weights": _weights_summary(source, store),
+        "weights": weights_summary(source, store),
         # Q/DQ layers are fused to 4-bit kernels at load; without this entry the fusion rounds activations to int8.
         # OpenVINO rounds activations of 4- and 8-bit layers too, unless told not to.
         "openvino": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP if how.accuracy == 4 else 0},
         "session": {"session.qdq_matmulnbits_accuracy_level": how.accuracy},
     }
-    manifest = dataclasses.replace(
-        source.manifest,
-        stage="exported",
-        parent_hash=source.hash,
-        parent_path=str(source.path),
-        config={"export": config.plain()},
-        deviation={},
-        gates={},
-        stage_info=info,
-        files={},
-    )
+    manifest = exported_manifest(config, source, info)
     with bundles.writing(config.out, manifest, source.golden, source.tokenizer_files()) as folder:
         fixed = ("batch",) if on_device or config.fixed_batch else ()
         progress.plan({WRITING: 1.0, COMPARING: 1.0 * config.compare})
@@ -121,7 +111,7 @@ def _export(config: ExportConfig, source: Bundle, progress: Progress) -> ExportR
             note = device.widened(store) + device.write_scripts(folder, source, info, config.target)
         predicted = _predicted(source, info, config.target) if on_device else None
         record = deployment_config(source, config.target, config.out, info, predicted=predicted)
-        files.write_json(folder / "deployment_config.json", record, BundleError, sort_keys=True)
+        write_record(folder, record)
         deviation: dict[str, Any] = {}
         gates = dict(source.manifest.gates)  # the same numbers run: what failed there fails here
         if config.compare:
@@ -130,10 +120,8 @@ def _export(config: ExportConfig, source: Bundle, progress: Progress) -> ExportR
             written = Bundle.open(folder)
             _require_parity(config, source, written, store, info)
             runner = Policy.of(written, "onnxruntime", config.threads, config.device)
-            deviation |= replay(runner, source.golden)
-            gates |= sensitivity(runner, source.golden.observations)
-            record["ran_on"] = runner.engine.taken.to_dict()
-            files.write_json(folder / "deployment_config.json", record, BundleError, sort_keys=True)
+            deviation, asked = replayed(runner, source, folder, record)
+            gates |= asked
         bundles.seal(folder, dataclasses.replace(manifest, deviation=deviation, gates=gates, stage_info=info))
         size = sum(f.stat().st_size for f in (folder / "weights").iterdir())
     engine, status = "onnx", 0
@@ -171,14 +159,6 @@ def _predicted(source: Bundle, info: dict[str, Any], target: str) -> dict[str, A
     kinds = info["weights"]["quantized_layers"]
     precision = max(kinds, key=lambda k: kinds[k]) if kinds else "fp16"
     return as_dict(predict(cost.count(source.meta_model()), DEVICES[target], precision))
-
-
-def _weights_summary(source: Bundle, store: TensorStore) -> dict[str, Any]:
-    """Counts of weights by form."""
-    bits: dict[str, int] = {}
-    for entry in source.manifest.stage_info.get("layers", {}).values():
-        bits[f"int{entry['bits']}"] = bits.get(f"int{entry['bits']}", 0) + 1
-    return {"quantized_layers": bits, "tensors": len(store.names), "bytes": store.bytes}
 
 
 def _require_onnx() -> None:

@@ -5,7 +5,7 @@ weights keep their type, and codes that fill no whole blocks become float32. Not
 and keys change their order, since llama.cpp turns neighbouring pairs where Llama turns halves.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from athena_vla.errors import MissingDependency
 from athena_vla.models.body.body_spec import LlamaSpec
 from athena_vla.models.weights.packed import Packed
+from athena_vla.models.weights.store import TensorStore
 
 PREFIX = "body.language_model."
 BLOCK = 32  # inputs that share a scale in llama.cpp's forms
@@ -31,11 +32,10 @@ PARTS = {
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
 }
-Read = Callable[[str], Tensor | Packed]
 BUNDLE = "athena.bundle"  # the key under which the file names the bundle that it belongs to
 
 
-def write_decoder(path: Path, text: LlamaSpec, read: Read, bundle: str, context: int) -> dict[str, int]:
+def write_decoder(path: Path, text: LlamaSpec, store: TensorStore, bundle: str, context: int) -> dict[str, int]:
     """Write the file; how many weights have each form. Raises `MissingDependency`."""
     gguf = library()
     writer = gguf.GGUFWriter(path, "llama")
@@ -54,7 +54,7 @@ def write_decoder(path: Path, text: LlamaSpec, read: Read, bundle: str, context:
     writer.add_vocab_size(rows)
     forms: dict[str, int] = {}
     names = list(_names(text))
-    shapes = {n: form_of(read(name)) for n, name in names}
+    shapes = {n: _form_in(store, name) for n, name in names}
     # Rows come in from outside, so the table of words is not read; the file has to have one.
     writer.add_tensor_info("token_embd.weight", (rows, text.width), np.dtype(np.float16), rows * text.width * 2)
     for n, _ in names:
@@ -72,7 +72,7 @@ def write_decoder(path: Path, text: LlamaSpec, read: Read, bundle: str, context:
     writer.write_tensor_data(np.zeros((rows, text.width), np.float16))
     for n, name in names:
         heads = {"attn_q": text.heads, "attn_k": text.kv_heads}.get(n.split(".")[-2], 0)
-        writer.write_tensor_data(content(_turned(read(name), heads), shapes[n][0]))
+        writer.write_tensor_data(content(_turned(store.read(name), heads), shapes[n][0]))
     writer.close()
     return forms
 
@@ -96,14 +96,26 @@ def _names(text: LlamaSpec) -> Iterator[tuple[str, str]]:
         yield "output.weight", f"{PREFIX}lm_head.weight"
 
 
+def _form_in(store: TensorStore, name: str) -> tuple[str, tuple[int, ...], int]:
+    """`form_of` a stored weight; codes, which are nearly all of the file, are not read for it."""
+    if name not in store.packed:
+        return form_of(store.read(name))
+    rows, columns = store.shape(name)
+    return _blocks((rows, columns), *store.packing(name))
+
+
+def _blocks(shape: tuple[int, int], bits: int, group: int) -> tuple[str, tuple[int, ...], int]:
+    rows, columns = shape
+    if columns % BLOCK or group % BLOCK:
+        return "F32", shape, rows * columns * 4
+    kind, each = ("Q4_0", 2 + BLOCK // 2) if bits == 4 else ("Q8_0", 2 + BLOCK)
+    return kind, shape, rows * (columns // BLOCK) * each
+
+
 def form_of(weight: Tensor | Packed) -> tuple[str, tuple[int, ...], int]:
     """Form, shape and bytes of a weight. Codes whose groups are no whole blocks are written out in float32, exactly."""
     if isinstance(weight, Packed):
-        rows, columns = weight.shape
-        if columns % BLOCK or weight.group % BLOCK:
-            return "F32", (rows, columns), rows * columns * 4
-        kind, each = ("Q4_0", 2 + BLOCK // 2) if weight.bits == 4 else ("Q8_0", 2 + BLOCK)
-        return kind, (rows, columns), rows * (columns // BLOCK) * each
+        return _blocks(weight.shape, weight.bits, weight.group)
     kind = {torch.float16: "F16", torch.bfloat16: "BF16"}.get(weight.dtype, "F32")
     if weight.ndim == 1:
         kind = "F32"  # llama.cpp multiplies norms in float32 only; every narrower number is one of those

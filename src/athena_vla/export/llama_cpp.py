@@ -10,18 +10,18 @@ from typing import Any
 import torch
 
 import athena_vla.bundle as bundles
-from athena_vla import files
 from athena_vla.bundle import Bundle
 from athena_vla.engines.deployment_config import deployment_config
 from athena_vla.engines.llama_cpp_engine import FILE
-from athena_vla.errors import BundleError, ExportError
+from athena_vla.errors import ExportError
 from athena_vla.export.export_config import ExportConfig
+from athena_vla.export.export_record import exported_manifest, replayed, weights_summary, write_record
 from athena_vla.export.gguf_decoder import library, write_decoder
 from athena_vla.export.linear import LinearForm
 from athena_vla.export.write_graphs import write_graphs
 from athena_vla.export.writer import OPSET
 from athena_vla.models.vla import VisionLanguageModel
-from athena_vla.policy import Policy, replay, sensitivity
+from athena_vla.policy import Policy
 from athena_vla.progress import Progress
 
 TARGET = "llama.cpp"
@@ -53,36 +53,31 @@ def write_llama(config: ExportConfig, source: Bundle, progress: Progress) -> tup
         "gpu_layers": config.gpu_layers,
         "micro_batch": config.micro_batch,
     }
-    info: dict[str, Any] = {"target": TARGET, "precision": "float32", "form": "llama.cpp", "opset": OPSET, "llama": own}
-    manifest = dataclasses.replace(
-        source.manifest,
-        stage="exported",
-        parent_hash=source.hash,
-        parent_path=str(source.path),
-        config={"export": config.plain()},
-        deviation={},
-        gates={},
-        stage_info=info,
-        files={},
-    )
+    store = source.store()
+    info: dict[str, Any] = {
+        "target": TARGET,
+        "precision": "float32",
+        "form": "llama.cpp",
+        "opset": OPSET,
+        "weights": weights_summary(source, store),
+        "llama": own,
+    }
+    manifest = exported_manifest(config, source, info)
     deviation: dict[str, Any] = {}
     note = "The decoder runs in llama.cpp (extra llama); it was not replayed here: llama-cpp-python is not installed."
     with bundles.writing(config.out, manifest, source.golden, source.tokenizer_files()) as folder:
-        store = source.store()
         how = LinearForm("contrib", 1, torch.float32)
         weights = folder / "weights"
         info["graphs"] = write_graphs(source, store, weights, how, (), progress, decoder.graphs, model)
-        own["forms"] = write_decoder(weights / FILE, text, store.read, own["bundle"], own["context"])
+        own["forms"] = write_decoder(weights / FILE, text, store, own["bundle"], own["context"])
         record = deployment_config(source, TARGET, config.out, info)
-        files.write_json(folder / "deployment_config.json", record, BundleError, sort_keys=True)
+        write_record(folder, record)
         gates = dict(source.manifest.gates)
         if config.compare and importlib.util.find_spec("llama_cpp") is not None:
             bundles.seal(folder, manifest)
             runner = Policy.of(Bundle.open(folder), TARGET, config.threads, config.device)
-            deviation |= replay(runner, source.golden)
-            gates |= sensitivity(runner, source.golden.observations)
-            record["ran_on"] = runner.engine.taken.to_dict()
-            files.write_json(folder / "deployment_config.json", record, BundleError, sort_keys=True)
+            deviation, asked = replayed(runner, source, folder, record)
+            gates |= asked
             note = "The decoder runs in llama.cpp, which rounds activations of quantised layers to 8 bits."
         bundles.seal(folder, dataclasses.replace(manifest, deviation=deviation, gates=gates, stage_info=info))
     return info["graphs"], deviation, note

@@ -75,7 +75,7 @@ def clean(config: CleanConfig) -> CleanResult:
 
 
 def user_cache() -> Path:
-    """The folder for caches of this user."""
+    """The folder for caches of this user. Raises `RuntimeError` where there is no home at all."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or "")
     return base if base.is_absolute() else Path.home() / ".cache"
 

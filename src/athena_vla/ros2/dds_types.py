@@ -7,6 +7,7 @@ Field names do not travel; they are those of ROS so that the node reads both ali
 # pyright: reportMissingImports=false
 
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any, get_type_hints
 
 from cyclonedds.idl import IdlStruct
@@ -142,15 +143,21 @@ def type_of(kind: str) -> Any:
     return TYPES[kind]
 
 
+@cache
+def _kinds(kind: Any) -> dict[str, Any]:
+    """Field -> its type; asked for every message at the motor rate, and every point in it."""
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in fields(kind)}
+
+
 def made(kind: Any, content: Message) -> Any:
     """A message from plain fields, nested ones too."""
-    hints = get_type_hints(kind)
     values = {}
-    for field in fields(kind):
-        value = content[field.name]
-        if field.name in NESTED:
-            value = [made(NESTED[field.name], x) for x in value]
+    for name, inner in _kinds(kind).items():
+        value = content[name]
+        if name in NESTED:
+            value = [made(NESTED[name], x) for x in value]
         elif isinstance(value, dict):
-            value = made(hints[field.name], value)
-        values[field.name] = value
+            value = made(inner, value)
+        values[name] = value
     return kind(**values)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from athena_vla import files
 from athena_vla.errors import ModelError
+from athena_vla.files.cleaning import user_cache
 
 SOURCE = Path(__file__).with_suffix(".c")
 SWITCH = "ATHENA_GEMV_KERNEL"
@@ -71,8 +72,7 @@ def march() -> str:
 def cache_folder() -> Path | None:
     """The folder for compiled code in the user's cache; None where there is none that only the user can write to."""
     try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or "")
-        folder = (base if base.is_absolute() else Path.home() / ".cache") / "athena_vla"
+        folder = user_cache() / "athena_vla"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         facts = folder.stat()
     except (OSError, RuntimeError):  # no home at all is a RuntimeError
