@@ -2,16 +2,21 @@
 # The frames of these small recordings are in memory (`Pixels`), which the general type does not say.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 
+import io
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from athena_vla.check.cameras import scan_camera
 from athena_vla.errors import RecordingError
 from athena_vla.recordings.episode import Episode
+from athena_vla.recordings.formats.common import StillFrames
 from athena_vla.recordings.media.luma import intervals_to_decode, luma_grids
 from athena_vla.recordings.media.video import VideoFrames, encode_video
 from recordings import clean
@@ -115,3 +120,74 @@ def test_a_damaged_packet_costs_its_own_frames(tmp_path):
     assert bad
     found = scan_camera(replace(clean(1, length=LENGTH)), "front", VideoFrames(stream.path), None).findings
     assert found[0].code == "camera.unreadable"
+
+
+def stamped(image: np.ndarray, kind: str, when: int, quality: int = 92) -> bytes:
+    """A file of an image with the time that a camera wrote into it."""
+    out, picture = io.BytesIO(), Image.fromarray(image)
+    if kind == "png":
+        text = PngInfo()
+        text.add_text("time", str(when))
+        picture.save(out, "PNG", pnginfo=text)
+    else:
+        exif = Image.Exif()
+        exif[0x0132] = f"2026:11:27 10:00:{when % 60:02d}.{when:06d}"
+        picture.save(out, "JPEG", quality=quality, exif=exif)
+    return out.getvalue()
+
+
+@dataclass(frozen=True)
+class Stamped(StillFrames):
+    files: tuple[bytes, ...]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def encoded(self, index: int, /) -> bytes:
+        return self.files[index]
+
+    def describe(self, index: int, /) -> str:
+        return f"image {index}"
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg"])
+def test_a_frozen_image_is_found_though_each_file_has_its_own_bytes(kind: str) -> None:
+    episode = clean(1, length=LENGTH)
+    images = moving_scene(np.asarray(episode.states, np.float64))
+    moving = Stamped(tuple(stamped(image, kind, i) for i, image in enumerate(images)))
+    still(images)
+    frozen = Stamped(tuple(stamped(image, kind, i) for i, image in enumerate(images)))
+    assert len(set(frozen.files)) == LENGTH
+    found = {f.code: f.frames for f in scan_camera(episode, "head", frozen, None).findings}
+    assert found == {"camera.frozen": (100, 120)}
+    assert not scan_camera(episode, "head", moving, None).findings
+
+
+def test_images_that_differ_in_one_pixel_are_not_the_same(tmp_path: Path) -> None:
+    """A change that the reduced decode of a JPEG does not show is still one."""
+    image = np.full((480, 640, 3), 90, np.uint8)
+    changed = image.copy()
+    changed[200:208, 300:308, 0] += 2  # within one block, below what its mean shows in grey
+    for kind in ("png", "jpeg"):
+        stream = Stamped((stamped(image, kind, 0), stamped(image, kind, 1), stamped(changed, kind, 2, quality=100)))
+        sums = [look.checksum for _, look in luma_grids(stream) if not isinstance(look, RecordingError)]
+        assert sums[0] == sums[1] != sums[2]
+
+
+def test_a_light_that_changes_its_colour_is_no_frozen_image(tmp_path: Path) -> None:
+    """The brightness plane stays, the colours change."""
+    with av.open(str(tmp_path / "v.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"crf": "0", "g": "1"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for i in range(4):
+            frame = av.VideoFrame(64, 48, "yuv420p")
+            for plane, value in zip(frame.planes, (100, 60 + 20 * (i // 2), 120), strict=True):
+                plane.update(bytes([value]) * plane.buffer_size)
+            for packet in stream.encode(frame):
+                container.mux(packet)
+        for packet in stream.encode(None):
+            container.mux(packet)
+    sums = [
+        look.checksum for _, look in luma_grids(VideoFrames(tmp_path / "v.mp4")) if not isinstance(look, RecordingError)
+    ]
+    assert sums[0] == sums[1] != sums[2] == sums[3]

@@ -243,6 +243,54 @@ def test_subtasks_become_segments_and_survive_a_conversion(tmp_path: Path) -> No
             (45, 60, names[2], "human"),
         ]
         assert episode.instructions == (WORDS,)
+    assert by_the_rule_of_lerobot(tmp_path / "out") == [names[i] for i in steps]
+
+
+def by_the_rule_of_lerobot(root: Path) -> list[str]:
+    """The subtask of each row as lerobot 0.4 looks it up: the index of the row at that place."""
+    pandas = pytest.importorskip("pandas")
+    table = pandas.read_parquet(root / "meta/subtasks.parquet")
+    rows = pq.read_table(sorted(root.glob("data/*/*.parquet"))[0])["subtask_index"].to_pylist()
+    return [table.iloc[i].name for i in rows]
+
+
+def test_segments_become_a_table_of_subtasks(tmp_path: Path) -> None:
+    """Of frames of which nothing is said LeRobot's own look-up finds nothing, not the last subtask."""
+    source = write_v30(tmp_path / "in", [Take(0), Take(1)], [WORDS])
+    said = {"kind": "manipulate", "source": "human", "confidence": 1.0}
+    spans = [[(5, 20, "reach"), (30, 60, "lift")], [(0, 10, "lift")]]
+    content = {
+        str(n): {"segments": [{"start": a, "stop": b, "text": text, **said} for a, b, text in each]}
+        for n, each in enumerate(spans)
+    }
+    (tmp_path / "segments.json").write_text(json.dumps({"version": 1, "episodes": content}))
+    convert(ConvertConfig(input=source, out=tmp_path / "out", annotations=tmp_path / "segments.json"))
+    assert by_the_rule_of_lerobot(tmp_path / "out") == (
+        [""] * 5 + ["reach"] * 15 + [""] * 10 + ["lift"] * 30 + ["lift"] * 10 + [""] * 50
+    )
+    again = convert(ConvertConfig(input=tmp_path / "out", out=tmp_path / "again"))
+    assert again.notes == ()
+    for root in ("out", "again"):
+        read = [open_recording(tmp_path / root).read(i).segments for i in ("0", "1")]
+        assert [[(s.start, s.stop, s.text) for s in each] for each in read] == spans
+        (tmp_path / root / "meta/athena_recording.json").unlink()  # by the table alone
+        read = [open_recording(tmp_path / root).read(i).segments for i in ("0", "1")]
+        assert [[(s.start, s.stop, s.text) for s in each] for each in read] == spans
+    assert "subtask_index" not in open_recording(tmp_path / "again").read("0").streams
+
+
+def test_segments_without_a_column_are_said(tmp_path: Path) -> None:
+    source = write_v30(tmp_path / "in", [Take(0), Take(1)], [WORDS])
+    convert(ConvertConfig(input=source, out=tmp_path / "set"))
+    side = tmp_path / "set/meta/athena_recording.json"
+    content = json.loads(side.read_text())
+    segment = {"start": 3, "stop": 9, "kind": "walk", "text": "walk", "source": "human", "confidence": 1.0}
+    content["episodes"][1]["segments"] = [segment]
+    side.write_text(json.dumps(content))
+    done = convert(ConvertConfig(input=tmp_path / "set", out=tmp_path / "out"))
+    assert any("segments of episode 1" in note and "sidecar" in note for note in done.notes)
+    assert not (tmp_path / "out/meta/subtasks.parquet").exists()
+    assert open_recording(tmp_path / "out").read("1").segments[0].text == "walk"
 
 
 def test_another_version_is_said_for_what_it_is(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from athena_vla.recordings.formats import open_recording
 from athena_vla.recordings.formats.isaac_folder import write_episode
 from athena_vla.recordings.formats.lerobot import LeRobot
 from athena_vla.recordings.formats.lerobot_rows import episode_rows, features_of, sidecar_entry
-from athena_vla.recordings.formats.lerobot_schema import Feature
+from athena_vla.recordings.formats.lerobot_schema import SUBTASK, Feature
 from athena_vla.recordings.formats.lerobot_v2_write import LeRobotV21Writer
 from athena_vla.recordings.formats.lerobot_write import LeRobotV3Writer
 from athena_vla.recordings.formats.rlds_write import RLDSWriter
@@ -184,8 +184,15 @@ class _LeRobotSink:
     def add(self, episode: Episode, tasks: Mapping[int, str]) -> None:
         if not episode.instructions:
             self.notes[:] = [*self.notes, f"episode {episode.id} has no instruction"]
+        spans = [(s.start, s.stop, s.text) for s in episode.segments if s.text]
         if self.writer is None:
-            self.features = features_of(episode, video=self.config.video, language=self.config.language_columns)
+            said = bool(spans) or self.config.annotations is not None
+            self.features = features_of(
+                episode,
+                video=self.config.video,
+                language=self.config.language_columns,
+                subtasks=said and self.config.to == "lerobot_v3",
+            )
             kind = LeRobotV3Writer if self.config.to == "lerobot_v3" else LeRobotV21Writer
             self.writer = kind(self.folder, self.features, episode.fps, episode.origin.robot)
             self.features = self.writer.features
@@ -195,11 +202,12 @@ class _LeRobotSink:
         texts = list(episode.instructions) or [NO_TEXT]
         per_frame = [t or NO_TEXT for t in first_of_frames(episode.texts, len(episode))]
         per_frame = None if len(set(per_frame)) == 1 else per_frame
-        if isinstance(self.writer, LeRobotV21Writer):
-            spans = [(s.start, s.stop, s.text) for s in episode.segments if s.text]
-            self.writer.add(columns, len(episode), texts, stats, videos, per_frame, spans)
-        else:
-            self.writer.add(columns, len(episode), texts, stats, videos, per_frame)
+        self.writer.add(columns, len(episode), texts, stats, videos, per_frame, segments=spans)
+        if spans and self.config.to == "lerobot_v3" and SUBTASK not in self.features:
+            self.notes.append(
+                f"segments of episode {episode.id} are in our sidecar alone: the first episode has none, "
+                "so that the set has no column of subtasks"
+            )
         self.entries.append(sidecar_entry(episode))
 
     def finish(self, fixed: Mapping[str, Sequence[str]]) -> None:

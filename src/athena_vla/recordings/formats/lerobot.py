@@ -45,7 +45,7 @@ from athena_vla.recordings.formats.lerobot_columns import (
 )
 from athena_vla.recordings.formats.lerobot_meta import LeRobotMeta
 from athena_vla.recordings.formats.lerobot_names import language_segments, runs
-from athena_vla.recordings.formats.lerobot_schema import Feature
+from athena_vla.recordings.formats.lerobot_schema import SUBTASK, Feature
 from athena_vla.recordings.marks import Marks
 from athena_vla.recordings.media.joined import by_time, joined
 from athena_vla.recordings.media.video import VideoFrames
@@ -58,7 +58,6 @@ SUCCESS = ("next.success", "success", "is_episode_successful", "episode_success"
 SEGMENTS = re.compile(r"segment|subtask|skill|(?:coarse|fine)_action", re.IGNORECASE)  # of a part of the task
 DEEP_PIXELS = ("gray10", "gray12", "gray14", "gray16", "gray9", "grayf", "gray32")
 IMAGE_PREFIX = "observation.images."
-SUBTASK = "subtask_index"  # into meta/subtasks.parquet
 EXACT_TIME = "athena.timestamp"  # the recorder's own time stamps, where the format's float32 would round them
 
 
@@ -308,7 +307,9 @@ class LeRobot(BaseRecording):
             if len(spans) > 1 or name == SUBTASK:
                 segments += [Segment(a, b, "task", text, "human", 1.0) for a, b, text in spans if text]
         if "language_persistent" in table.column_names and length:
-            segments += language_segments(table["language_persistent"][0].as_py(), columns.get("timestamp"), length)
+            known = {(s.start, s.text) for s in segments}  # the table knows where a subtask ends, utterances do not
+            told = language_segments(table["language_persistent"][0].as_py(), columns.get("timestamp"), length)
+            segments += [s for s in told if (s.start, s.text) not in known]
         texts = from_frames(said_at)
         side = self.meta.sidecar.get(index, {})
         if side.get("texts"):

@@ -12,6 +12,7 @@ from athena_vla.recordings.episode import Episode, Frames, Image
 from athena_vla.recordings.formats.common import StillFrames, decode_image
 from athena_vla.recordings.formats.lerobot_schema import (
     LANGUAGE_TYPE,
+    SUBTASK,
     Feature,
     Features,
     image_column,
@@ -40,7 +41,7 @@ def stream_key(name: str) -> str:
     return name.replace("/", ".")
 
 
-def features_of(episode: Episode, *, video: bool, language: bool) -> dict[str, Feature]:
+def features_of(episode: Episode, *, video: bool, language: bool, subtasks: bool = False) -> dict[str, Feature]:
     """Features of a set whose episodes look like this one. `video`: images stored singly are encoded too."""
     features: dict[str, Feature] = {}
     if episode.state_names:
@@ -62,6 +63,8 @@ def features_of(episode: Episode, *, video: bool, language: bool) -> dict[str, F
             features[stream_key(name)] = {"dtype": str(values.dtype), "shape": [width], "names": None}
     if not np.array_equal(canonical_time(episode).astype(np.float64), episode.timestamps):
         features[EXACT_TIME] = {"dtype": "float64", "shape": [1], "names": None}
+    if subtasks:
+        features.setdefault(SUBTASK, {"dtype": "int64", "shape": [1], "names": None})
     if language:
         features[LANGUAGE] = {"dtype": "language", "shape": [1], "names": None}
     return features
@@ -116,8 +119,8 @@ def episode_rows(
                 videos[key] = (_video(stream, length, episode.fps, work / f"{key}.mp4"), length / episode.fps)
         else:
             values = numbers.get(key)
-            if values is None and key.startswith(ANNOTATIONS):
-                continue  # the v2.1 writer fills these from tasks and segments
+            if values is None and (key == SUBTASK or key.startswith(ANNOTATIONS)):
+                continue  # the writers fill these from tasks and segments
             wanted = tuple(feature["shape"]) if tuple(feature["shape"]) != (1,) else ()
             if values is None or values.shape[1:] not in (wanted, (1,) if wanted == () else wanted):
                 raise RecordingError(f"Episode {episode.id} has no column '{key}' of {feature['shape'][0]} numbers.")

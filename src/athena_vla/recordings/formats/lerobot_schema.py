@@ -16,6 +16,7 @@ from typing_extensions import Required, TypedDict
 
 from athena_vla.recordings.formats.lerobot_statistics import Stats, StatsTotal, column_stats
 
+SUBTASK = "subtask_index"  # into meta/subtasks.parquet
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 # A persistent language column: the same list of utterances in every row of an episode.
 LANGUAGE_TYPE = pa.list_(
@@ -180,6 +181,14 @@ class SetWriter(ABC):
             "index": np.arange(self.frames, self.frames + length, dtype=np.int64),
             "task_index": np.array([self.tasks[t] for t in per_frame], np.int64),
         }
+
+    @staticmethod
+    def labels(length: int, spans: Sequence[tuple[int, int, str]], number: Mapping[str, int]) -> NDArray[np.int64]:
+        """[length] The number of what is said of each frame, that of "" (or -1) where nothing is; a later span wins."""
+        labels = np.full(length, number.get("", -1), np.int64)
+        for start, stop, text in spans:
+            labels[start:stop] = number[text]
+        return labels
 
     def table(self, schema: pa.Schema, columns: Mapping[str, Any], numbers: Mapping[str, NDArray[Any]]) -> pa.Table:
         """Rows of one episode; `numbers` go before `columns`."""

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -51,9 +50,7 @@ class LeRobotV21Writer(SetWriter):
         episode = self.episodes
         self.number_tasks(tasks, task_of_frame, [text for _, _, text in segments])
         indices = self.indices(length, tasks, task_of_frame)
-        labels = np.full(length, -1, np.int64)
-        for start, stop, text in segments:
-            labels[start:stop] = self.tasks[text]
+        labels = self.labels(length, segments, self.tasks)
         labelled = {TASK_COLUMN: indices["task_index"], SEGMENT_COLUMN: labels}
         numbers = indices | {k: v for k, v in labelled.items() if k not in columns}
         table = self.table(self.schema, columns, numbers)

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from athena_vla.recordings.formats.lerobot_schema import Features, SetWriter, arrow_schema
+from athena_vla.recordings.formats.lerobot_schema import SUBTASK, Features, SetWriter, arrow_schema
 from athena_vla.recordings.formats.lerobot_statistics import Stats
 
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -37,6 +37,7 @@ class LeRobotV3Writer(SetWriter):
         self._data: pq.ParquetWriter | None = None
         self._table: pq.ParquetWriter | None = None
         self._data_file, self._data_bytes, self._videos = 0, 0, 0
+        self.subtasks: dict[str, int] = {}
         for sub in ("data/chunk-000", "meta/episodes/chunk-000"):
             (folder / sub).mkdir(parents=True, exist_ok=True)
 
@@ -49,12 +50,22 @@ class LeRobotV3Writer(SetWriter):
         videos: Mapping[str, tuple[Path, float]] | None = None,
         task_of_frame: Sequence[str] | None = None,
         extra: Mapping[str, Any] | None = None,
+        segments: Sequence[tuple[int, int, str]] = (),
     ) -> None:
-        """Append one episode: `columns` of all features but the indices; `videos` (key -> file, [s]) are moved in."""
+        """Append one episode: `columns` of all features but the indices; `videos` (key -> file, [s]) are moved in.
+
+        `segments` become LeRobot's subtasks where the features have that column and `columns` have not.
+        """
         episode = self.episodes
         self.number_tasks(tasks, task_of_frame)
         indices = self.indices(length, tasks, task_of_frame)
-        table = self.table(self.schema, columns, indices)
+        numbers = dict(indices)
+        if SUBTASK in self.features and SUBTASK not in columns:
+            # LeRobot looks a number up by its row: -1 would be the last subtask, so that nothing has a row of its own.
+            for text in ("", *(text for _, _, text in segments)):
+                self.subtasks.setdefault(text, len(self.subtasks))
+            numbers[SUBTASK] = self.labels(length, segments, self.subtasks)
+        table = self.table(self.schema, columns, numbers)
         self._rotate(table.nbytes)
         assert self._data is not None
         self._data.write_table(table, row_group_size=max(length, 1))
@@ -89,13 +100,9 @@ class LeRobotV3Writer(SetWriter):
             if writer is not None:
                 writer.close()
         meta = self.folder / "meta"
-        tasks = pa.table(
-            {
-                "task_index": pa.array(list(self.tasks.values()), pa.int64()),
-                "__index_level_0__": pa.array(list(self.tasks), pa.large_string()),
-            }
-        )
-        pq.write_table(tasks.replace_schema_metadata({"pandas": json.dumps(_TASKS_PANDAS)}), meta / "tasks.parquet")
+        _write_texts(meta / "tasks.parquet", "task_index", "__index_level_0__", self.tasks)
+        if self.subtasks:
+            _write_texts(meta / "subtasks.parquet", SUBTASK, "subtask", self.subtasks)
         (meta / "stats.json").write_text(json.dumps(self.total.finish(), indent=1))
         sizes = {"data_files_size_in_mb": DATA_FILE_BYTES // 2**20, "video_files_size_in_mb": 200}
         self.write_info(CHUNK_FILES, DATA_PATH, VIDEO_PATH, **sizes)
@@ -132,28 +139,17 @@ class LeRobotV3Writer(SetWriter):
         pa.default_memory_pool().release_unused()  # what reading shards left behind would count as growth
 
 
-# The table is written by pandas upstream: the task text is the index.
-_TASKS_PANDAS = {
-    "index_columns": ["__index_level_0__"],
-    "column_indexes": [
-        {"name": None, "field_name": None, "pandas_type": "unicode", "numpy_type": "object", "metadata": None}
-    ],
-    "columns": [
-        {
-            "name": "task_index",
-            "field_name": "task_index",
-            "pandas_type": "int64",
-            "numpy_type": "int64",
-            "metadata": None,
-        },
-        {
-            "name": None,
-            "field_name": "__index_level_0__",
-            "pandas_type": "unicode",
-            "numpy_type": "object",
-            "metadata": None,
-        },
-    ],
-    "creator": {"library": "athena_vla", "version": "0"},
-    "pandas_version": "2.2.0",
-}
+def _write_texts(path: Path, number: str, text: str, texts: Mapping[str, int]) -> None:
+    """A table of texts as pandas writes it upstream, the text being the index."""
+    index: dict[str, Any] = {"name": None if text.startswith("__") else text, "field_name": text, "metadata": None}
+    column = {"name": number, "field_name": number, "pandas_type": "int64", "numpy_type": "int64", "metadata": None}
+    unnamed = {"name": None, "field_name": None, "pandas_type": "unicode", "numpy_type": "object", "metadata": None}
+    pandas = {
+        "index_columns": [text],
+        "column_indexes": [unnamed],
+        "columns": [column, {**index, "pandas_type": "unicode", "numpy_type": "object"}],
+        "creator": {"library": "athena_vla", "version": "0"},
+        "pandas_version": "2.2.0",
+    }
+    rows = {number: pa.array(list(texts.values()), pa.int64()), text: pa.array(list(texts), pa.large_string())}
+    pq.write_table(pa.table(rows).replace_schema_metadata({"pandas": json.dumps(pandas)}), path)

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 import av
 import numpy as np
+from av.video.plane import VideoPlane
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from athena_vla.errors import RecordingError
-from athena_vla.recordings.episode import Frames
-from athena_vla.recordings.formats.common import StillFrames, guarded
+from athena_vla.recordings.episode import Frames, Image
+from athena_vla.recordings.formats.common import StillFrames, decode_image, guarded
 from athena_vla.recordings.media.video import VideoFrames
 
 CELLS = 60  # about this many samples along the shorter side
@@ -43,24 +44,55 @@ def luma_grids(stream: Frames, sampled: bool = False) -> Iterator[tuple[int, Loo
     if isinstance(stream, VideoFrames):
         yield from _video(stream, sampled)
         return
+    before: _Still | None = None
     for index in range(len(stream)):
         try:
-            yield index, _still(stream, index)
+            before = _still(stream, index, before)
         except RecordingError as error:
             yield index, error
+        else:
+            yield index, before.look
 
 
-def _still(stream: Frames, index: int) -> Look:
-    if isinstance(stream, StillFrames):
-        data = stream.encoded(index)
-        with guarded(stream.describe(index)), PillowImage.open(io.BytesIO(data)) as picture:
-            if picture.width * picture.height > 2**26:
-                raise RecordingError(f"{stream.describe(index)} claims {picture.width}x{picture.height} pixels.")
-            height, width = picture.height, picture.width
-            # JPEG decodes at 1/2, 1/4 or 1/8 size almost for free.
-            picture.draft("L", (max(width // 4, CELLS), max(height // 4, CELLS)))
-            return Look(_sampled(np.asarray(picture.convert("L"), np.uint8)), zlib.crc32(data))
-    image = stream[index]
+@dataclass(frozen=True)
+class _Still:
+    """A look at a single image, and what shows at little cost that the next one is the same."""
+
+    look: Look
+    index: int = 0
+    stored: int = -1  # checksum of the stored bytes; -1: all pixels were decoded anyway
+    reduced: int = -1  # of the pixels that were decoded
+
+
+def _still(stream: Frames, index: int, before: _Still | None) -> _Still:
+    """`before` is the image before. Two images are the same if their pixels are, whatever else their files hold."""
+    if not isinstance(stream, StillFrames):
+        return _Still(_pixels(stream[index]))
+    data = stream.encoded(index)
+    with guarded(stream.describe(index)), PillowImage.open(io.BytesIO(data)) as picture:
+        if picture.width * picture.height > 2**26:
+            raise RecordingError(f"{stream.describe(index)} claims {picture.width}x{picture.height} pixels.")
+        if picture.format != "JPEG":
+            return _Still(_pixels(decode_image(data, stream.describe(index))))
+        # JPEG decodes at 1/2, 1/4 or 1/8 size almost for free.
+        picture.draft("L", (max(picture.width // 4, CELLS), max(picture.height // 4, CELLS)))
+        grey = np.asarray(picture.convert("L"), np.uint8)
+    stored, reduced = zlib.crc32(data), zlib.crc32(grey.tobytes())
+    checksum = stored
+    if before is not None and (
+        stored == before.stored or (reduced == before.reduced and _equal(stream, index, before))
+    ):
+        checksum = before.look.checksum
+    return _Still(Look(_sampled(grey), checksum), index, stored, reduced)
+
+
+def _equal(stream: Frames, index: int, before: _Still) -> bool:
+    """Whether all pixels are those of the image before; files of one image differ by the time that a camera writes."""
+    return np.array_equal(stream[before.index], stream[index])
+
+
+def _pixels(image: Image) -> Look:
+    """A look at decoded pixels `[H, W, 3]`."""
     step = max(1, min(image.shape[:2]) // CELLS)
     small = image[::step, ::step].astype(np.float32)
     grid = (small @ np.array([0.299, 0.587, 0.114], np.float32)).astype(np.uint8)
@@ -144,12 +176,19 @@ def _plane(frame: av.VideoFrame) -> Look:
     if not frame.format.name.startswith(("yuv4", "yuvj4", "nv12", "gray")) or frame.format.name.endswith(("le", "be")):
         grey = np.asarray(frame.to_ndarray(format="gray"), np.uint8)
         return Look(_sampled(grey), zlib.crc32(grey.tobytes()), bool(frame.key_frame))
-    plane = frame.planes[0]
-    grey = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
-    grid, checksum = _sampled(grey), zlib.crc32(plane)
-    if frame.format.name.startswith(("yuvj", "gray")) or frame.color_range == 2:
-        return Look(grid, checksum, bool(frame.key_frame))
-    # Video range: black is 16 and white 235.
-    return Look(
-        np.clip((grid.astype(np.int16) - 16) * 255 // 219, 0, 255).astype(np.uint8), checksum, bool(frame.key_frame)
-    )
+    planes = [
+        _visible(plane, pairs=place > 0 and frame.format.name == "nv12") for place, plane in enumerate(frame.planes)
+    ]
+    grid, checksum = _sampled(planes[0]), 0
+    for plane in planes:  # colours too: a light that changes its colour may keep its brightness
+        checksum = zlib.crc32(plane.tobytes(), checksum)
+    if not (frame.format.name.startswith(("yuvj", "gray")) or frame.color_range == 2):
+        # Video range: black is 16 and white 235.
+        grid = np.clip((grid.astype(np.int16) - 16) * 255 // 219, 0, 255).astype(np.uint8)
+    return Look(grid, checksum, bool(frame.key_frame))
+
+
+def _visible(plane: VideoPlane, pairs: bool) -> Grid:
+    """The bytes of a plane without what pads its lines; `pairs`: two a pixel."""
+    lines = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)
+    return lines[:, : plane.width * (2 if pairs else 1)]
