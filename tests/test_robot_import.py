@@ -152,3 +152,47 @@ def test_shipped_robots_are_their_descriptions(shared: Path, name: str) -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_robots_name_their_licence(name: str) -> None:
     assert "BSD-3-Clause" in load(name).source or "Apache-2.0" in load(name).source
+
+
+NARROW = """<mujoco model="narrow"><compiler angle="degree"/>
+  <default><position ctrlrange="-1.2 1.2"/>
+    <default class="weak"><general biastype="affine" ctrlrange="-0.5 2"/></default></default>
+  <worldbody><body>
+    <joint name="a" range="-90 90"/><geom size="0.1"/>
+    <body><joint name="b" range="-90 90"/><geom size="0.1"/>
+      <body><joint name="c" range="-90 90"/><geom size="0.1"/>
+        <body><joint name="d" range="-90 90"/><geom size="0.1"/></body></body></body>
+  </body></worldbody>
+  <actuator><position joint="a"/><general class="weak" joint="b" gainprm="10" biasprm="0 -10 0" gear="2"/>
+    <motor joint="c" ctrlrange="-1 1"/><position joint="d" inheritrange="1"/></actuator>
+</mujoco>"""
+
+
+def test_targets_that_an_actuator_takes_narrow_the_limits(tmp_path: Path) -> None:
+    """By MuJoCo's own compiler: targets are in radians whatever the angles are, a motor's range is a torque."""
+    done = imported(tmp_path, NARROW, ".xml")
+    robot = load(tmp_path / "robot.toml")
+    mujoco = pytest.importorskip("mujoco")
+    model = mujoco.MjModel.from_xml_string(NARROW)
+    joints, targets, gears = model.jnt_range, model.actuator_ctrlrange, model.actuator_gear[:, 0]
+    for place, joint in enumerate(robot.joints):
+        lower, upper = joints[place]
+        if joint.name != "c":
+            lower, upper = max(lower, targets[place][0] / gears[place]), min(upper, targets[place][1] / gears[place])
+        assert (joint.lower, joint.upper) == pytest.approx((lower, upper), abs=1e-9)
+    assert done.narrowed == ("a, b, by the actuator's ctrlrange",)
+    assert "narrower than the joint's own range: a, b" in (tmp_path / "robot.toml").read_text()
+
+
+def test_soft_limits_of_a_urdf_narrow_the_limits(tmp_path: Path) -> None:
+    soft = '<safety_controller soft_lower_limit="-1.4" soft_upper_limit="{}" k_velocity="10"/>'
+    limit = '<limit lower="-1.5" upper="2.0" velocity="3.0" effort="10"/>'
+    done = imported(tmp_path, URDF.replace(limit, limit + soft.format(1.8), 1), ".urdf")
+    robot = load(tmp_path / "robot.toml")
+    assert (robot.lower[0], robot.upper[0]) == pytest.approx((-1.4, 1.8))
+    assert done.narrowed == ("left_shoulder_pitch, by the safety_controller",)
+    with pytest.raises(RobotFileError, match=r"safety_controller of joint 'left_shoulder_pitch'.*no number"):
+        imported(tmp_path, URDF.replace(limit, limit + soft.format("x"), 1), ".urdf", overwrite=True)
+    empty = soft.replace("-1.4", "2.5").format(3.0)
+    with pytest.raises(RobotFileError, match=r"is 2.5 to 3; the joint goes from -1.5 to 2"):
+        imported(tmp_path, URDF.replace(limit, limit + empty, 1), ".urdf", overwrite=True)

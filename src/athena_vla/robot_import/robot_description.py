@@ -2,13 +2,14 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 from athena_vla.errors import RobotFileError
 
+ROUNDING = 1e-3  # [rad or m] by which the digits of one limit differ within a description
 LARGEST = 64 * 2**20  # [bytes] of a description
 GROUPS = (  # what a name says of a joint's place; the first that fits
     (r"finger|thumb|index|middle|ring|pinky|little|gripper|jaw|knuckle|(?<!left_)(?<!right_)hand_", "hand"),
@@ -30,6 +31,7 @@ class ImportedJoint:
     upper: float
     velocity: float | None  # [rad/s or m/s]; None: the file does not say
     is_continuous: bool = False
+    narrowed: str = ""  # what asks for less than the joint's own range
 
     @property
     def group(self) -> str:
@@ -103,7 +105,11 @@ def _urdf(root: ElementTree.Element, path: Path) -> ImportedRobot:
         speed = limit.get("velocity") if limit is not None else None
         velocity = _number(speed, f"velocity of joint '{name}' in '{path}'") if speed else None
         unit = "m" if kind == "prismatic" else "rad"
-        joints.append(ImportedJoint(name, unit, lower, upper, velocity or None, kind == "continuous"))
+        joint = ImportedJoint(name, unit, lower, upper, velocity or None, kind == "continuous")
+        if (safety := element.find("safety_controller")) is not None:
+            soft = (safety.get("soft_lower_limit"), safety.get("soft_upper_limit"))
+            joint = _narrowed(joint, soft, 1.0, "safety_controller", path)
+        joints.append(joint)
     _require_limits(path, without, "<limit lower= upper=>")
     return ImportedRobot(root.get("name", path.stem), tuple(joints), skipped, floats)
 
@@ -116,9 +122,10 @@ def _mjcf(root: ElementTree.Element, path: Path) -> ImportedRobot:
         )
     compiler = root.find("compiler")
     in_degrees = compiler is None or compiler.get("angle", "degree") == "degree"
-    classes = {name: settings for d in root.findall("default") for name, settings in _classes(d, {})}
+    classes = _class_settings(root, ("joint",))
     actuators = root.find("actuator")
     driven = {a.get("joint") for a in actuators if a.get("joint")} if actuators is not None else None
+    targets = _position_targets(root, actuators if actuators is not None else ())
     joints: list[ImportedJoint] = []
     skipped: dict[str, str] = {}
     without: list[str] = []
@@ -143,23 +150,70 @@ def _mjcf(root: ElementTree.Element, path: Path) -> ImportedRobot:
                 )
             scale = math.pi / 180 if in_degrees and kind == "hinge" else 1.0
             lower, upper = (scale * _number(e, f"range of joint '{name}' in '{path}'") for e in ends)
-            joints.append(ImportedJoint(name, "m" if kind == "slide" else "rad", lower, upper, None))
+            joint = ImportedJoint(name, "m" if kind == "slide" else "rad", lower, upper, None)
+            for ends, gear in targets.get(name, ()):
+                joint = _narrowed(joint, ends, 1.0 / gear, "actuator's ctrlrange", path)
+            joints.append(joint)
     _require_limits(path, without, "range=")
     return ImportedRobot(root.get("model", path.stem), tuple(joints), skipped, floats)
 
 
-def _classes(element: ElementTree.Element | None, inherited: Mapping[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Class -> settings of its joints, with what it inherits; "" is the class of the top."""
-    if element is None:
-        return
-    own = element.find("joint")
-    settings = {**inherited, **(own.attrib if own is not None else {})}
+Ends = tuple[str | None, str | None]
+ACTUATORS = ("general", "motor", "position", "velocity", "intvelocity", "damper", "cylinder", "muscle", "adhesion")
+
+
+def _position_targets(
+    root: ElementTree.Element, actuators: Iterable[ElementTree.Element]
+) -> dict[str, list[tuple[Ends, float]]]:
+    """Joint -> (smallest and largest target, gear) of the actuators that take positions; those are never in degrees."""
+    classes = _class_settings(root, ACTUATORS)  # all kinds of actuators share one default
+    found: dict[str, list[tuple[Ends, float]]] = {}
+    for element in actuators:
+        settings = {**classes.get(element.get("class") or "", classes.get("", {})), **element.attrib}
+        follows = element.tag == "position" or (element.tag == "general" and settings.get("biastype") == "affine")
+        ends = settings.get("ctrlrange", "").split()
+        if (
+            follows
+            and len(ends) == 2
+            and settings.get("ctrllimited") != "false"
+            and "inheritrange" not in element.attrib
+        ):
+            gear = _number(settings.get("gear", "1").split()[0], f"gear of '{element.get('name', '')}'") or 1.0
+            found.setdefault(settings.get("joint", ""), []).append(((ends[0], ends[1]), gear))
+    return found
+
+
+def _narrowed(joint: ImportedJoint, soft: Ends, scale: float, what: str, path: Path) -> ImportedJoint:
+    """The joint within the limits that something else asks for. Raises `RobotFileError` where nothing is left."""
+    of = f"{what} of joint '{joint.name}' in '{path}'"
+    asked = [joint.lower if end is None else scale * _number(end, of) for end in soft[:1]]
+    asked += [joint.upper if end is None else scale * _number(end, of) for end in soft[1:]]
+    lower, upper = max(joint.lower, min(asked)), min(joint.upper, max(asked))
+    if not lower < upper:
+        raise RobotFileError(
+            f"The {of} is {min(asked):g} to {max(asked):g}; the joint goes from {joint.lower:g} to {joint.upper:g}."
+        )
+    less = lower > joint.lower + ROUNDING or upper < joint.upper - ROUNDING
+    return replace(joint, lower=lower, upper=upper, narrowed=what) if less else joint
+
+
+def _class_settings(root: ElementTree.Element, tags: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Class -> settings of the elements of some tags; "" is the class of the top."""
+    return {name: settings for d in root.findall("default") for name, settings in _classes(d, {}, tags)}
+
+
+def _classes(
+    element: ElementTree.Element, inherited: Mapping[str, str], tags: Sequence[str]
+) -> Iterator[tuple[str, dict[str, str]]]:
+    settings = dict(inherited)
+    for own in element:
+        settings |= own.attrib if own.tag in tags else {}
     name = element.get("class", "")
     yield name, settings
     if name == "main":
         yield "", settings
     for child in element.findall("default"):
-        yield from _classes(child, settings)
+        yield from _classes(child, settings, tags)
 
 
 def _mjcf_joints(body: ElementTree.Element | None, childclass: str) -> Iterator[tuple[ElementTree.Element, str]]:

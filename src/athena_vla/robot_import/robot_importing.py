@@ -50,11 +50,13 @@ class RobotImportResult:
     groups: Mapping[str, int]
     skipped: Mapping[str, str]
     guessed: tuple[str, ...]
+    narrowed: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         groups = ", ".join(f"{name} {count}" for name, count in self.groups.items())
         lines = [f"{self.path}: '{self.robot}' with {self.joints} joints in guessed groups: {groups}"]
         lines += [f"left out {name}: {why}" for name, why in self.skipped.items()]
+        lines += [f"narrowed: {what}" for what in self.narrowed]
         lines += [f"guessed: {what}" for what in self.guessed]
         return "\n".join([*lines, f"Look through the file, then: athena data check RECORDING --robot {self.path}"])
 
@@ -81,7 +83,13 @@ def import_robot(config: RobotImportConfig) -> RobotImportResult:
             load(checked)  # what contradicts itself is never put at its name
         finally:
             checked.rename(partial)
-    return RobotImportResult(out, name, len(found.joints), groups, found.skipped, guessed)
+    return RobotImportResult(out, name, len(found.joints), groups, found.skipped, guessed, _narrowed(found))
+
+
+def _narrowed(found: ImportedRobot) -> tuple[str, ...]:
+    """Which joints may move less than their own range says, and by what."""
+    reasons = dict.fromkeys(j.narrowed for j in found.joints if j.narrowed)
+    return tuple(f"{', '.join(j.name for j in found.joints if j.narrowed == r)}, by the {r}" for r in reasons)
 
 
 def _guesses(found: ImportedRobot, groups: Mapping[str, int], config: RobotImportConfig) -> tuple[str, ...]:
@@ -108,6 +116,7 @@ def _balances(found: ImportedRobot) -> bool:
 def _toml(name: str, found: ImportedRobot, config: RobotImportConfig, guessed: tuple[str, ...]) -> str:
     lines = [f"# Made from {config.input.name} by athena robot import. Not in that file, and so guessed:"]
     lines += [f"#   - {what}" for what in guessed]
+    lines += [f"# Limits narrower than the joint's own range: {what}." for what in _narrowed(found)]
     lines += [f"# Left out: {joint} ({why})." for joint, why in found.skipped.items()]
     lines += ["", f"name = {json.dumps(name)}"]
     lines += [f"source = {json.dumps(f'{config.input.name}; accelerations, jerks and what is marked are guesses')}"]
