@@ -108,6 +108,18 @@ def test_the_file_holds_the_stored_numbers_bit_by_bit(bundles: dict[str, Path], 
         np.testing.assert_array_equal(np.asarray(tensors[f"blk.{layer}.attn_norm.weight"].data), norm.float().numpy())
     assert forms == {{"": "F32", "int4": "Q4_0", "int8": "Q8_0"}[name.partition("-")[2]]} or "int4" in name
     assert ("output.weight" in tensors) == name.startswith("tokens")
+    if name.startswith("tokens"):  # the output layer holds the rows whose logits are read, and no other
+        model: Any = source.meta_model()
+        tokens = model.action_tokens
+        stored = store.read("body.language_model.lm_head.weight")
+        whole = stored.dequantize().numpy() if isinstance(stored, Packed) else stored.float().numpy()
+        output = tensors["output.weight"]
+        raw = np.asarray(output.data)
+        if output.tensor_type.name in ("Q4_0", "Q8_0"):
+            codes, scales = blocks(raw.reshape(output.shape[1], -1), output.tensor_type.name)
+            raw = codes * np.repeat(scales.astype(np.float32), 32, axis=1)
+        np.testing.assert_array_equal(raw, whole[tokens.first : tokens.vocabulary])
+        assert len(whole) > len(raw)
     said = {k: f.contents() for k, f in reader.fields.items()}
     assert said["athena.bundle"] == source.hash
     assert said["llama.rope.freq_base"] == pytest.approx(text.rope_theta)

@@ -10,13 +10,16 @@ import ctypes
 import hashlib
 import json
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from athena_vla.engines.tensorrt_engine import TensorRT
-from athena_vla.errors import ExportError, UnknownName
+from athena_vla.errors import AthenaError, ExportError, UnknownName
 from host_cuda import host_runtime
 
 PORTS = {"x": "FLOAT", "ids": "INT64", "y": "HALF"}
@@ -104,6 +107,12 @@ def contexts(monkeypatch) -> list[Context]:
 
 @pytest.fixture
 def runner(contexts, tmp_path) -> TensorRT:
+    built(tmp_path)
+    return TensorRT(tmp_path, {}, cuda=host_runtime())
+
+
+def built(tmp_path: Path) -> None:
+    """A folder as the device's script leaves it."""
     for name, content in (("g.onnx", b"onnx"), ("g.plan", b"plan")):
         (tmp_path / name).write_bytes(content)
     entry = {
@@ -114,7 +123,6 @@ def runner(contexts, tmp_path) -> TensorRT:
         "plan_sha256": hashlib.sha256(b"plan").hexdigest(),
     }
     (tmp_path / "engines.json").write_text(json.dumps({"engine": "tensorrt", "graphs": {"g": entry}}))
-    return TensorRT(tmp_path, {}, cuda=host_runtime())
 
 
 def test_the_numbers_come_from_the_bound_memory(runner, contexts) -> None:
@@ -161,3 +169,31 @@ def test_refusals_are_one_sentence(runner, contexts) -> None:
     contexts[0].works = False
     with pytest.raises(ExportError, match="could not run graph 'g'"):
         runner.run("g", good)
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda f: (f / "g.plan").unlink(), r"g.plan' cannot be read \(No such file.*build_on_device"),
+        (lambda f: (f / "g.onnx").unlink(), r"g.onnx' cannot be read"),
+        (lambda f: (f / "g.plan").write_bytes(b"pla"), r"is not the file engine 'g' belongs to"),
+        (lambda f: (f / "engines.json").write_text("{"), r"engines.json' cannot be read .*build_on_device"),
+        (lambda f: (f / "engines.json").write_text("[1]"), r"lists no graphs"),
+        (lambda f: (f / "engines.json").write_text('{"engine": "tensorrt", "graphs": [1]}'), r"lists no graphs"),
+        (lambda f: spoiled(f, lambda e: e.pop("plan_sha256")), r"does not say plan_sha256 of engine 'g'"),
+        (lambda f: spoiled(f, lambda e: e.update(device=3)), r"does not say the device of engine 'g'"),
+        (lambda f: spoiled(f, lambda e: e.clear()), r"[Nn]o engine|engine in .* 'g'"),
+    ],
+)
+def test_lost_and_damaged_files_are_sentences(contexts, tmp_path, damage, sentence) -> None:
+    built(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(AthenaError, match=sentence):
+        TensorRT(tmp_path, {}, cuda=host_runtime()).run("g", {"x": np.ones((1, 2)), "ids": np.array([[1]])})
+
+
+def spoiled(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """One entry of the record, changed."""
+    record = json.loads((folder / "engines.json").read_text())
+    change(record["graphs"]["g"])
+    (folder / "engines.json").write_text(json.dumps(record))

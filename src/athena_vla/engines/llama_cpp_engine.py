@@ -54,15 +54,19 @@ class LlamaCpp(Engine):
         self._own, self._count = own, int(own["outputs"])
         self.graphs = OnnxRuntime(folder, info, threads, "cpu")
         self.memory = Owned()
-        cuda = bool(self._library.llama_supports_gpu_offload()) and parse(device)[0] != "cpu"
-        if parse(device)[0] == "cuda" and not cuda:
+        kind, card = parse(device)
+        cuda = bool(self._library.llama_supports_gpu_offload()) and kind != "cpu"
+        if kind == "cuda" and not cuda:
             raise DeviceError(
                 f"Device '{device}' was not taken: llama.cpp has no GPU code or finds no card. Build it with "
                 'CMAKE_ARGS="-DGGML_CUDA=on", or take --device cpu.'
             )
-        self._decoder = _Decoder(self._library, folder / FILE, own, threads, _layers(own) if cuda else 0)
+        place = (_layers(own), card or 0) if cuda else (0, -1)
+        self._decoder = _Decoder(self._library, folder / FILE, own, threads, *place)
         why = "" if cuda or device == "cpu" else "llama.cpp has no GPU code or finds no card"
-        self.taken = Taken("llama.cpp", "cuda:0" if cuda else "cpu", why=why, precision=", ".join(own["forms"]))
+        self.taken = Taken(
+            "llama.cpp", f"cuda:{place[1]}" if cuda else "cpu", why=why, precision=", ".join(own["forms"])
+        )
 
     def run(self, graph: str, values: Values, /) -> Values:
         if graph != "language":
@@ -101,11 +105,16 @@ class LlamaCpp(Engine):
 class _Decoder:
     """llama.cpp's model and context, and the one batch that is filled again and again."""
 
-    def __init__(self, library: Any, path: Path, own: Mapping[str, Any], threads: int, gpu_layers: int) -> None:
+    def __init__(
+        self, library: Any, path: Path, own: Mapping[str, Any], threads: int, gpu_layers: int, card: int
+    ) -> None:
+        """`card` is the number of the one that everything goes onto, -1 for none."""
         self._l, self._width, self._longest = library, int(own["width"]), int(own["context"])
         self._words, self._rows = bool(own["logits"]), int(own["rows"])
         settings = library.llama_model_default_params()
         settings.n_gpu_layers = gpu_layers
+        if card >= 0:
+            settings.split_mode, settings.main_gpu = 0, card  # one card: a small decoder gains nothing by two
         self._model = library.llama_model_load_from_file(str(path).encode(), settings) if path.is_file() else None
         if not self._model:
             raise ExportError(f"llama.cpp cannot load '{path}': it is missing, cut off, or newer than this llama.cpp.")

@@ -4,15 +4,16 @@ Needs tensorrt and CUDA's runtime library, not torch. Not run on a device by us:
 stand-ins for both libraries.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from athena_vla import files
 from athena_vla.engines.cuda_memory import CudaMemory, CudaRuntime, OnCard
 from athena_vla.errors import DeviceError, ExportError, MissingDependency, UnknownName
 from athena_vla.machine.device import Runtime, choose, parse
@@ -92,12 +93,14 @@ class TensorRT(Engine):
 
     def _load(self, name: str) -> Plan:
         entry = self.record["graphs"].get(name)
-        if entry is None or entry.get("status") not in ("built", "suspicious"):
+        if not isinstance(entry, dict) or entry.get("status") not in ("built", "suspicious"):
             raise UnknownName(f"engine in '{self.folder}'", name, sorted(self.record["graphs"]))
         if entry["status"] == "suspicious":
             raise ExportError(f"The engine '{name}' was built but did not pass its check: {entry['problem']}")
         self._require_same(name, entry)
-        engine = self.runtime.deserialize_cuda_engine((self.folder / f"{name}.plan").read_bytes())
+        # Mapped, not read: a board has no room for a plan of some gigabytes beside the engine that is made of it.
+        with open(self.folder / f"{name}.plan", "rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as plan:
+            engine = self.runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise ExportError(f"TensorRT cannot load '{name}.plan' of '{self.folder}'; build it again on this device.")
         self.engines[name] = Plan.of(engine, self.tensorrt)
@@ -123,6 +126,12 @@ class TensorRT(Engine):
     def _require_same(self, name: str, entry: dict[str, Any]) -> None:
         """An engine runs only with the TensorRT version, the GPU and the graph it was built for."""
         here = self.tensorrt.__version__
+        lacks = [k for k in ("tensorrt", "device", "onnx_sha256", "plan_sha256") if k not in entry]
+        if lacks or not isinstance(entry["device"], Mapping):
+            raise ExportError(
+                f"'{self.folder / RECORD}' is damaged: it does not say {', '.join(lacks) or 'the device'} of engine "
+                f"'{name}'. Run device/build_on_device.py again."
+            )
         if entry["tensorrt"] != here:
             raise ExportError(
                 f"The engine '{name}' was built with TensorRT {entry['tensorrt']}, here is {here}; run "
@@ -132,8 +141,16 @@ class TensorRT(Engine):
         if built and built != gpu:
             raise ExportError(f"The engine '{name}' was built on '{built}', this is '{gpu}'; build it on this device.")
         for file, key in ((f"{name}.onnx", "onnx_sha256"), (f"{name}.plan", "plan_sha256")):
-            if hashlib.sha256((self.folder / file).read_bytes()).hexdigest() != entry[key]:
+            if _hash(self.folder / file) != entry[key]:
                 raise ExportError(f"'{self.folder / file}' is not the file engine '{name}' belongs to; build it again.")
+
+
+def _hash(path: Path) -> str:
+    try:
+        return files.sha256(path)
+    except OSError as problem:
+        reason = problem.strerror or type(problem).__name__
+        raise ExportError(f"'{path}' cannot be read ({reason}); run device/build_on_device.py again.") from problem
 
 
 def _outside(name: str, port: str, shape: tuple[int, ...]) -> ExportError:
@@ -159,7 +176,12 @@ def _record(folder: Path) -> dict[str, Any]:
             f"'{folder}' holds no TensorRT engines: run device/build_on_device.py on the device. Until then the ONNX "
             "graphs run with --backend onnxruntime."
         )
-    record: dict[str, Any] = json.loads(file.read_text())
+    try:
+        record: Any = json.loads(file.read_text())
+    except (OSError, ValueError) as problem:
+        raise ExportError(f"'{file}' cannot be read ({problem}); run device/build_on_device.py again.") from problem
+    if not isinstance(record, dict) or not isinstance(record.get("graphs", {}), dict):
+        raise ExportError(f"'{file}' is damaged: it lists no graphs. Run device/build_on_device.py again.")
     if record.get("engine") != "tensorrt":
         raise ExportError(f"No engine was built for '{folder}': {record.get('reason', 'no reason recorded')}.")
     return record

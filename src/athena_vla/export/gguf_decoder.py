@@ -32,11 +32,17 @@ PARTS = {
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
 }
+OUTPUT = "lm_head.weight"
 BUNDLE = "athena.bundle"  # the key under which the file names the bundle that it belongs to
 
 
-def write_decoder(path: Path, text: LlamaSpec, store: TensorStore, bundle: str, context: int) -> dict[str, int]:
-    """Write the file; how many weights have each form. Raises `MissingDependency`."""
+def write_decoder(
+    path: Path, text: LlamaSpec, store: TensorStore, bundle: str, context: int, choices: tuple[int, int]
+) -> dict[str, int]:
+    """Write the file; how many weights have each form. Raises `MissingDependency`.
+
+    `choices` are the first and last (exclusive) token whose logits are read: the output layer has no other rows.
+    """
     gguf = library()
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(context)
@@ -50,11 +56,11 @@ def write_decoder(path: Path, text: LlamaSpec, store: TensorStore, bundle: str, 
     writer.add_rope_freq_base(text.rope_theta)
     writer.add_tokenizer_model("none")
     writer.add_string(BUNDLE, bundle)
-    rows = text.rows if text.output else BLOCK
+    rows = choices[1] - choices[0] if text.output else BLOCK
     writer.add_vocab_size(rows)
     forms: dict[str, int] = {}
     names = list(_names(text))
-    shapes = {n: _form_in(store, name) for n, name in names}
+    shapes = {n: _form_in(store, name, rows if name.endswith(OUTPUT) else 0) for n, name in names}
     # Rows come in from outside, so the table of words is not read; the file has to have one.
     writer.add_tensor_info("token_embd.weight", (rows, text.width), np.dtype(np.float16), rows * text.width * 2)
     for n, _ in names:
@@ -72,7 +78,9 @@ def write_decoder(path: Path, text: LlamaSpec, store: TensorStore, bundle: str, 
     writer.write_tensor_data(np.zeros((rows, text.width), np.float16))
     for n, name in names:
         heads = {"attn_q": text.heads, "attn_k": text.kv_heads}.get(n.split(".")[-2], 0)
-        writer.write_tensor_data(content(_turned(store.read(name), heads), shapes[n][0]))
+        weight = _turned(store.read(name), heads)
+        chosen = _rows(weight, *choices) if name.endswith(OUTPUT) else weight
+        writer.write_tensor_data(content(chosen, shapes[n][0]))
     writer.close()
     return forms
 
@@ -93,15 +101,22 @@ def _names(text: LlamaSpec) -> Iterator[tuple[str, str]]:
             yield f"blk.{layer}.{theirs}.weight", f"{PREFIX}model.layers.{layer}.{ours}.weight"
     yield "output_norm.weight", f"{PREFIX}model.norm.weight"
     if text.output:
-        yield "output.weight", f"{PREFIX}lm_head.weight"
+        yield "output.weight", f"{PREFIX}{OUTPUT}"
 
 
-def _form_in(store: TensorStore, name: str) -> tuple[str, tuple[int, ...], int]:
-    """`form_of` a stored weight; codes, which are nearly all of the file, are not read for it."""
+def _form_in(store: TensorStore, name: str, rows: int) -> tuple[str, tuple[int, ...], int]:
+    """`form_of` a stored weight, or of so many `rows` of it; codes, nearly all of the file, are not read for it."""
     if name not in store.packed:
-        return form_of(store.read(name))
-    rows, columns = store.shape(name)
-    return _blocks((rows, columns), *store.packing(name))
+        weight = store.read(name)
+        return form_of(weight[:rows] if rows else weight)
+    every, columns = store.shape(name)
+    return _blocks((rows or every, columns), *store.packing(name))
+
+
+def _rows(weight: Tensor | Packed, first: int, last: int) -> Tensor | Packed:
+    if isinstance(weight, Packed):
+        return Packed(weight.codes[first:last].contiguous(), weight.scales[first:last].contiguous(), weight.bits)
+    return weight[first:last].contiguous()
 
 
 def _blocks(shape: tuple[int, int], bits: int, group: int) -> tuple[str, tuple[int, ...], int]:

@@ -43,9 +43,9 @@ def write_llama(config: ExportConfig, source: Bundle, progress: Progress) -> tup
     own: dict[str, Any] = {
         "bundle": source.hash,
         "width": text.width,
-        "rows": text.rows,
+        "rows": decoder.last - decoder.first,
         "logits": decoder.logits,
-        "choices": [decoder.first, decoder.last],
+        "choices": [0, decoder.last - decoder.first],
         "outputs": decoder.outputs,
         "context": -(-decoder.context // 32) * 32,
         "cache": config.cache,
@@ -69,7 +69,9 @@ def write_llama(config: ExportConfig, source: Bundle, progress: Progress) -> tup
         how = LinearForm("contrib", 1, torch.float32)
         weights = folder / "weights"
         info["graphs"] = write_graphs(source, store, weights, how, (), progress, decoder.graphs, model)
-        own["forms"] = write_decoder(weights / FILE, text, store, own["bundle"], own["context"])
+        own["forms"] = write_decoder(
+            weights / FILE, text, store, own["bundle"], own["context"], (decoder.first, decoder.last)
+        )
         record = deployment_config(source, TARGET, config.out, info)
         write_record(folder, record)
         gates = dict(source.manifest.gates)
