@@ -27,6 +27,7 @@ from athena_vla.plan.predict import BITS, Prediction, as_dict, predict
 from athena_vla.plan.probe import HERE, Probe, here, is_here
 from athena_vla.plan.targets import Target, device_targets, training_target
 from athena_vla.plan.training import TrainingMemory, TrainingPlan, training_plan
+from athena_vla.plan.ways import Way, ways
 from athena_vla.plan.whole_run import WholeRun, between, whole_run
 
 _WIDE = 1_000_000_000  # parameters; smaller bases are trained in float32 on a CPU
@@ -84,12 +85,14 @@ class Plan:
     training: TrainingPlan | None
     parameters: int
     targets: tuple[Target, ...] = ()
+    ways: tuple[Way, ...] = ()  # other engines, and what would answer sooner
     run: WholeRun | None = None  # of the row that is advised, or else of the one asked for
     kind: str = "predicted"
 
     def __str__(self) -> str:
         judged = ["targets:", *(str(t) for t in self.targets)]
         acting = [f"{self.parameters:,} parameters", str(self.prediction)]
+        acting += ["other ways, PREDICTED too:", *(str(w) for w in self.ways)] if self.ways else []
         training = [] if self.training is None else [str(self.training)]
         return "\n".join([self.answer, *judged, *training, *acting])
 
@@ -126,6 +129,7 @@ class Plan:
             "parameters": self.parameters,
             "prediction": as_dict(self.prediction),
             "training": training,
+            "ways": [dataclasses.asdict(w) for w in self.ways],
             "targets": [dataclasses.asdict(t) | {"verdict": t.verdict} for t in self.targets],
             "run": self.run and dataclasses.asdict(self.run),
         }
@@ -152,7 +156,8 @@ def plan(config: PlanConfig) -> Plan:
         prediction.action_seconds, joint_targets, prediction.tokens_per_second, jetson=device.jetson
     )
     if not config.gpu:
-        return Plan(prediction, None, counted.parameters, targets)
+        other = ways(model, counted, device, config.precision)
+        return Plan(prediction, None, counted.parameters, targets, other)
     training = _training(config, tuning, model)
     row = training.chosen or training.asked
     run = whole_run(
@@ -165,7 +170,7 @@ def plan(config: PlanConfig) -> Plan:
         cards=config.shards,
     )
     targets = (training_target(training.asked.total_gb), *targets)
-    return Plan(prediction, training, counted.parameters, targets, run)
+    return Plan(prediction, training, counted.parameters, targets, run=run)
 
 
 def _check(config: PlanConfig) -> None:

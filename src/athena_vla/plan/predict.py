@@ -65,9 +65,12 @@ class Prediction:
         return "\n".join([*lines, f"  source of the shares: {self.source}"])
 
 
-def predict(cost: Cost, device: Device, precision: str) -> Prediction:
-    """Every stage by the slower of its two limits, with the device's interval of achieved shares."""
-    bits = BITS[precision]
+def predict(cost: Cost, device: Device, precision: str, bits: float = 0.0) -> Prediction:
+    """Every stage by the slower of its two limits, with the device's interval of achieved shares.
+
+    `bits` of a stored weight, where an engine keeps `precision` otherwise than `BITS` says.
+    """
+    bits = bits or BITS[precision]
     stages = tuple(_stage(cost, name, device, bits) for name in dict.fromkeys(c.graph for c in cost.calls))
     low = sum(s.seconds[0] for s in stages)
     high = sum(s.seconds[1] for s in stages)
