@@ -95,6 +95,39 @@ def test_quantised_graphs_compute_with_the_stored_numbers(int4, tmp_path) -> Non
     assert not list((tmp_path / "r" / "weights").glob("accurate*"))
 
 
+def test_graphs_for_onnx_runtime_on_a_card(int4, tmp_path) -> None:
+    """16 bits, weights as they are stored: read back from the file, codes and scales are the bundle's own."""
+    result = export(ExportConfig(input=int4.path, out=tmp_path / "x", target="cuda"))
+    assert (result.target, result.precision, result.engine, result.exit_status) == ("cuda", "float16", "onnx", 0)
+    assert not (tmp_path / "x" / "device").exists()
+    model = onnx.load(str(tmp_path / "x/weights/language.onnx"))
+    tensors = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    products = [n for n in model.graph.node if n.op_type == "MatMulNBits"]
+    store = int4.store()
+    wanted = {n for n in store.packed if ".layers.0." in n and store.packing(n)[0] == 4}
+    seen = set()
+    for node in products:
+        name = node.input[1].partition(".nbits")[0]
+        stored = store.read(name if name in store.packed else f"{name}.weight")
+        scales = tensors[node.input[2]]
+        assert scales.dtype == np.float16
+        block = next(a.i for a in node.attribute if a.name == "block_size")
+        np.testing.assert_array_equal(
+            scales.reshape(stored.shape[0], -1), np.repeat(stored.scales.numpy(), stored.group // block, axis=1)
+        )
+        raw = tensors[node.input[1]].reshape(stored.shape[0], -1)
+        if stored.bits == 4:
+            raw = np.stack([raw & 15, raw >> 4], axis=2).reshape(stored.shape[0], -1)
+        np.testing.assert_array_equal(raw.astype(np.int16) - (8 if stored.bits == 4 else 128), stored.codes.numpy())
+        seen.add(name)
+    assert len(seen) >= len(wanted) > 0
+    ran = json.loads((tmp_path / "x/deployment_config.json").read_text())["ran_on"]
+    assert ran["providers"], "what was really taken is read back"
+    assert result.graphs["language"]["parity"]["relative_rms"] < 0.05
+    plain = export(ExportConfig(input=int4.path, out=tmp_path / "f", target="cuda", precision="float32"))
+    assert plain.graphs["language"]["parity"]["relative_rms"] < 1e-5
+
+
 def test_autoregressive_family(tmp_path, toy) -> None:
     base = write_base(tmp_path / "base", toy, tokens=True)
     result = export(ExportConfig(input=base.path, out=tmp_path / "x"))

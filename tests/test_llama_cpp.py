@@ -255,3 +255,16 @@ class TestWithTheLibrary:
         frame = dataclasses.replace(observations(policy.robot, 1)[0], instruction="go on " * 3000)
         with pytest.raises((ExportError, Exception), match="shorten|too long|tokens"):
             policy.act(frame)
+
+
+@pytest.mark.parametrize(
+    ("said", "left_out"), [(b"AVX2 = 1 | AMX_INT8 = 1 |", True), (b"AVX2 = 1 | REPACK = 1 |", False)]
+)
+def test_kernels_for_amx_are_left_out(said: bytes, left_out: bool) -> None:
+    """They ended this process with a signal on a machine that has the instructions (llama.cpp of 0.3.36)."""
+    from types import SimpleNamespace
+
+    from athena_vla.engines.llama_cpp_engine import _has_amx
+
+    assert _has_amx(SimpleNamespace(llama_print_system_info=lambda: said)) is left_out
+    assert _has_amx(SimpleNamespace()) is False

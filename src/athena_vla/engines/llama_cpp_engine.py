@@ -52,9 +52,10 @@ class LlamaCpp(Engine):
             raise ExportError(f"'{folder}' holds no decoder for llama.cpp; export with --target llama.cpp.")
         self._library = _library()
         self._own, self._count = own, int(own["outputs"])
-        self.graphs = OnnxRuntime(folder, info, threads, "cpu")
-        self.memory = Owned()
         kind, card = parse(device)
+        # On the card too where ONNX Runtime has one; it says what it took.
+        self.graphs = OnnxRuntime(folder, info, threads, "cpu" if kind == "cpu" else "auto")
+        self.memory = Owned()
         cuda = bool(self._library.llama_supports_gpu_offload()) and kind != "cpu"
         if kind == "cuda" and not cuda:
             raise DeviceError(
@@ -63,7 +64,10 @@ class LlamaCpp(Engine):
             )
         place = (_layers(own), card or 0) if cuda else (0, -1)
         self._decoder = _Decoder(self._library, folder / FILE, own, threads, *place)
-        why = "" if cuda or device == "cpu" else "llama.cpp has no GPU code or finds no card"
+        notes = ["" if cuda or device == "cpu" else "llama.cpp has no GPU code or finds no card"]
+        notes += [f"vision and rows: {self.graphs.taken}"] if cuda else []
+        notes += ["its kernels for AMX are left out, they crash"] if _has_amx(self._library) else []
+        why = "; ".join(filter(None, notes))
         self.taken = Taken(
             "llama.cpp", f"cuda:{place[1]}" if cuda else "cpu", why=why, precision=", ".join(own["forms"])
         )
@@ -113,6 +117,8 @@ class _Decoder:
         self._words, self._rows = bool(own["logits"]), int(own["rows"])
         settings = library.llama_model_default_params()
         settings.n_gpu_layers = gpu_layers
+        if _has_amx(library):  # its kernels end the process on some machines, even on those that have the instructions
+            settings.use_extra_bufts = False
         if card >= 0:
             settings.split_mode, settings.main_gpu = 0, card  # one card: a small decoder gains nothing by two
         self._model = library.llama_model_load_from_file(str(path).encode(), settings) if path.is_file() else None
@@ -179,6 +185,12 @@ class _Decoder:
         self._l.llama_model_meta_val_str(self._model, b"athena.bundle", text, len(text))
         if text.value.decode(errors="replace") != own["bundle"]:
             raise ExportError(f"'{path}' is the decoder of another bundle, or of another quantisation of this one.")
+
+
+def _has_amx(library: Any) -> bool:
+    """Whether llama.cpp would keep quantised weights in the form of its AMX kernels."""
+    asked = getattr(library, "llama_print_system_info", None)
+    return asked is not None and b"AMX_INT8 = 1" in (asked() or b"")
 
 
 def _layers(own: Mapping[str, Any]) -> int:

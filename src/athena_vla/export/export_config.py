@@ -15,10 +15,11 @@ class ExportConfig:
     out: Path
     """Where the exported bundle goes."""
     target: str = "cpu"
-    """cpu, or a device that `athena plan` knows, such as jetson-orin-nx-16gb; llama.cpp: the decoder as GGUF, the rest
-    as ONNX; edge-llm: the decoder of a token family as a checkpoint that TensorRT Edge-LLM's own exporter reads."""
+    """cpu; cuda: ONNX Runtime on any NVIDIA card, in 16 bits; or a device that `athena plan` knows, such as
+    jetson-orin-nx-16gb; llama.cpp: the decoder as GGUF, the rest as ONNX; edge-llm: the decoder of a token family as a
+    checkpoint that TensorRT Edge-LLM's own exporter reads."""
     precision: Literal["auto", "float32", "float16"] = "auto"
-    """Type of the activations. auto: float32 on CPUs, float16 for TensorRT."""
+    """Type of the activations. auto: float32 on CPUs, float16 for cards and TensorRT."""
     accuracy: Literal["auto", "float32", "int8"] = "auto"
     """CPU only: what 4- and 8-bit layers compute with. int8 rounds activations: 6.5e-3 of error, 4 times the speed.
     auto: int8 for weights above 1 GB."""

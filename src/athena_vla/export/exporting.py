@@ -31,11 +31,16 @@ from athena_vla.policy import Policy
 from athena_vla.progress import Progress, quiet
 
 LARGE = 1_000_000_000  # [bytes] of weights from which int8 activations pay on a CPU
+CUDA = "cuda"  # the target: graphs for ONNX Runtime's CUDA provider, on any NVIDIA card
 COMPARING = "running the graphs beside torch"  # what progress calls it
 EDGE_LLM = "edge-llm"
 COMPRESSED_NOTE = (
     "A compressed checkpoint, no bundle: tensorrt-edgellm-export FOLDER OUT --reduced-vocab-dir FOLDER/reduced_vocab "
     "makes its graphs, on any machine; its engines are built on the device."
+)
+CUDA_NOTE = (
+    "The graphs are for ONNX Runtime with its CUDA provider, in 16 bits; on a processor they run, slowly. What "
+    "they were compared on stands in deployment_config.json under ran_on."
 )
 GROUP = 128  # inputs that share a scale where a runtime rounds activations
 
@@ -66,8 +71,9 @@ class ExportResult:
 def export(config: ExportConfig, progress: Progress = quiet) -> ExportResult:
     """Write the exported bundle. Raises `BundleError`, `ExportError`, `UnknownName`."""
     _require_onnx()
-    if config.target not in ("cpu", EDGE_LLM, TARGET, *DEVICES):
-        raise UnknownName("export target", config.target, ("cpu", *DEVICES, TARGET, EDGE_LLM))
+    targets = ("cpu", CUDA, *DEVICES, TARGET, EDGE_LLM)
+    if config.target not in targets:
+        raise UnknownName("export target", config.target, targets)
     source = Bundle.open(config.input)
     if config.target == EDGE_LLM:
         written = write_compressed(source, config.out, overwrite=config.overwrite)
@@ -87,7 +93,7 @@ def export(config: ExportConfig, progress: Progress = quiet) -> ExportResult:
 def _export(config: ExportConfig, source: Bundle, progress: Progress) -> ExportResult:
     store = source.store()
     how = linear_form(config, store)
-    on_device = config.target != "cpu"
+    on_device = config.target in DEVICES
     torch.set_num_threads(config.threads)
     info: dict[str, Any] = {
         "target": config.target,
@@ -106,7 +112,7 @@ def _export(config: ExportConfig, source: Bundle, progress: Progress) -> ExportR
         fixed = ("batch",) if on_device or config.fixed_batch else ()
         progress.plan({WRITING: 1.0, COMPARING: 1.0 * config.compare})
         info["graphs"] = write_graphs(source, store, folder / "weights", how, fixed, progress)
-        note = "The graphs run on ONNX Runtime and OpenVINO."
+        note = CUDA_NOTE if config.target == CUDA else "The graphs run on ONNX Runtime and OpenVINO."
         if on_device:
             note = device.widened(store) + device.write_scripts(folder, source, info, config.target)
         predicted = _predicted(source, info, config.target) if on_device else None
@@ -135,6 +141,9 @@ def _export(config: ExportConfig, source: Bundle, progress: Progress) -> ExportR
 
 def linear_form(config: ExportConfig, store: TensorStore) -> LinearForm:
     """How layers are written for the target. Raises `ExportError` for a combination no runtime takes."""
+    if config.target == CUDA:
+        # Its kernels multiply 4- and 8-bit weights as they are stored; they have no rounded activations.
+        return LinearForm("contrib", 1, torch.float32 if config.precision == "float32" else torch.float16)
     if config.target != "cpu":
         if config.precision == "float32":
             return LinearForm("qdq", 1, torch.float32, tensorrt=True)

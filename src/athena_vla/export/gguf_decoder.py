@@ -108,7 +108,7 @@ def _form_in(store: TensorStore, name: str, rows: int) -> tuple[str, tuple[int, 
     """`form_of` a stored weight, or of so many `rows` of it; codes, nearly all of the file, are not read for it."""
     if name not in store.packed:
         weight = store.read(name)
-        return form_of(weight[:rows] if rows else weight)
+        return form_of(_rows(weight, 0, rows) if rows else weight)
     every, columns = store.shape(name)
     return _blocks((rows or every, columns), *store.packing(name))
 

@@ -34,8 +34,8 @@ def linear(writer: GraphWriter, x: str, name: str, weight: Tensor | Packed, bias
     if isinstance(weight, Packed) and how.tensorrt and not tensorrt_operators.takes(weight.bits, weight.group):
         weight = weight.dequantize().half()
     if isinstance(weight, Packed):
-        if how.form == "contrib" and how.dtype == torch.float32 and _block(weight) is not None:
-            y = _matmul_nbits(writer, x, name, weight, how.accuracy)
+        if how.form == "contrib" and _block(weight) is not None:
+            y = _matmul_nbits(writer, x, name, weight, how)
         else:
             y = writer.op("MatMul", x, _dequantized(writer, name, weight, how.dtype))
     else:
@@ -65,7 +65,7 @@ def _block(weight: Packed) -> int | None:
     return None
 
 
-def _matmul_nbits(writer: GraphWriter, x: str, name: str, weight: Packed, accuracy: int) -> str:
+def _matmul_nbits(writer: GraphWriter, x: str, name: str, weight: Packed, how: LinearForm) -> str:
     rows, columns = weight.shape
     block = _block(weight)
     assert block is not None
@@ -75,9 +75,10 @@ def _matmul_nbits(writer: GraphWriter, x: str, name: str, weight: Packed, accura
     else:
         stored = (weight.codes.to(torch.int16) + 128).to(torch.uint8).numpy()
     stored = np.ascontiguousarray(stored.reshape(rows, columns // block, -1))
-    scales = weight.scales.float().repeat_interleave(weight.group // block, dim=1).contiguous()
+    scales = weight.scales.to(how.dtype).repeat_interleave(weight.group // block, dim=1).contiguous()
     codes = writer.weight(f"{name}.nbits{weight.bits}", TensorProto.UINT8, stored.shape, stored)
-    scale = writer.tensor(scales.reshape(-1), f"{name}.nbits_scales")
+    suffix = "nbits_scales" if how.dtype == torch.float32 else "nbits_scales_half"
+    scale = writer.tensor(scales.reshape(-1), f"{name}.{suffix}")
     return writer.op(
         "MatMulNBits",
         x,
@@ -88,7 +89,7 @@ def _matmul_nbits(writer: GraphWriter, x: str, name: str, weight: Packed, accura
         N=rows,
         bits=weight.bits,
         block_size=block,
-        accuracy_level=accuracy,
+        accuracy_level=how.accuracy,
     )
 
 
