@@ -11,7 +11,7 @@ PYTEST := $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile
 
 CAPPED_TESTS := $(addprefix tests/test_,precision.py finetune.py lora.py packed_linear.py native.py)
 
-.PHONY: setup setup-dev demo test test-capped test-gpu bench-gpu test-all test-matrix check format bench docs site browser interop clean help
+.PHONY: setup setup-dev demo test test-capped test-gpu bench-gpu test-all test-matrix check format bench docs site browser interop board-emulated clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -94,6 +94,9 @@ browser:  ## headless Chromium for the page tests, where Debian's package manage
 interop:  ## our files against the real lerobot, openpi-client and TensorRT Edge-LLM, each in its own environment
 	$(PYTHON) interop/run.py
 	$(PYTHON) interop/edge_llm.py
+
+board-emulated: $(VENV)/.dev  ## filter, wire and a small policy on emulated aarch64; needs debootstrap and qemu-user-static
+	$(BIN)/python scripts/board_emulated.py
 
 clean:  ## remove what the targets made, not your recordings
 	rm -rf .venv .matrix build dist .pytest_cache .ruff_cache runs/ci runs/ci-capped
