@@ -31,6 +31,9 @@ PARTS = (
     "chunk:openvino",
     "tokens:packed",
     "tokens:onnxruntime",
+    "chunk:llama.cpp",
+    "tokens:llama.cpp",
+    "llama_bench",
     "bare:packed",
     "bare:onnxruntime",
     "bare:openvino",
@@ -48,6 +51,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--vision-bits", type=int, default=8, choices=(8, 16))
     parser.add_argument("--llama-python", help="python with llama-cpp-python and gguf")
+    parser.add_argument("--llama-bench", help="llama.cpp's own llama-bench, of the version that llama-cpp-python holds")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--small", action="store_true", help="a model of a few MB")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -92,7 +96,7 @@ def in_process(options: argparse.Namespace, part: str) -> None:
 def folder(options: argparse.Namespace, kind: str, engine: str) -> Path:
     """The bundle an engine runs: exported, or quantised for the one that runs weights as they are stored."""
     quantized = {"chunk": "int4-chunk", "tokens": "int4"}
-    return options.work / (quantized[kind] if engine == "packed" else kind)
+    return options.work / {"packed": quantized[kind], "llama.cpp": f"{kind}-llama"}.get(engine, kind)
 
 
 def drop_from_cache(where: Path) -> bool:
@@ -107,7 +111,7 @@ def drop_from_cache(where: Path) -> bool:
 
 
 FAMILIES = ("chunk", "tokens")
-KEPT = ("checkpoint", "work", "threads", "runs", "vision_bits", "llama_python")
+KEPT = ("checkpoint", "work", "threads", "runs", "vision_bits", "llama_python", "llama_bench")
 
 
 def one(options: argparse.Namespace, part: str) -> dict[str, Any]:
@@ -128,6 +132,12 @@ def one(options: argparse.Namespace, part: str) -> dict[str, Any]:
 
     if kind == "settings":
         return engines.settings(options.threads, options.small)
+    if kind == "llama_bench":
+        if options.llama_bench is None:
+            return {"status": "not run", "reason": "no --llama-bench was given"}
+        return engines.beside_llama_bench(
+            folder(options, "tokens", "llama.cpp"), options.llama_bench, options.threads, options.runs
+        )
     if kind == "bare":
         return engines.bare(folder(options, "chunk", engine), engine, options.threads, options.runs)
     return engines.act(folder(options, kind, engine), engine, options.threads, options.runs, STARTED)

@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -130,6 +131,12 @@ def of_checkpoint(checkpoint: Path | None) -> Callable[[str], Any]:
     return read
 
 
+def write_decoder(source: Path, out: Path) -> dict[str, Any]:
+    """The same numbers for llama.cpp."""
+    made = export(ExportConfig(source, out, target="llama.cpp", compare=False, threads=THREADS))
+    return {"bytes": made.bytes}
+
+
 def prepare(checkpoint: Path | None, work: Path, small: bool, vision_bits: int) -> dict[str, Any]:
     """Both families under `work`, quantised (`int4`, `int4-chunk`) and exported (`tokens`, `chunk`); 20 GB."""
     work.mkdir(parents=True, exist_ok=True)
@@ -169,4 +176,6 @@ def prepare(checkpoint: Path | None, work: Path, small: bool, vision_bits: int) 
     steps.run("derive_chunk_family", derive)
     steps.run("export_chunk", lambda: write_graphs(other, "chunk"))
     steps.run("export_tokens", lambda: write_graphs(int4, "tokens"))
+    for source, kind in ((other, "chunk"), (int4, "tokens")):
+        steps.run(f"export_{kind}_llama_cpp", partial(write_decoder, source, work / f"{kind}-llama"))
     return {"status": "measured here", "from_checkpoint": not small, **steps.done}

@@ -76,6 +76,46 @@ def bytes_per_token(bundle: Any) -> int:
     return int(weights * 4.125 / 8 + 256 * width * 2 + cache)
 
 
+DEPTH, STEPS = 288, 22  # rows in the cache before decoding, and tokens that are decoded
+
+
+def beside_llama_bench(folder: Path, program: str, threads: int, runs: int) -> dict[str, Any]:
+    """Decoding one token after the other through our engine, and by llama.cpp's own program, on one file, in turn."""
+    import json
+    import subprocess
+
+    from athena_vla.bundle import Bundle
+    from athena_vla.engines.llama_cpp_engine import FILE, LlamaCpp
+
+    bundle = Bundle.open(folder, verify=False)
+    info = bundle.manifest.stage_info
+    decoder = LlamaCpp(folder / "weights", info, threads, "cpu")._decoder  # the graphs beside it are not measured here
+    draw = np.random.default_rng(0)
+    prompt, row = (draw.normal(size=(n, info["llama"]["width"])).astype(np.float32) for n in (DEPTH, 1))
+    cache = info["llama"]["cache"]
+    words = [program, "-m", str(folder / "weights" / FILE), "-p", "0", "-n", str(STEPS), "-d", str(DEPTH), "-r", "1"]
+    words += ["-t", str(threads), "-ctk", cache, "-ctv", cache, "-o", "json"]
+    ours, theirs, said = list[float](), list[float](), dict[str, Any]()
+    for _ in range(runs):
+        decoder.logits(prompt, 0)
+        start = time.perf_counter()
+        for i in range(STEPS):
+            decoder.logits(row, DEPTH + i)
+        ours.append(STEPS / (time.perf_counter() - start))
+        said = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)[-1]
+        theirs.append(float(said["avg_ts"]))
+    return {
+        "status": "measured here",
+        "depth": DEPTH,
+        "tokens": STEPS,
+        "threads": threads,
+        "ours [tokens/s]": ours,
+        "llama-bench [tokens/s]": theirs,
+        "share of llama-bench, median of pairs": float(np.median(np.divide(ours, theirs))),
+        "llama-bench": {k: said.get(k) for k in ("build_commit", "build_number", "backends", "flash_attn", "cpu_info")},
+    }
+
+
 ROWS = (1, 306)  # of a decoding step, and of a chunk's pass
 
 

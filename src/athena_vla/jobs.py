@@ -1,14 +1,18 @@
 """Jobs in processes of their own, or on a Ray cluster: one pool, which survives the death of a worker.
 
-Knows nothing of what the jobs are. Spawned and not forked: a fork copies the locks of running threads (torch, ONNX
-Runtime) and then hangs. One thread each: two threads on each of two busy cores run ten times slower than one.
+Knows nothing of the jobs. Spawned and not forked: a fork copies the locks of running threads (torch, ONNX Runtime) and
+then hangs. One thread each: two threads on each of two busy cores run ten times slower than one.
 """
 
 import contextlib
 import heapq
+import itertools
+import logging
 import multiprocessing
 import os
+import socket
 import traceback
+import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -22,6 +26,7 @@ Argument = TypeVar("Argument")
 
 Place = Literal["here", "ray"]
 ATTEMPTS = 2  # a job whose worker dies is given to a fresh worker once
+RAY_ATTEMPTS = 4  # the same on Ray, where a whole machine may go
 AHEAD = 4  # jobs per worker that are taken from an endless stream
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _NO_GUARD = "or a script that starts workers without an `if __name__ == '__main__':` guard"
@@ -41,13 +46,13 @@ def run_jobs(
 
     `make` is a module's function: a worker imports it by name. `jobs` may be endless: only a few per worker are under
     way. With one worker everything runs in this process. An error in a job stops the run and is raised here as `error`
-    with the job's description; a worker that dies is replaced and its job repeated once. When the caller stops early,
-    or is interrupted, all workers end.
+    with the job's description; a worker that dies is replaced and its job repeated once (on Ray, where machines may go,
+    three times). When the caller stops early, or is interrupted, all workers end.
     """
     if workers < 1:
         raise error(f"{workers} workers are not possible; 1 runs everything in this process.")
     if place == "ray":
-        yield from _on_ray(make, argument, jobs)
+        yield from _on_ray(make, argument, jobs, describe, error)
     elif workers == 1:
         handler = make(argument)
         for number, job in enumerate(jobs):
@@ -219,26 +224,79 @@ def _stop(processes: Sequence[Any], pipes: Sequence[Connection]) -> None:
 
 
 def _on_ray(
-    make: Callable[[Any], Callable[[Any], Any]], argument: Any, jobs: Iterable[Any]
+    make: Callable[[Any], Callable[[Any], Any]],
+    argument: Any,
+    jobs: Iterable[Any],
+    describe: Callable[[Any], str],
+    error: type[AthenaError],
 ) -> Generator[tuple[int, Any], None, None]:
-    """On a Ray cluster, which repeats the jobs of dead workers itself; results in order."""
+    """The same on a Ray cluster, which may lose workers and whole machines."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
+    address = os.environ.get("RAY_ADDRESS", "")
+    if not address:  # read at the import: without it a cluster of this machine alone listens to all the world
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
         import ray
+        from ray.exceptions import RayError, RayTaskError
     except ImportError as problem:
         raise MissingDependency("ray", "ray", "to work on a Ray cluster") from problem
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False)
-    shared, remote = ray.put(argument), ray.remote(_made_and_called)
-    stream, waiting = enumerate(jobs), []
-    in_flight = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))  # bounded: the driver's memory stays flat
-    while True:
-        while len(waiting) < in_flight and (item := next(stream, None)) is not None:
-            waiting.append((item[0], remote.remote(make, shared, item[1])))
-        if not waiting:
-            return
-        number, answer = waiting.pop(0)
-        yield number, ray.get(answer)
+    try:
+        if not ray.is_initialized():
+            if address not in ("", "auto"):
+                _reach(address)
+            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR)
+        cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    except (RayError, OSError, RuntimeError, ValueError) as problem:
+        reason = next(iter(str(problem).strip().splitlines()), type(problem).__name__)
+        raise error(f"The Ray cluster of RAY_ADDRESS='{address}' cannot be reached: {reason}") from problem
+    remote = ray.remote(max_retries=RAY_ATTEMPTS - 1, num_cpus=1)(_done_on_ray)
+    shared, run = ray.put((make, argument)), uuid.uuid4().hex
+    stream = enumerate(jobs)
+    open_jobs: dict[Any, tuple[int, Any]] = {}
+    try:
+        while True:
+            # A few for each core: the driver's memory stays flat.
+            for number, job in itertools.islice(stream, AHEAD * cores - len(open_jobs)):
+                open_jobs[remote.remote(run, shared, job)] = number, job
+            if not open_jobs:
+                return
+            ready, _ = ray.wait(list(open_jobs), num_returns=1)
+            number, job = open_jobs.pop(ready[0])
+            try:
+                outcome, value = ray.get(ready[0])
+            except RayTaskError as problem:  # of what cannot be sent: the job itself is guarded
+                raise error(f"{describe(job)}: {problem}") from problem
+            except RayError as problem:
+                raise error(
+                    f"The worker process of {describe(job)} died {RAY_ATTEMPTS} times "
+                    f"({str(problem).strip().splitlines()[0]}). What is finished is kept."
+                ) from problem
+            if outcome == "error":
+                raise error(f"{describe(job)}: {value}")
+            yield number, value
+    finally:
+        for answer in open_jobs:
+            ray.cancel(answer, force=True)
 
 
-def _made_and_called(make: Callable[[Any], Callable[[Any], Any]], argument: Any, job: Any) -> Any:
-    return make(argument)(job)
+def _reach(address: str) -> None:
+    """Raise `OSError` where nobody answers: Ray itself would end this whole process."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    socket.create_connection((host, int(port)), timeout=5.0).close()
+
+
+_handler_of: dict[str, Callable[[Any], Any]] = {}  # in a worker of Ray: the handler of the run that it works for
+
+
+def _done_on_ray(run: str, shared: tuple[Callable[[Any], Callable[[Any], Any]], Any], job: Any) -> tuple[str, Any]:
+    """What a job gave; the handler is made once in each worker, not once for each job."""
+    try:
+        if run not in _handler_of:
+            make, argument = shared
+            _handler_of.clear()
+            _handler_of[run] = make(argument)
+        return "done", _handler_of[run](job)
+    except AthenaError as problem:
+        return "error", str(problem)
+    except Exception:
+        return "error", f"unexpected error in the worker:\n{traceback.format_exc()}"

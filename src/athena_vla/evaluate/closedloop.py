@@ -17,7 +17,7 @@ from athena_vla.evaluate.results import SCENES, EpisodeResult, Setup
 from athena_vla.evaluate.rollout import Job, make_runner, object_task
 from athena_vla.evaluate.summary import ActorSummary, summarise
 from athena_vla.files.resume import Journal
-from athena_vla.jobs import run_jobs
+from athena_vla.jobs import Place, run_jobs
 from athena_vla.progress import Progress, quiet
 from athena_vla.sim.rail import scene_of
 from athena_vla.version import __version__
@@ -37,6 +37,8 @@ class ClosedLoopConfig:
     """Decides which scenes; every actor gets the same."""
     workers: int = 0
     """Processes; 0 is one per core."""
+    on: Place = "here"
+    """Where scenes are played: local processes or a Ray cluster."""
     setup: Setup = field(default_factory=Setup)
     """Robot, split, duration and everything else that decides an episode."""
 
@@ -83,7 +85,9 @@ def closed_loop(
     workers = config.workers or os.cpu_count() or 1
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # one worker runs here, and must compute what a spawned one computes
-    runs = run_jobs(make_runner, config.setup, jobs, workers=workers, describe=_describe, error=EvaluationError)
+    runs = run_jobs(
+        make_runner, config.setup, jobs, workers=workers, place=config.on, describe=_describe, error=EvaluationError
+    )
     try:
         for number, result in runs:
             stores[jobs[number].actor.name].add(result)

@@ -90,6 +90,7 @@ def _run(
         samples=config.samples,
         seed=config.seed,
         workers=loop.workers,
+        on=loop.on,
         setup=setup,
         progress=progress,
         pairs=loop.pairs,

@@ -20,6 +20,7 @@ from athena_vla.evaluate.pair_summary import PAIR_LEGEND, InstructionPairs
 from athena_vla.evaluate.results import SCENES, EpisodeResult, Setup
 from athena_vla.evaluate.statistics import PairedTest
 from athena_vla.evaluate.summary import ActorSummary, Kept, Lost, compare_pair, kept_by_task
+from athena_vla.jobs import Place
 from athena_vla.progress import Progress, quiet
 
 LIBRARY = "library.npz"
@@ -184,6 +185,7 @@ def compare_all(
     samples: int = 400,
     seed: int = 0,
     workers: int = 0,
+    on: Place = "here",
     setup: Setup | None = None,
     progress: Progress = quiet,
     pairs: int = 0,
@@ -220,7 +222,9 @@ def compare_all(
             from athena_vla.evaluate.closedloop import ClosedLoopConfig, closed_loop
         except ModuleNotFoundError as error:
             raise MissingDependency(error.name or "mujoco", "sim", "for closed-loop evaluation") from error
-        config = ClosedLoopConfig(out=out / "episodes", episodes=episodes, seed=seed, workers=workers, setup=setup)
+        config = ClosedLoopConfig(
+            out=out / "episodes", episodes=episodes, seed=seed, workers=workers, on=on, setup=setup
+        )
         result = closed_loop(rows, config, progress)
         closed, played, reused = result.actors, result.episodes, result.reused
         mine = result.successes(reference)
@@ -228,7 +232,7 @@ def compare_all(
         if pairs:
             from athena_vla.evaluate.instruction_pairs import PairConfig, instruction_pairs
 
-            asked = PairConfig(out=out / "pairs", pairs=pairs, seed=seed, workers=workers, setup=setup)
+            asked = PairConfig(out=out / "pairs", pairs=pairs, seed=seed, workers=workers, on=on, setup=setup)
             twice = instruction_pairs([r for r in rows if r.ablation == "none"], asked, reference, progress)
             notes += [twice.note] if twice.note else []
     table = None

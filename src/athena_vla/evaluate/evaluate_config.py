@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from athena_vla.errors import EvaluationError
+from athena_vla.jobs import Place
 from athena_vla.sim.scene import Split
 
 
@@ -29,6 +30,8 @@ class Loop:
     """Simulated time between an observation and its answer [s]."""
     workers: int = 0
     """Processes; 0 is one per core."""
+    on: Place = "here"
+    """Where scenes are played: local processes or a Ray cluster."""
 
     def __post_init__(self) -> None:
         if self.pairs < 0:

@@ -20,7 +20,7 @@ from athena_vla.evaluate.closedloop import SCENES_PER_SEED, Store
 from athena_vla.evaluate.pair_summary import InstructionPairs, pair_summary
 from athena_vla.evaluate.results import Setup
 from athena_vla.evaluate.rollout import Job, make_runner
-from athena_vla.jobs import run_jobs
+from athena_vla.jobs import Place, run_jobs
 from athena_vla.progress import Progress, quiet
 from athena_vla.sim.rail import scene_of
 from athena_vla.sim.tasks import twin
@@ -40,6 +40,8 @@ class PairConfig:
     """Decides which scenes; every actor gets the same."""
     workers: int = 0
     """Processes; 0 is one per core."""
+    on: Place = "here"
+    """Where scenes are played: local processes or a Ray cluster."""
     setup: Setup
     """Robot, split, duration and everything else that decides an episode."""
 
@@ -66,7 +68,9 @@ def instruction_pairs(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # one worker runs here, and must compute what a spawned one computes
     workers = config.workers or os.cpu_count() or 1
-    runs = run_jobs(make_runner, config.setup, jobs, workers=workers, describe=_describe, error=EvaluationError)
+    runs = run_jobs(
+        make_runner, config.setup, jobs, workers=workers, place=config.on, describe=_describe, error=EvaluationError
+    )
     try:
         for number, result in runs:
             stores[jobs[number].actor.name, jobs[number].twin].add(result)
