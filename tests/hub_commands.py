@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -84,7 +85,13 @@ class Commands:
 
         out, error = io.StringIO(), io.StringIO()
         logger = logging.getLogger("huggingface_hub")
-        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(error):
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            redirect_stdout(out),
+            redirect_stderr(error),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore", DeprecationWarning)  # of the client's own library
             patch.setattr(constants, "ENDPOINT", self.hub.endpoint)
             template = self.hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
             patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
