@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,15 +13,17 @@ import yaml
 
 from athena_vla import bundle as bundles
 from athena_vla.bundle import Bundle
+from athena_vla.errors import AthenaError
 from athena_vla.export import ExportConfig, export
 from athena_vla.finetune.merge_config import MergeConfig
 from athena_vla.hub import PushConfig, push
 from athena_vla.hub.local_paths import Cutter, needles, scan
 from athena_vla.merge import merge
 from athena_vla.models.lora import LoraSettings
+from athena_vla.models.released.base_licences import base_licence
 from athena_vla.policy import Policy
 from hub_commands import BLOCK, Commands
-from hub_stand_in import READER, TOKEN, Faults, Hub
+from hub_stand_in import READER, Faults, Hub
 from small_bundles import write_base, write_finetuned
 
 MIT = ("--license", "mit")
@@ -109,6 +112,28 @@ def test_the_card_says_what_the_manifest_says(material) -> None:
     unknown = push(dataclasses.replace(config, license="unknown")).card
     assert "license" not in yaml.safe_load(unknown.split("---\n")[1])
     assert "Policy: not known" in unknown
+
+
+def test_the_licence_of_a_known_base_is_found_through_the_line(tmp_path, toy, material) -> None:
+    base = Bundle.open("builtin:base")
+    made = dataclasses.replace(base.manifest, stage="merged", parent_hash=base.hash, parent_path="builtin:base")
+    for name, manifest in (("first", made), ("second", dataclasses.replace(made, parent_path=str(tmp_path / "first")))):
+        if name == "second":
+            manifest = dataclasses.replace(manifest, parent_hash=Bundle.open(tmp_path / "first").hash)
+        shutil.copytree(base.path, tmp_path / name)
+        (tmp_path / name / "manifest.json").unlink()
+        bundles.seal(tmp_path / name, manifest)
+    config = PushConfig(input=tmp_path / "second", repo="me/x", dry_run=True)
+    card = push(config).card
+    assert yaml.safe_load(card.split("---\n")[1])["license"] == "mit"
+    assert "- Base: builtin:base" in card
+    bundles.mark(Bundle.open(tmp_path / "first"), {})
+    changed = dataclasses.replace(Bundle.open(tmp_path / "first").manifest, dataset_hash="another")
+    bundles.seal(tmp_path / "first", changed)  # no longer what the second was made from
+    with pytest.raises(AthenaError, match="--license"):
+        push(config)
+    assert base_licence("openvla/openvla-7b@abc") == base_licence("OpenVLA/openvla-7b")
+    assert base_licence("somebody/else") is None
 
 
 def test_what_a_name_holds_is_text_on_the_card(tmp_path, toy) -> None:
@@ -301,7 +326,7 @@ def test_paths_in_binary_files_are_refused(tmp_path, toy, monkeypatch) -> None:
     (base.path / "manifest.json").rename(tmp_path / "old")
     bundles.seal(base.path, base.manifest)
     config = PushConfig(input=base.path, repo="me/x", license="mit", dry_run=True)
-    with pytest.raises(bundles.AthenaError, match="graph.onnx.*a path of this machine.*--allow-paths"):
+    with pytest.raises(AthenaError, match="graph.onnx.*a path of this machine.*--allow-paths"):
         push(config)
     push(dataclasses.replace(config, allow_paths=True))
 
@@ -316,6 +341,7 @@ def test_what_is_a_path_of_this_machine(tmp_path) -> None:
         "C:\\Users\\alice\\set": "set",
         "see D:/data/alice/set now": "see set now",
         "file:///home/alice/x": "x",
+        "isaac_folder:/home/alice/rec/episode_1": "isaac_folder:episode_1",
         str(tmp_path / "deep"): "deep",
         # What stays: topics, units, addresses, names on the Hub, relative names, texts.
         "/robot_7/joint_states": "/robot_7/joint_states",
@@ -342,7 +368,3 @@ def test_what_is_a_path_of_this_machine(tmp_path) -> None:
         assert found.sha256 == hashlib.sha256(big.read_bytes()).hexdigest()
     big.write_bytes(b"\1" * (3 << 20))
     assert scan(big, places).holds == ""
-
-
-def test_the_stand_in_knows_the_tokens_apart() -> None:
-    assert len({TOKEN, READER}) == 2

@@ -78,7 +78,7 @@ def _of_bundle(config: PushConfig) -> Source:
         load_file(bundle.path / ADAPTER_FILE),
         LoraSettings(**manifest.adapter),
         manifest.checkpoint or manifest.parent_path,
-        licences_of(manifest, config),
+        licences_of(bundle, config),
         manifest.gates,
         manifest.stage_info,
         0,

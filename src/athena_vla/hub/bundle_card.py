@@ -20,20 +20,20 @@ STAGES = {
 }
 
 
-def hub_base(manifest: Manifest, config: PushConfig) -> str:
+def hub_base(origin: str, config: PushConfig) -> str:
     """The base by its name on the Hub, "" where it has none."""
-    name = config.base_model or manifest.checkpoint.partition("@")[0]
+    name = config.base_model or origin.partition("@")[0]
     return name if HUB_ID.fullmatch(name) else ""
 
 
-def bundle_card(bundle: Bundle, config: PushConfig, licences: Licences) -> str:
-    """README.md of a published bundle."""
+def bundle_card(bundle: Bundle, config: PushConfig, licences: Licences, origin: str) -> str:
+    """README.md of a published bundle; `origin`: what the first of its line was made from, where that is known."""
     manifest, robot = bundle.manifest, bundle.robot
     head = front_matter(
         {
             "library_name": "athena-vla",
             "pipeline_tag": "robotics",
-            "base_model": hub_base(manifest, config),
+            "base_model": hub_base(origin, config),
             "datasets": [config.trained_on] if config.trained_on else [],
             "tags": ["robotics", "vla", "athena-vla", manifest.family, manifest.stage],
         },
@@ -43,6 +43,7 @@ def bundle_card(bundle: Bundle, config: PushConfig, licences: Licences) -> str:
     warned = ["> It fails gates, and `athena serve` refuses it.", ""] if missed else []
     elsewhere = bool(manifest.adapter) and not manifest.checkpoint and not manifest.parent_path.startswith(BUILTIN)
     base = ", which is needed too and named with `--base`" if elsewhere else ""
+    named = plain(hub_base(origin, config) or (origin if origin.startswith(BUILTIN) else "another bundle"))
     return "\n".join(
         [
             *head,
@@ -51,9 +52,7 @@ def bundle_card(bundle: Bundle, config: PushConfig, licences: Licences) -> str:
             *warned,
             f"- Family: {plain(manifest.family)}; robot: {plain(robot.name)}, {len(robot.joints)} joints, "
             f"{robot.control_hz:g} Hz; cameras: {', '.join(map(plain, robot.camera_names)) or 'none'}",
-            f"- Base: {plain(hub_base(manifest, config) or manifest.parent_path) or 'another bundle'}{base}"
-            if manifest.stage != "base"
-            else "- Base: itself",
+            f"- Base: {'itself' if manifest.stage == 'base' else named + base}",
             f"- Hash of the bundle: `{bundle.hash}`",
             f"- Hash of what it was made from: `{plain(manifest.parent_hash) or 'none'}`",
             f"- Hash of the data: `{plain(manifest.dataset_hash) or 'none'}`",

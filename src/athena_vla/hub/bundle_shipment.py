@@ -9,7 +9,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from athena_vla.bundle import BUILTIN, PUBLISHED, Bundle, FileEntry, Manifest
+from athena_vla.bundle import BUILTIN, PUBLISHED, Bundle, is_bundle
 from athena_vla.dataset.sidecar import SIDECAR
 from athena_vla.errors import HubError
 from athena_vla.files import read_json_object
@@ -17,9 +17,11 @@ from athena_vla.hub.bundle_card import bundle_card
 from athena_vla.hub.hub_config import PushConfig
 from athena_vla.hub.local_paths import Cutter
 from athena_vla.hub.shipment import UNKNOWN, Item, Licences, Shipment, few, left_out, require_licence
+from athena_vla.manifest import FileEntry, Manifest
 from athena_vla.models.released.base_licences import base_licence
 
 MANIFEST = "manifest.json"
+GENERATIONS = 16  # as many are looked back at
 
 
 def bundle_shipment(config: PushConfig) -> Shipment:
@@ -36,7 +38,7 @@ def bundle_shipment(config: PushConfig) -> Shipment:
         *(Item(name, texts.get(name, bundle.path / name)) for name in sorted(manifest.files)),
     )
     published = dataclasses.replace(bundle, manifest=manifest)
-    licences = licences_of(manifest, config)
+    licences = licences_of(bundle, config)
     notes = list(left_out(bundle.path, items))
     if cutter.found:
         notes.append(f"Paths of this machine were cut to their last names: {few(sorted(cutter.found))}.")
@@ -49,7 +51,7 @@ def bundle_shipment(config: PushConfig) -> Shipment:
         repo_type="model",
         hash=published.hash,
         items=items,
-        card=bundle_card(published, config, licences),
+        card=bundle_card(published, config, licences, origin_of(bundle)),
         licences=licences,
         cutter=cutter,
         notes=tuple(notes),
@@ -79,13 +81,30 @@ def without_paths(bundle: Bundle, cutter: Cutter, texts: dict[str, bytes], base_
     return dataclasses.replace(after, stage_info={**after.stage_info, PUBLISHED: {"hash": bundle.hash}})
 
 
-def licences_of(manifest: Manifest, config: PushConfig) -> Licences:
+def licences_of(bundle: Bundle, config: PushConfig) -> Licences:
     """What is known of the licences of a policy: its base's, and that of the data where the set still lies here."""
-    known = base_licence(manifest.checkpoint or manifest.parent_path or config.base_model)
-    known = known or base_licence(config.base_model)
+    known = base_licence(origin_of(bundle)) or base_licence(config.base_model)
     name = require_licence(config.license, known.name if known else "", f"'{config.input}'")
     note = known.note if known and name != UNKNOWN else ""
-    return Licences(name, note, config.data_license or _data_licence(manifest))
+    said = next(filter(None, map(_data_licence, _line(bundle))), "")
+    return Licences(name, note, config.data_license or said)
+
+
+def origin_of(bundle: Bundle) -> str:
+    """What the first of a bundle's line was made from: builtin:NAME, owner/name@commit, or nothing that has a name."""
+    first = _line(bundle)[-1]
+    return Cutter().text(first.checkpoint or first.parent_path)
+
+
+def _line(bundle: Bundle) -> list[Manifest]:
+    """A bundle's manifest and those of what it was made from, as far as they lie here and are the very same."""
+    found = [bundle.manifest]
+    while len(found) < GENERATIONS and is_bundle(Path(found[-1].parent_path or "nowhere")):
+        parent = Bundle.open(found[-1].parent_path, verify=False)
+        if found[-1].parent_hash not in parent.known_as:
+            break
+        found.append(parent.manifest)
+    return found
 
 
 def _data_licence(manifest: Manifest) -> str:

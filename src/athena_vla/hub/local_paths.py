@@ -17,7 +17,7 @@ _ROOTS = frozenset((
     "workspace", "workspaces", "scratch", "content", "private", "Volumes", "projects", "nfs", "lustre", "gpfs",
     "storage", "kaggle",
 ))  # fmt: skip
-_POSIX = re.compile(r"(?<![\w.:/~-])(?:file://)?(~[\w.-]*)?((?:/[^\s/\"'<>|:,;()\[\]{}\\`*]+){2,}|(?<=~)/[^\s/\"']+)/?")
+_POSIX = re.compile(r"(?<![\w./~-])(?:file://)?(~[\w.-]*)?((?:/[^\s/\"'<>|:,;()\[\]{}\\`*]+){2,}|(?<=~)/[^\s/\"']+)/?")
 _WINDOWS = re.compile(r"(?<!\w)[A-Za-z]:[\\/](?:[^\\/\s\"'<>|:]+[\\/])*([^\\/\s\"'<>|:]+)")
 _BLOCK = 1 << 20
 
@@ -43,7 +43,7 @@ class Cutter:
         if self._is_path(text):
             self.found.add(text)
             return PureWindowsPath(text).name if _WINDOWS.match(text) else PurePosixPath(text).name
-        return _WINDOWS.sub(self._windows, _POSIX.sub(self._posix, text))
+        return _POSIX.sub(self._posix, _WINDOWS.sub(self._windows, text))
 
     def _is_path(self, text: str) -> bool:
         if "\n" in text or not text.strip() or text in ("/", "~"):
