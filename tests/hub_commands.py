@@ -9,6 +9,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -56,6 +57,7 @@ class Commands:
     hub: Hub
     token: str = TOKEN
     apart: bool = False
+    kill_when: threading.Event | None = None  # of a process of its own
 
     def run(self, *words: object, **surroundings: str) -> Said:
         here = not self.apart and set(surroundings) <= {"HF_TOKEN"}
@@ -68,16 +70,21 @@ class Commands:
         environment |= {"HF_ENDPOINT": self.hub.endpoint, "HF_HOME": str(self.home / "hf"), "NO_PROXY": "*"}
         environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_TOKEN": self.token}
         environment |= surroundings
-        done = subprocess.run(
+        started = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, *map(str, words)],
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             env={k: v for k, v in environment.items() if v},
             cwd=self.home,
-            timeout=120,
-            check=False,
         )
-        return Said(done.returncode, done.stdout, done.stderr)
+        with started:
+            if self.kill_when is not None:
+                assert self.kill_when.wait(60)
+                time.sleep(0.3)  # so that what was sent is read
+                started.kill()
+            out, error = started.communicate(timeout=120)
+        return Said(started.returncode, out, error)
 
     def _here(self, words: Sequence[object], HF_TOKEN: str = TOKEN) -> Said:
         """In this process, where the client has read its surroundings already: what it keeps of them is changed."""

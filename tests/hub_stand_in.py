@@ -28,12 +28,16 @@ LFS_FROM = 2000  # [bytes] larger files are LFS, whatever their name
 
 @dataclass
 class Faults:
-    """What goes wrong: `downloads` and `uploads` are how many transfers are cut, each at a random byte."""
+    """What goes wrong: `downloads` and `uploads` are how many transfers are cut at most, each at a random byte.
+
+    Of downloads seven in ten, by lot, so that not all cuts meet the first file.
+    """
 
     seed: int = 0
     downloads: int = 0
     uploads: int = 0
     after_bytes: int | None = None  # downloads: from then on no connection gives anything
+    hang: bool = False  # it stays open instead of being cut
     damage: dict[str, Callable[[bytes], bytes]] = field(default_factory=dict)  # path -> what is sent instead
 
     def __post_init__(self) -> None:
@@ -80,6 +84,7 @@ class Hub:
         self.sent = self.received = 0  # [bytes] of files
         self.cuts = 0
         self.lock = threading.Lock()
+        self.hung, self.closing = threading.Event(), threading.Event()
         hub = self
 
         class Handler(_Handler):
@@ -96,6 +101,7 @@ class Hub:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.closing.set()
         self.server.shutdown()
         self.server.server_close()
 
@@ -354,7 +360,7 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {self.start}-{len(content) - 1}/{len(content)}"
         stop = len(data)
         with self.hub.lock:
-            if faults.downloads > 0 and len(data) > 1000:
+            if faults.downloads > 0 and len(data) > 1000 and faults.random.random() < 0.7:
                 faults.downloads -= 1
                 stop = faults.random.randrange(len(data))
             if faults.after_bytes is not None and len(content) > LFS_FROM:
@@ -366,6 +372,9 @@ class _Handler(BaseHTTPRequestHandler):
         with suppress(OSError):
             self.wfile.write(data[:stop])
             self.wfile.flush()
+        if stop < len(data) and faults.hang:
+            self.hub.hung.set()
+            self.hub.closing.wait(60)
         return self.cut() if stop < len(data) else None
 
     def cut(self) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -156,11 +157,11 @@ def test_cuts_at_random_bytes_cost_a_block_each(hub, athena, material, seed) -> 
     assert hub.faults.uploads == 0
     size = sum(len(b) for b in hub.store.values())
     assert size <= hub.received <= size + 4 * hub.chunk
-    hub.faults = Faults(seed, downloads=16)
+    hub.faults, hub.cuts = Faults(seed, downloads=16), 0
     athena.does("pull", "tester/policy", "policy")
-    assert hub.faults.downloads == 0
+    assert hub.cuts >= 4
     whole = sum(len(b) for n, b in hub.files("tester/policy").items() if n != ".gitattributes")
-    assert whole <= hub.sent <= whole + 16 * BLOCK
+    assert whole <= hub.sent <= whole + hub.cuts * BLOCK
     assert any(a.start for a in hub.asked)  # it went on in the middle
     came = digests(athena.home / "policy")
     want = {n: hashlib.sha256(b).hexdigest() for n, b in hub.files("tester/policy").items() if n != ".gitattributes"}
@@ -181,6 +182,20 @@ def test_a_pull_that_ended_goes_on_from_what_came(hub, athena, material) -> None
     assert hub.sent <= whole + BLOCK + 20_000  # the listing, the card and the manifest are asked for again
     assert max(a.start for a in hub.asked) > 1_000_000
     Bundle.open(athena.home / "policy")
+
+
+def test_a_pull_that_was_killed_goes_on_from_what_came(hub, athena, material) -> None:
+    athena.does("push", material / "merged", "tester/policy", *MIT)
+    hub.faults = Faults(after_bytes=1_500_000, hang=True)
+    athena.apart, athena.kill_when = True, hub.hung
+    assert athena.run("pull", "tester/policy", "policy").status == -signal.SIGKILL
+    assert not (athena.home / "policy").exists()
+    hub.faults, athena.apart, athena.kill_when = Faults(), False, None
+    hub.asked.clear()
+    athena.does("pull", "tester/policy", "policy")
+    assert max(a.start for a in hub.asked) > 1_000_000
+    Bundle.open(athena.home / "policy")
+    assert not [p for p in athena.home.iterdir() if p.name.startswith(".policy.partial")]
 
 
 def test_a_push_that_was_cut_sends_what_is_missing(hub, athena, material) -> None:
@@ -334,14 +349,14 @@ def test_paths_in_binary_files_are_refused(tmp_path, toy, monkeypatch) -> None:
 def test_what_is_a_path_of_this_machine(tmp_path) -> None:
     cutter = Cutter()
     cases = {
-        "/home/alice/my sets/pour": "pour",
-        "from /home/alice/rec.hdf5, twice": "from rec.hdf5, twice",
+        "/mnt/alice/my sets/pour": "pour",
+        "from /mnt/alice/rec.hdf5, twice": "from rec.hdf5, twice",
         "~/runs/a": "a",
         "../alice/set": "set",
         "C:\\Users\\alice\\set": "set",
         "see D:/data/alice/set now": "see set now",
-        "file:///home/alice/x": "x",
-        "isaac_folder:/home/alice/rec/episode_1": "isaac_folder:episode_1",
+        "file:///mnt/alice/x": "x",
+        "isaac_folder:/mnt/alice/rec/episode_1": "isaac_folder:episode_1",
         str(tmp_path / "deep"): "deep",
         # What stays: topics, units, addresses, names on the Hub, relative names, texts.
         "/robot_7/joint_states": "/robot_7/joint_states",
@@ -356,10 +371,10 @@ def test_what_is_a_path_of_this_machine(tmp_path) -> None:
         "": "",
     }
     assert {text: cutter.text(text) for text in cases} == cases
-    assert cutter.value({"/home/a/b": [1, {"x": "/home/a/c"}]}) == {"b": [1, {"x": "c"}]}
-    places = needles(tmp_path / "set", {"/home/alice/rec"})
+    assert cutter.value({"/mnt/a/b": [1, {"x": "/mnt/a/c"}]}) == {"b": [1, {"x": "c"}]}
+    places = needles(tmp_path / "set", {"/mnt/alice/rec"})
     assert f"{tmp_path}/".encode() in places
-    assert b"/home/alice/rec/" in places
+    assert b"/mnt/alice/rec/" in places
     big = tmp_path / "big"
     for start in (0, 5, (1 << 20) - 3, (1 << 20) - len(places[0]), 3 << 20):  # also across blocks that are read
         big.write_bytes(b"\1" * start + places[0] + b"\1" * 7)

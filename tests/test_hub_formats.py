@@ -18,8 +18,8 @@ from athena_vla.errors import AthenaError
 from athena_vla.finetune import finetune
 from athena_vla.hub import PushConfig, push
 from athena_vla.models.body.llama import attention_mask
+from athena_vla.models.loops.shared_loop import VlaSpec
 from athena_vla.models.lora import LoraSettings
-from athena_vla.models.loops.vla_spec import VlaSpec
 from athena_vla.models.vla import VisionLanguageModel
 from hub_commands import Commands
 from hub_stand_in import Hub
