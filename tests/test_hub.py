@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from athena_vla import bundle as bundles
+from athena_vla.bench import BenchConfig, bench
 from athena_vla.bundle import Bundle
 from athena_vla.errors import AthenaError
 from athena_vla.export import ExportConfig, export
@@ -113,6 +114,35 @@ def test_the_card_says_what_the_manifest_says(material) -> None:
     unknown = push(dataclasses.replace(config, license="unknown")).card
     assert "license" not in yaml.safe_load(unknown.split("---\n")[1])
     assert "Policy: not known" in unknown
+
+
+def test_measurements_stand_on_the_card_of_their_own_bundle(tmp_path, material) -> None:
+    path = material / "exported"
+    bench(BenchConfig(bundle=path, warmup=10, runs=100, out=tmp_path / "bench.json"))
+    record = json.loads((tmp_path / "bench.json").read_text())
+    share = {"success": 0.75, "n": 40, "low": 0.598, "high": 0.858}
+    rows = [
+        {"name": "int4 [x](y)", "kind": "policy", "source": str(path), "ablation": "none"},
+        {"name": "int4.black_image", "kind": "policy", "source": str(path), "ablation": "black_image"},
+        {"name": "mean", "kind": "mean_chunk", "source": "", "ablation": "none"},
+    ]
+    closed = {r["name"]: {"success": share, "violations": 0} for r in rows}
+    (tmp_path / "comparison.json").write_text(json.dumps({"rows": rows, "closed_loop": closed}))
+    config = PushConfig(input=path, repo="me/x", license="mit", dry_run=True)
+    card = push(dataclasses.replace(config, bench=tmp_path / "bench.json", compare=tmp_path)).card
+    assert f"| one action, frame to first command [ms] | {record['summary']['action_ms']:.4g} |" in card
+    assert "Measured on a computer: " in card
+    assert "| **int4 \\[x\\]\\(y\\)** (this one) | 75% | 60% to 86% | 40 | 0 |" in card
+    assert "| mean | 75% |" in card
+    assert "black" not in card.partition("## Success")[2]
+    other = dataclasses.replace(config, input=material / "base")
+    for wrong in ({"bench": tmp_path / "bench.json"}, {"compare": tmp_path}):
+        with pytest.raises(AthenaError, match="base"):
+            push(dataclasses.replace(other, **wrong))
+    with pytest.raises(AthenaError, match="no result of athena bench"):
+        push(dataclasses.replace(config, bench=tmp_path / "comparison.json"))
+    with pytest.raises(AthenaError, match="no comparison"):
+        push(dataclasses.replace(config, compare=tmp_path / "bench.json"))
 
 
 def test_the_licence_of_a_known_base_is_found_through_the_line(tmp_path, toy, material) -> None:
@@ -252,19 +282,23 @@ def test_a_listing_and_a_manifest_must_agree(hub, athena, material) -> None:
     assert not (athena.home / "policy" / "weights" / "unlisted.bin").exists()
 
 
-def test_an_adapter_bundle_finds_its_base_again(hub, athena, material) -> None:
-    athena.does("push", material / "base", "tester/base", *MIT)
-    athena.does("push", material / "tuned", "tester/tuned", *MIT)
+def test_an_adapter_bundle_finds_its_base_again(hub, athena, material, tmp_path) -> None:
+    # The base was itself made from another bundle, so its manifest changes when its paths go.
+    again = write_finetuned(tmp_path / "again", Bundle.open(material / "merged"), LoraSettings(rank=2), seed=5)
+    merge(MergeConfig(input=again.path, out=tmp_path / "again-merged"))
+    athena.does("push", material / "merged", "tester/base", *MIT)
+    athena.does("push", again.path, "tester/tuned", *MIT)
     said = athena.does("pull", "tester/tuned", "unbound")
     assert "--base" in said.out
     assert "does not know where its base lies" in athena.run("merge", "unbound", "x").sentence
     athena.does("pull", "tester/base", "base")
     athena.does("pull", "tester/tuned", "tuned", "--base", "base")
     athena.does("merge", "tuned", "merged")
-    ours, theirs = (f / "merged" / bundles.MODEL_FILE for f in (material, athena.home))
+    assert Bundle.open(athena.home / "base").hash != Bundle.open(material / "merged").hash
+    ours, theirs = (f / bundles.MODEL_FILE for f in (tmp_path / "again-merged", athena.home / "merged"))
     assert ours.read_bytes() == theirs.read_bytes()
     athena.does("pull", "tester/tuned", "tuned", "--base", "base", "--overwrite")
-    assert "was made from" in athena.run("pull", "tester/tuned", "other", "--base", material / "merged").sentence
+    assert "was made from" in athena.run("pull", "tester/tuned", "other", "--base", material / "base").sentence
     assert not (athena.home / "other").exists()
 
 
@@ -374,6 +408,9 @@ def test_what_is_a_path_of_this_machine(tmp_path) -> None:
     assert cutter.value({"/mnt/a/b": [1, {"x": "/mnt/a/c"}]}) == {"b": [1, {"x": "c"}]}
     places = needles(tmp_path / "set", {"/mnt/alice/rec"})
     assert f"{tmp_path}/".encode() in places
+    assert not any(
+        n.count(b"/") < 3 for n in needles(Path("/data/set"), set()) if not n.startswith(str(Path.home()).encode())
+    )
     assert b"/mnt/alice/rec/" in places
     big = tmp_path / "big"
     for start in (0, 5, (1 << 20) - 3, (1 << 20) - len(places[0]), 3 << 20):  # also across blocks that are read

@@ -1,6 +1,6 @@
 """The card of a bundle: what it is, gates, deviation in radians, what was measured, hashes, licences, how to use it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from athena_vla.bundle import BUILTIN, Bundle
@@ -26,7 +26,7 @@ def hub_base(origin: str, config: PushConfig) -> str:
     return name if HUB_ID.fullmatch(name) else ""
 
 
-def bundle_card(bundle: Bundle, config: PushConfig, licences: Licences, origin: str) -> str:
+def bundle_card(bundle: Bundle, config: PushConfig, licences: Licences, origin: str, evidence: Sequence[str]) -> str:
     """README.md of a published bundle; `origin`: what the first of its line was made from, where that is known."""
     manifest, robot = bundle.manifest, bundle.robot
     head = front_matter(
@@ -62,6 +62,7 @@ def bundle_card(bundle: Bundle, config: PushConfig, licences: Licences, origin: 
             *gate_rows(manifest.gates),
             *_deviation(manifest),
             *measured(manifest.stage_info),
+            *evidence,
             *licence_lines(licences, "Policy"),
             "## Use it",
             "",

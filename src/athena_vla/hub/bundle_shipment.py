@@ -14,6 +14,7 @@ from athena_vla.dataset.sidecar import SIDECAR
 from athena_vla.errors import HubError
 from athena_vla.files import read_json_object
 from athena_vla.hub.bundle_card import bundle_card
+from athena_vla.hub.card_evidence import benchmark_lines, comparison_lines
 from athena_vla.hub.hub_config import PushConfig
 from athena_vla.hub.local_paths import Cutter
 from athena_vla.hub.shipment import UNKNOWN, Item, Licences, Shipment, few, left_out, require_licence
@@ -46,12 +47,13 @@ def bundle_shipment(config: PushConfig) -> Shipment:
         notes.append(f"Its hash here is {bundle.hash}; without those paths it is {published.hash}.")
     if _base_is_a_bundle(manifest):
         notes.append("Its base is another bundle: publish that too, and pull this one with --base.")
+    evidence = [*benchmark_lines(config.bench, bundle), *comparison_lines(config.compare, bundle)]
     return Shipment(
         kind="bundle",
         repo_type="model",
         hash=published.hash,
         items=items,
-        card=bundle_card(published, config, licences, origin_of(bundle)),
+        card=bundle_card(published, config, licences, origin_of(bundle), evidence),
         licences=licences,
         cutter=cutter,
         notes=tuple(notes),

@@ -31,6 +31,10 @@ class PushConfig:
     """Hub id of the base, where the bundle knows it by a folder of this machine only."""
     trained_on: str = ""
     """Hub id of the dataset a policy was trained on, for its card."""
+    bench: Path | None = None
+    """Result of `athena bench --out FILE` on this bundle, for its card."""
+    compare: Path | None = None
+    """Result of `athena compare` with this bundle in it: its folder or comparison.json, for the card."""
     private: bool = False
     """Only you and those you name can see the repository; counts when it is made."""
     revision: str = "main"

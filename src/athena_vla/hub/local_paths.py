@@ -72,8 +72,10 @@ def _begins_here(path: str) -> bool:
 
 def needles(thing: Path, found: set[str]) -> tuple[bytes, ...]:
     """What no published file may hold: the home folder, the folder of the thing, and the paths cut out of its texts."""
-    folders = {str(Path.home()), str(thing.resolve().parent), *(p for p in found if p.startswith("/"))}
-    return tuple(sorted(f"{f.rstrip('/')}/".encode() for f in folders if len(PurePosixPath(f).parts) > 1))
+    home, here = str(Path.home()), Path(__file__).resolve().parents[2]  # where this package lies: a graph may name it
+    folders = {str(thing.resolve().parent), str(here), *(p for p in found if p.startswith("/"))}
+    long = {f for f in folders if len(PurePosixPath(f).parts) > 2}  # `/data/` alone stands in many a text
+    return tuple(sorted(f"{f.rstrip('/')}/".encode() for f in long | {home} if f != "/"))
 
 
 @dataclass(frozen=True)

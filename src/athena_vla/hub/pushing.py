@@ -34,6 +34,8 @@ def push(config: PushConfig, progress: Progress = quiet) -> PushResult:
     for option, name in (("--base-model", config.base_model), ("--trained-on", config.trained_on)):
         if name and not HUB_ID.fullmatch(name):
             raise HubError(f"{option} '{name}' is no name on the Hub: it is owner/name.")
+    if (config.bench or config.compare) and kind_of(config) != "bundle":
+        raise HubError("--bench and --compare are for the card of a bundle, and this is none. Leave them out.")
     shipment = shipment_of(config)
     progress.say(f"Hashing {len(shipment.items)} files of '{config.input}'.")
     packed = pack(shipment, config)
