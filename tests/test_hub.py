@@ -5,6 +5,8 @@ import hashlib
 import json
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -367,6 +369,36 @@ def test_a_dry_run_asks_nobody(hub, athena, material) -> None:
     assert not hub.asked
     assert "Nothing was sent" in said.out
     assert "weights/model.data" in said.out
+
+
+WITHOUT_TORCH = """
+import sys
+for name in ("torch", "transformers", "peft", "safetensors"):
+    sys.modules[name] = None
+from pathlib import Path
+from athena_vla.errors import MissingDependency
+from athena_vla.hub import PushConfig, pulling, push
+folder = Path(sys.argv[1])
+told = {"repo": "me/x", "license": "mit", "dry_run": True}
+push(PushConfig(input=folder / "exported", **told))
+for changed in ({"kind": "adapter"}, {"dry_run": False}):
+    sys.modules["huggingface_hub"] = None
+    try:
+        push(PushConfig(input=folder / "tuned", **{**told, **changed}))
+    except MissingDependency as error:
+        print(error)
+"""
+
+
+def test_a_bundle_is_published_without_torch_and_what_is_missing_is_named(material) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, str(material)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    adapter, client = done.stdout.splitlines()
+    assert "'safetensors' is not installed" in adapter
+    assert "'huggingface_hub' is not installed" in client
+    assert "[hub]" in client
 
 
 def test_paths_in_binary_files_are_refused(tmp_path, toy, monkeypatch) -> None:

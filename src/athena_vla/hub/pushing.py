@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from athena_vla.dataset.sidecar import SIDECAR
-from athena_vla.errors import HubError
+from athena_vla.errors import HubError, MissingDependency
 from athena_vla.hub.bundle_shipment import bundle_shipment
 from athena_vla.hub.card_parts import HUB_ID
 from athena_vla.hub.dataset_shipment import dataset_shipment
 from athena_vla.hub.hub_client import Hub, Remote, require_repo
 from athena_vla.hub.hub_config import PushConfig
-from athena_vla.hub.hub_results import PushResult
+from athena_vla.hub.hub_results import PushResult, size
 from athena_vla.hub.listing import CARD, LISTING, Kind
 from athena_vla.hub.shipment import Packed, Shipment, few, pack
 from athena_vla.progress import Progress, quiet
@@ -36,10 +36,15 @@ def push(config: PushConfig, progress: Progress = quiet) -> PushResult:
             raise HubError(f"{option} '{name}' is no name on the Hub: it is owner/name.")
     if (config.bench or config.compare) and kind_of(config) != "bundle":
         raise HubError("--bench and --compare are for the card of a bundle, and this is none. Leave them out.")
+    kind_of(config)
+    hub = None if config.dry_run else Hub()
+    account = hub.require_account() if hub else ""  # before minutes of hashing
     shipment = shipment_of(config)
     progress.say(f"Hashing {len(shipment.items)} files of '{config.input}'.")
     packed = pack(shipment, config)
-    url = "" if config.dry_run else _send(config, shipment, packed, progress)
+    if hub:
+        progress.say(f"Publishing to {hub.endpoint} as {account}: {len(packed.files)} files, {size(packed.bytes)}.")
+    url = _send(hub, config, shipment, packed) if hub else ""
     return PushResult(
         repo=config.repo,
         type=shipment.repo_type,
@@ -78,16 +83,14 @@ def shipment_of(config: PushConfig) -> Shipment:
         return bundle_shipment(config)
     if kind == "dataset":
         return dataset_shipment(config)
-    from athena_vla.hub.adapter_shipment import adapter_shipment  # reads tensors with torch
-
+    try:
+        from athena_vla.hub.adapter_shipment import adapter_shipment  # reads tensors with torch
+    except ModuleNotFoundError as error:
+        raise MissingDependency((error.name or "torch").partition(".")[0], "train", "to read an adapter") from error
     return adapter_shipment(config)
 
 
-def _send(config: PushConfig, shipment: Shipment, packed: Packed, progress: Progress) -> str:
-    hub = Hub()
-    account = hub.require_account()
-    total = sum(f.bytes for f in packed.files)
-    progress.say(f"Publishing to {hub.endpoint} as {account}: {len(packed.files)} files, {total / 1e6:.1f} MB.")
+def _send(hub: Hub, config: PushConfig, shipment: Shipment, packed: Packed) -> str:
     before = _there(hub, config, shipment)
     if not before.exists:
         hub.create(config.repo, shipment.repo_type, private=config.private)

@@ -51,6 +51,10 @@ class Packed:
     items: tuple[Item, ...]
     files: tuple[SentFile, ...]
 
+    @property
+    def bytes(self) -> int:
+        return sum(f.bytes for f in self.files)
+
 
 def pack(shipment: Shipment, config: PushConfig) -> Packed:
     """Hash every file and list it. Raises `HubError` naming a file that holds a path of this machine."""
