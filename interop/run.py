@@ -97,6 +97,20 @@ def upgraded(python: Path, root: Path) -> None:
     compare(python, root)
 
 
+def published(root: Path, folder: Path) -> Path:
+    """A set of ours after `athena push` and `athena pull`, by way of the stand-in for the Hub that the tests use."""
+    sys.path.insert(0, str(HERE.parent / "tests"))
+    from hub_commands import Commands
+    from hub_stand_in import Hub
+
+    folder.mkdir()
+    with Hub() as hub:
+        commands = Commands(folder, hub, apart=True)
+        commands.does("push", root, "tester/set", "--license", "unknown")
+        commands.does("pull", "tester/set", "pulled")
+    return folder / "pulled"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--environment", type=Path, default=HERE.parent / ".venv-lerobot")
@@ -114,6 +128,7 @@ def main() -> None:
         robot = {"robot": "athena", "allow": ("joint.outside",)}  # recorded on another body; only the files count here
         build(BuildConfig(input=source, out=folder / "built", image_size=(96, 96), **robot))
         compare(python, folder / "built")
+        compare(python, published(folder / "built", folder / "hub"))
         for name, fps in SOURCES.items():
             out = folder / Path(name).stem
             convert(ConvertConfig(input=SHARED / name, out=out, fps=fps))

@@ -39,6 +39,7 @@ BUILT_ON_DEVICE = ("engines.json", "*.plan", "*.layers.json", "timing.cache")
 BUILTIN = "builtin:"  # prefix of bundles that ship with the package, such as builtin:base
 MODEL_FILE = "weights/model.safetensors"
 ADAPTER_FILE = "weights/adapter.safetensors"
+PUBLISHED = "published"  # in `stage_info` of a manifest that lost this machine's paths on its way to the Hub
 
 
 PREFIX_KEYS = ("action_prefix", "committed")  # in golden.npz; the second in bundles written before 0.2.0
@@ -140,6 +141,16 @@ class Bundle:
         """
         text = json.dumps(self.manifest.to_dict() | {"gates": {}}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def known_as(self) -> tuple[str, ...]:
+        """Hashes by which a bundle that was made from this one knows it: its own, and the one before it was published.
+
+        The second is what the manifest says; hashes find accidents, they are no signatures.
+        """
+        before = self.manifest.stage_info.get(PUBLISHED)
+        said = before.get("hash") if isinstance(before, Mapping) else None
+        return (self.hash, said) if isinstance(said, str) else (self.hash,)
 
     @cached_property
     def robot(self) -> Embodiment:
@@ -251,8 +262,13 @@ class Bundle:
         """The bundle this one was made from. Raises `BundleError` when it is not the very same any more."""
         if self.manifest.checkpoint and self.manifest.adapter:
             raise BundleError(f"'{self.path}' was made from the checkpoint '{self.manifest.checkpoint}', no bundle.")
+        if not self.manifest.parent_path and PUBLISHED in self.manifest.stage_info:
+            raise BundleError(
+                f"Bundle '{self.path}' came from the Hub, which does not know where its base lies on this machine. "
+                "Pull the base too, then this one again with: athena pull REPO OUT --base BASE --overwrite."
+            )
         parent = Bundle.open(self.manifest.parent_path)
-        if parent.hash != self.manifest.parent_hash:
+        if self.manifest.parent_hash not in parent.known_as:
             why = "an adapter fits only its own base" if self.manifest.adapter else "it was made again since"
             raise BundleError(
                 f"Bundle '{self.path}' was made from {self.manifest.parent_hash}, but '{parent.path}' is "

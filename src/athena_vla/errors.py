@@ -161,6 +161,12 @@ class SimulationError(AthenaError):
     code = "simulation.failed"
 
 
+class HubError(AthenaError):
+    """Something that cannot be published on the Hub, or fetched from it."""
+
+    code = "hub.failed"
+
+
 class MissingDependency(AthenaError):
     """An optional package that is not installed; names the extra that brings it."""
 

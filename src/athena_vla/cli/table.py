@@ -175,6 +175,24 @@ COMMANDS: dict[str, Command] = {
         ("folder",),
     ),
     "incident": Command("incident", "incident", "IncidentConfig", "what a robot's black box kept", ("box",)),
+    "push": Command(
+        "hub",
+        "push",
+        "PushConfig",
+        "a bundle, adapter or dataset to the Hugging Face Hub, with its card",
+        ("input", "repo"),
+        config_module="hub.hub_config",
+        kept="files that the Hub has",
+    ),
+    "pull": Command(
+        "hub",
+        "pull",
+        "PullConfig",
+        "the same from the Hub, every hash compared",
+        ("repo", "out"),
+        config_module="hub.hub_config",
+        kept="what has come",
+    ),
     "completion": Command(
         "cli.completion", "completion", "CompletionConfig", "a script for bash, zsh or fish", ("shell",)
     ),

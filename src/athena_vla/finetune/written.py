@@ -55,26 +55,42 @@ class Outcome:
     evaluations: Sequence[EvaluationAt]
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """One checkpoint of a run, finished or not."""
+
+    folder: Path
+    settings: FinetuneConfig
+    steps: tuple[int, ...]  # that have a checkpoint
+    checkpoint: checkpoints.Checkpoint
+    identity: Mapping[str, object]  # of the run that wrote it
+
+
+def chosen_checkpoint(run: Path, step: int) -> Chosen:
+    """The checkpoint of a step, or for step 0 the best one. Raises `TrainingError`, `UnknownName`."""
+    folder = next((f for f in (run, run.with_name(f"{run.name}.run")) if (f / CONFIG).is_file()), None)
+    if folder is None:
+        raise TrainingError(f"'{run}' is no run: it has no {CONFIG}. Give the folder OUT.run of a fine-tuning.")
+    settings = FinetuneConfig.from_dict(json.loads((folder / CONFIG).read_text()))
+    steps = checkpoints.steps(folder / "checkpoints")
+    if not steps:
+        raise TrainingError(f"'{folder}' has no checkpoint: the run ended before its first one was written.")
+    if step and step not in steps:
+        raise UnknownName(f"checkpoint in '{folder}'", str(step), [str(s) for s in steps])
+    newest, _ = checkpoints.load(folder / "checkpoints", steps[-1])
+    best = newest.progress.best_step
+    found, identity = checkpoints.load(folder / "checkpoints", step or (best if best in steps else steps[-1]))
+    return Chosen(folder, settings, tuple(steps), found, identity)
+
+
 def bundle_of_checkpoint(config: CheckpointConfig) -> CheckpointResult:
     """Make a bundle of a checkpoint, of a run that is finished or not.
 
     Raises `TrainingError`, `UnknownName`, and what opening its data and base raises.
     """
-    folder = next(
-        (f for f in (config.run, config.run.with_name(f"{config.run.name}.run")) if (f / CONFIG).is_file()), None
-    )
-    if folder is None:
-        raise TrainingError(f"'{config.run}' is no run: it has no {CONFIG}. Give the folder OUT.run of a fine-tuning.")
-    settings = FinetuneConfig.from_dict(json.loads((folder / CONFIG).read_text()))
-    steps = checkpoints.steps(folder / "checkpoints")
-    if not steps:
-        raise TrainingError(f"'{folder}' has no checkpoint: the run ended before its first one was written.")
-    if config.step and config.step not in steps:
-        raise UnknownName(f"checkpoint in '{folder}'", str(config.step), [str(s) for s in steps])
-    newest, _ = checkpoints.load(folder / "checkpoints", steps[-1])
-    best = newest.progress.best_step
-    step = config.step or (best if best in steps else steps[-1])
-    found, identity = checkpoints.load(folder / "checkpoints", step)
+    chosen = chosen_checkpoint(config.run, config.step)
+    folder, settings, steps = chosen.folder, chosen.settings, chosen.steps
+    found, identity = chosen.checkpoint, chosen.identity
     begin = start(settings, open_sets(settings))
     for what, now in (("dataset", begin.dataset.hash), ("base", begin.base.hash)):
         if identity.get(what) != now:
@@ -87,7 +103,7 @@ def bundle_of_checkpoint(config: CheckpointConfig) -> CheckpointResult:
     write_bundle(dataclasses.replace(settings, out=config.out), begin, found.chosen, golden, gates, outcome)
     missed = [g.label for g in failed(gates.values())]
     notes = (f"It fails gates and is not served: {', '.join(missed)}.",) if missed else ()
-    return CheckpointResult(config.out, step, tuple(steps), notes)
+    return CheckpointResult(config.out, found.step, steps, notes)
 
 
 def is_small(model: Architecture) -> bool:
