@@ -91,9 +91,10 @@ browser:  ## headless Chromium for the page tests, where Debian's package manage
 	  || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -qq update && apt-get -qq -y install --no-install-recommends chromium >/dev/null; } \
 	  || echo "no Chromium: the page tests will be skipped (install it with: apt-get install chromium)"
 
-interop:  ## our files against the real lerobot, openpi-client and TensorRT Edge-LLM, each in its own environment
+interop: $(VENV)/.dev  ## our files against the real lerobot, TensorRT Edge-LLM and llama.cpp, each in its own environment
 	$(PYTHON) interop/run.py
 	$(PYTHON) interop/edge_llm.py
+	$(BIN)/python interop/llama.py
 
 board-emulated: $(VENV)/.dev  ## filter, wire and a small policy on emulated aarch64; needs debootstrap and qemu-user-static
 	$(BIN)/python scripts/board_emulated.py

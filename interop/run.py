@@ -1,7 +1,8 @@
 """Our files against the real packages, each in an environment of its own: `make interop`.
 
 lerobot (0.6.1, on Python 3.12) opens a set we built and sets we converted, video and single pictures, and sees the
-same numbers and pictures as our reader; its own converter upgrades the v2.1 sets we write. Its pins (torch < 2.12,
+same numbers and pictures as our reader; its own converter upgrades the v2.1 sets we write; its own evaluation plays a
+bundle through plugins/lerobot_policy_athena, every action equal to the bundle's. Its pins (torch < 2.12,
 numpy < 2.3) exclude the package's own, hence the separate environment. `--python` names a Python 3.12.
 """
 
@@ -29,9 +30,17 @@ SOURCES: dict[str, float | None] = {
 }
 NEEDS = (
     "torch>=2.9,<2.12", "datasets>=4,<5", "huggingface_hub>=1.6,<2", "av>=15,<16", "numpy>=2,<2.3", "pandas", "pyarrow",
-    "draccus>=0.11.6,<0.12", "jsonlines", "packaging>=24.2,<26", "pillow", "einops", "deepdiff", "gymnasium>=1.1.1,<2",
-    "accelerate", "imageio", "opencv-python-headless<4.14", "termcolor", "safetensors", "requests", "tqdm",
+    "draccus>=0.11.6,<0.12", "jsonlines", "packaging>=24.2,<26", "pillow<13", "einops", "deepdiff",
+    "gymnasium>=1.1.1,<2", "accelerate", "imageio", "opencv-python-headless<4.14", "termcolor", "safetensors", "requests", "tqdm",
 )  # fmt: skip
+
+
+# What an exported bundle needs to act there, and what builds the plug-in.
+ACTING = (
+    "msgpack", "websockets", "tyro>=1.0.17", "h5py", "google-crc32c", "jinja2>=3.1", "onnxruntime>=1.23,<2",
+    "tokenizers", "jaxtyping>=0.2.34", "rich", "hatchling", "editables",
+)  # fmt: skip
+PLUGIN = HERE.parent / "plugins" / "lerobot_policy_athena"
 
 
 def environment(folder: Path, interpreter: str) -> Path:
@@ -40,9 +49,23 @@ def environment(folder: Path, interpreter: str) -> Path:
     if not python.exists():
         subprocess.run([interpreter, "-m", "venv", folder], check=True)
         # --no-deps: only its dataset code is used.
-        for packages in (["--no-deps", LEROBOT, "torchvision<0.27"], list(NEEDS)):
+        plugin = ["--no-deps", "--no-build-isolation", "-e", str(PLUGIN)]
+        for packages in (["--no-deps", LEROBOT, "torchvision<0.27"], [*NEEDS, *ACTING], plugin):
             subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
     return python
+
+
+def as_a_policy(python: Path, work: Path) -> None:
+    """An exported bundle as a policy of lerobot. Raises AssertionError."""
+    from athena_vla.export import ExportConfig, export
+
+    export(ExportConfig(input=Path("builtin:base"), out=work / "exported", compare=False))
+    surroundings = {**os.environ, "PYTHONPATH": str(HERE.parent / "src"), "HF_HUB_OFFLINE": "1"}
+    words = [python, HERE / "lerobot_policy.py", work / "exported", work]
+    done = subprocess.run(words, capture_output=True, text=True, env=surroundings, check=False)
+    if done.returncode:
+        sys.exit(f"lerobot failed on the plug-in:\n{done.stderr[-3000:]}")
+    print(f"lerobot plays a bundle: {done.stdout.splitlines()[-1]}")
 
 
 def ask(python: Path, *words: str) -> object:
@@ -126,6 +149,7 @@ def main() -> None:
         folder = Path(work)
         source = SHARED / "athena_isaac_folder_gr1"
         robot = {"robot": "athena", "allow": ("joint.outside",)}  # recorded on another body; only the files count here
+        as_a_policy(python, folder)
         build(BuildConfig(input=source, out=folder / "built", image_size=(96, 96), **robot))
         compare(python, folder / "built")
         compare(python, published(folder / "built", folder / "hub"))
