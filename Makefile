@@ -11,7 +11,7 @@ PYTEST := $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile
 
 CAPPED_TESTS := $(addprefix tests/test_,precision.py finetune.py lora.py packed_linear.py native.py)
 
-.PHONY: setup setup-dev demo test test-capped test-gpu bench-gpu test-all test-matrix check format bench docs site browser interop board-emulated clean help
+.PHONY: setup setup-dev demo test test-capped test-gpu bench-gpu test-all test-matrix check format bench docs site browser interop release-check board-emulated clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -95,6 +95,9 @@ interop: $(VENV)/.dev  ## our files against the real lerobot, TensorRT Edge-LLM 
 	$(PYTHON) interop/run.py
 	$(PYTHON) interop/edge_llm.py
 	$(BIN)/python interop/llama.py
+
+release-check: $(VENV)/.dev  ## what has to hold before a release: version, wheel, demo and notebook without the clone; ten minutes
+	$(BIN)/python scripts/release_check.py
 
 board-emulated: $(VENV)/.dev  ## filter, wire and a small policy on emulated aarch64; needs debootstrap and qemu-user-static
 	$(BIN)/python scripts/board_emulated.py

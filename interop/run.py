@@ -31,7 +31,8 @@ SOURCES: dict[str, float | None] = {
 NEEDS = (
     "torch>=2.9,<2.12", "datasets>=4,<5", "huggingface_hub>=1.6,<2", "av>=15,<16", "numpy>=2,<2.3", "pandas", "pyarrow",
     "draccus>=0.11.6,<0.12", "jsonlines", "packaging>=24.2,<26", "pillow<13", "einops", "deepdiff",
-    "gymnasium>=1.1.1,<2", "accelerate", "imageio", "opencv-python-headless<4.14", "termcolor", "safetensors", "requests", "tqdm",
+    "gymnasium>=1.1.1,<2", "accelerate", "imageio", "opencv-python-headless<4.14", "termcolor", "safetensors",
+    "requests", "tqdm",
 )  # fmt: skip
 
 

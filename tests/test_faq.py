@@ -63,7 +63,7 @@ def test_the_table_of_old_modules_is_the_one_that_redirects() -> None:
 def test_upgrading_points_to_that_table_and_to_the_version_in_which_it_ends() -> None:
     page = (DOCS / "upgrading.md").read_text()
     assert "architecture.md#old-module-names" in page
-    assert "until 0.2.0" in " ".join(page.split())
+    assert "until 0.3.0" in " ".join(page.split())
 
 
 def test_the_citation_is_valid_and_invents_no_address() -> None:

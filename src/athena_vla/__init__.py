@@ -66,4 +66,4 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-install()  # old module names, until 0.2.0
+install()  # old module names, until 0.3.0

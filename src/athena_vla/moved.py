@@ -1,4 +1,4 @@
-"""Old module names, kept until 0.2.0: each import of one gives the new module and a deprecation warning."""
+"""Old module names, kept until 0.3.0: each import of one gives the new module and a deprecation warning."""
 
 import importlib
 import importlib.abc
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 ROOT = "athena_vla"
-UNTIL = "0.2.0"
+UNTIL = "0.3.0"
 MOVED: dict[str, str] = {
     "backends": "engines.backends",
     "bench.stage": "bench.benchmarking",

@@ -15,7 +15,9 @@ from athena_vla.recordings.intervals import idle_spans
 MOST_LAG = 15  # [frames]
 REPORTED_LAG = 3  # [frames] delays up to this are a controller at work
 MOVES = 0.02  # [rad] travel of a joint that takes part in these checks
+STILL = 1e-3  # [rad] added to the spread of a joint, so that one that hardly moves does not explode
 REPLAY_SHARE = 0.6  # of a joint's own spread that its replay may be off
+REPLAY_MISS = 0.01  # [rad] RMS below which a miss is what a gearbox has, however little the joint moves
 REPLAY_JOINTS = 0.3  # share of moving joints that must be off: hands in contact do not go where they are told
 IDLE_SHARE = 0.3
 
@@ -95,7 +97,8 @@ def check_relations(episode: Episode, *, replay: bool = True) -> Iterator[Findin
     if not replay:
         return
     errors = replay_error(a, s)
-    bad = np.flatnonzero(errors > REPLAY_SHARE)
+    missed = errors * (s.std(axis=0) + STILL)  # [rad]
+    bad = np.flatnonzero((errors > REPLAY_SHARE) & (missed > REPLAY_MISS))
     if len(bad) > REPLAY_JOINTS * len(errors):
         names = [f"{episode.joint_names[moving[c]]} ({errors[c]:.0%} of its spread)" for c in bad]
         yield finding("replay.mismatch", f"Replayed actions miss the states of {some(names)}.", episode.id)
@@ -115,7 +118,7 @@ def replay_error(a: NDArray[np.float64], s: NDArray[np.float64]) -> NDArray[np.f
         position += gains[None, :, None] * (commands[:, None, t] - position)
         errors[t] = position - s[t + 1]
     spread = errors.std(axis=0)  # the mean error is the offset
-    return spread.min(axis=(0, 1)) / (s.std(axis=0) + 1e-3)
+    return spread.min(axis=(0, 1)) / (s.std(axis=0) + STILL)
 
 
 def _correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
