@@ -42,12 +42,14 @@ class Body:
                 self.rest[self.joints[plain_name(joint.name)]] = joint.default
         self.links = tuple(_link(model, i) for i in range(1, model.nbody))
 
-    def pose(self, timeline: Timeline) -> Posed | None:
-        """The links at each frame of the timeline; None where no joint of the body was recorded."""
+    def posed(self, timeline: Timeline, /) -> Timeline:
+        """The timeline with the links at each frame; with a note where no joint of the body was recorded."""
         recorded = _positions(timeline)
         moved = {name: values for name, values in recorded.items() if name in self.joints}
         if not moved:
-            return None
+            names = ", ".join(sorted(self.joints)[:6])
+            told = f"the robot's body is not drawn: not one of its joints is recorded ({names} …)"
+            return replace(timeline, notes=(*timeline.notes, told))
         count = len(timeline)
         positions, rotations = np.zeros((count, len(self.links), 3)), np.zeros((count, len(self.links), 4))
         for frame in range(count):
@@ -57,7 +59,8 @@ class Body:
                     self.data.qpos[self.joints[name]] = values[frame]
             mujoco.mj_kinematics(self.model, self.data)
             positions[frame], rotations[frame] = self.data.xpos[1:], self.data.xquat[1:]
-        return Posed(self.links, positions, rotations, tuple(sorted(set(self.joints) - set(moved))))
+        posed = Posed(self.links, positions, rotations, tuple(sorted(set(self.joints) - set(moved))))
+        return replace(timeline, posed=posed)
 
 
 def body_of(robot: Embodiment | None, model: Path | None) -> Body | None:
@@ -118,12 +121,3 @@ def _positions(timeline: Timeline) -> Mapping[str, NDArray[np.floating[Any]]]:
         if curve is not None and len(curve.values) == len(timeline):
             found.setdefault(plain_name(column.name), curve.values)
     return found
-
-
-def with_pose(timeline: Timeline, body: Body) -> Timeline:
-    """The timeline with the body posed, or with a note that no joint of it was recorded."""
-    posed = body.pose(timeline)
-    if posed is None:
-        told = f"the robot's body is not drawn: none of its joints is recorded ({', '.join(sorted(body.joints)[:6])} …)"
-        return replace(timeline, notes=(*timeline.notes, told))
-    return replace(timeline, posed=posed)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from athena_vla.embodiment import Observation
+from athena_vla.embodiment import Embodiment, Observation
 from athena_vla.errors import ViewError
 from athena_vla.policy import Policy
 from athena_vla.recordings.alignment import AlignedEpisode, Alignment, align
@@ -22,9 +22,13 @@ class Predictions:
     def __init__(self, bundle: Path, device: str = "auto") -> None:
         self.policy = Policy.load(bundle, device=device)
 
-    def added(self, timeline: Timeline, episode: Episode, count: int) -> Timeline:
-        """The timeline with `count` chunks at frames evenly spaced. Raises `ViewError`, `DatasetError`."""
-        robot = self.policy.robot
+    @property
+    def robot(self) -> Embodiment:
+        return self.policy.robot
+
+    def added(self, timeline: Timeline, episode: Episode, count: int, /) -> Timeline:
+        """The timeline with chunks at `count` frames, evenly spaced. Raises `ViewError`, `DatasetError`."""
+        robot = self.robot
         aligned = align(episode, robot, Alignment())
         fps = float(aligned.record["recorded_fps"])
         first, stop = int(aligned.record["first"]), int(aligned.record["stop"])

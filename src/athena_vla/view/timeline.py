@@ -6,12 +6,13 @@ Plain data, and the only thing that pages and Rerun draw: what one of them shows
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from athena_vla.recordings.episode import Frames
+from athena_vla.embodiment import Embodiment
+from athena_vla.recordings.episode import Episode, Frames
 
 SpanKind = Literal["text", "segment", "mark", "source", "finding"]
 ShapeKind = Literal["box", "capsule", "cylinder", "ellipsoid"]
@@ -149,3 +150,22 @@ def span_at(
     stop = min(max(stop, first + 1), last + 1)
     end = float(times[stop]) if stop <= last else float(times[last]) + period
     return Span(kind, first, stop, float(times[first]), end, label, text, severity)
+
+
+class Posing(Protocol):
+    """What draws a robot's body."""
+
+    def posed(self, timeline: Timeline, /) -> Timeline:
+        """The timeline with the links at each frame, or with a note why there are none."""
+        ...
+
+
+class Predicting(Protocol):
+    """What knows a policy."""
+
+    @property
+    def robot(self) -> Embodiment: ...
+
+    def added(self, timeline: Timeline, episode: Episode, count: int, /) -> Timeline:
+        """The timeline with chunks at `count` frames, evenly spaced."""
+        ...

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import numpy as np
@@ -75,8 +75,11 @@ class ViewedRecording:
 
     @property
     def build(self) -> tuple[str, ...]:
-        robot = self.config.robot or "ROBOT"
-        return ("athena", "data", "build", str(self.config.input), "OUT", "--robot", robot)
+        robot = self.config.robot or (self.robot.name if self.robot else "ROBOT")
+        words = ("athena", "data", "build", str(self.config.input), "OUT", "--robot", robot)
+        said = {f.name: getattr(self.config, f.name) for f in fields(Reading)}
+        given = {n: str(v) for n, v in said.items() if v != getattr(Reading(), n)}
+        return (*words, *(w for n, v in given.items() for w in (f"--{n.replace('_', '-')}", v)))
 
     def read(self, episode_id: str, /) -> Episode:
         return self.recording.read(episode_id)
@@ -99,7 +102,7 @@ class ViewedRecording:
 
     @functools.cached_property
     def _whole(self) -> tuple[Finding, ...]:
-        asked = {name: getattr(self.config, name) for name in Reading.__dataclass_fields__}
+        asked = {f.name: getattr(self.config, f.name) for f in fields(Reading)}
         return check(CheckConfig(**asked, input=self.config.input, robot=self.config.robot), self.progress).findings
 
 

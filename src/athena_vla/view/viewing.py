@@ -3,7 +3,7 @@
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,34 +16,35 @@ from athena_vla.recordings.episode import Episode
 from athena_vla.recordings.several import SEPARATOR
 from athena_vla.view.html_page import Flagging, Pages, file_safe, page_name
 from athena_vla.view.recorded_timeline import timeline_of
-from athena_vla.view.timeline import Timeline
+from athena_vla.view.timeline import Posing, Predicting, Timeline
 from athena_vla.view.view_config import ViewConfig, ViewResult
 from athena_vla.view.viewed import Viewed, opened
-
-Complete = Callable[[Timeline, Episode], Timeline]  # what a timeline gets beside what was recorded
 
 
 def view(config: ViewConfig, progress: Progress = quiet) -> ViewResult:
     """Draw the episodes. Raises `ViewError`, `RecordingError`, `DatasetError`, `MissingDependency`, `UnknownName`."""
     config.require()
     in_rerun = _in_rerun(config)
+    predictions = _predictions(config)
     robot = embodiment.load(config.robot) if config.robot else None
+    if robot is None and predictions is not None:
+        robot = predictions.robot
     seen = opened(config, robot, progress)
-    if robot is not None and seen.robot is not None and seen.robot.name != robot.name:
-        raise ViewError(
-            f"'{config.input}' is a built set for robot '{seen.robot.name}', which it brings along; leave --robot out."
-        )
+    _require_one_robot(config, robot, seen, predictions)
     ids = _chosen(seen.ids, config)
     notes: list[str] = []
-    complete = _completion(config, seen, notes)
+    if seen.robot is None:
+        notes.append("no robot is named, so there are no units, limits and body: --robot NAME")
+    poses = _poses(config, seen.robot, notes)
     unread: dict[str, str] = {}
-    timelines = _timelines(config, seen, ids, complete, unread, progress)
-    pages = (config, seen, ids, timelines, unread, notes)
-    written = _to_rerun(config, ids, timelines) if in_rerun else _to_pages(*pages)
+    timelines = _timelines(config, seen, ids, unread, progress)
+    if predictions is not None:
+        timelines = ((predictions.added(t, e, config.chunks), e) for t, e in timelines)
+    drawn = (poses.posed(t) if poses else t for t, _ in timelines)
+    written = _to_rerun(config, ids, drawn) if in_rerun else _to_pages(config, seen, ids, drawn, unread, notes)
     notes += [f"episode {i} is not shown: {why}" for i, why in unread.items()]
     left = 0 if config.episodes else len(seen.ids) - len(ids)
-    shown = tuple(i for i in ids if i not in unread)
-    return ViewResult(shown, tuple(written), tuple(dict.fromkeys(notes)), left)
+    return ViewResult(tuple(i for i in ids if i not in unread), tuple(written), tuple(notes), left)
 
 
 def _in_rerun(config: ViewConfig) -> bool:
@@ -69,55 +70,54 @@ def _chosen(ids: tuple[str, ...], config: ViewConfig) -> list[str]:
     return list(dict.fromkeys(name if name in ids else own[name] for name in config.episodes))
 
 
-def _completion(config: ViewConfig, seen: Viewed, notes: list[str]) -> Complete:
-    """Poses and chunks, as far as they are asked for and can be had."""
-    robot = seen.robot
-    steps: list[Complete] = []
-    if config.policy is not None:
-        from athena_vla.view.predicted_chunks import Predictions
+def _predictions(config: ViewConfig) -> Predicting | None:
+    if config.policy is None:
+        return None
+    from athena_vla.view.predicted_chunks import Predictions
 
-        predictions = Predictions(config.policy, config.device)
-        theirs = predictions.policy.robot
-        if robot is not None and robot.action_names != theirs.action_names:
-            raise ViewError(
-                f"Policy '{config.policy}' is for robot '{theirs.name}' with actions {', '.join(theirs.action_names)}; "
-                f"'{config.input}' is looked at as '{robot.name}' with {', '.join(robot.action_names)}."
-            )
-        robot = robot or theirs
-        steps.append(lambda t, e: predictions.added(t, e, config.chunks))
-    if robot is None:
-        notes.append("no robot is named, so there are no units, limits and body: --robot NAME")
-    poses = _poses(config, robot, notes)
-    return lambda timeline, episode: _through([*([poses] if poses else []), *steps], timeline, episode)
+    return Predictions(config.policy, config.device)
 
 
-def _through(steps: list[Complete], timeline: Timeline, episode: Episode) -> Timeline:
-    for step in steps:
-        timeline = step(timeline, episode)
-    return timeline
+def _require_one_robot(
+    config: ViewConfig, robot: Embodiment | None, seen: Viewed, predictions: Predicting | None
+) -> None:
+    """Raises `ViewError` where what is looked at, --robot and --policy do not speak of the same columns."""
+    if robot is not None and seen.robot is not None and seen.robot.name != robot.name and config.robot:
+        raise ViewError(
+            f"'{config.input}' is a built set for robot '{seen.robot.name}', which it brings along; leave --robot out."
+        )
+    theirs = predictions.robot if predictions else None
+    if theirs is not None and seen.robot is not None and seen.robot.action_names != theirs.action_names:
+        raise ViewError(
+            f"Policy '{config.policy}' is for robot '{theirs.name}' with actions {', '.join(theirs.action_names)}; "
+            f"'{config.input}' is looked at as '{seen.robot.name}' with {', '.join(seen.robot.action_names)}."
+        )
 
 
-def _poses(config: ViewConfig, robot: Embodiment | None, notes: list[str]) -> Complete | None:
+def _poses(config: ViewConfig, robot: Embodiment | None, notes: list[str]) -> Posing | None:
+    """The robot's body, where it has one and MuJoCo is there; what is missing is said."""
     if config.model is None and (robot is None or not robot.mjcf):
         return None
     try:
-        from athena_vla.view.posed import body_of, with_pose
+        from athena_vla.view.posed import body_of
     except MissingDependency as error:
         if config.model is not None:
             raise
         notes.append(f"the robot's body is not drawn: {error}")
         return None
-    body = body_of(robot, config.model)
+    beside = (
+        Path(config.robot).parent / robot.mjcf if robot and config.robot and config.robot.endswith(".toml") else None
+    )
+    body = body_of(robot, config.model or (beside if beside and beside.is_file() else None))
     if body is None:
         notes.append("the robot's body is not drawn: its model does not ship; --model FILE names an MJCF or URDF")
-        return None
-    return lambda timeline, _: with_pose(timeline, body)
+    return body
 
 
 def _timelines(
-    config: ViewConfig, seen: Viewed, ids: list[str], complete: Complete, unread: dict[str, str], progress: Progress
-) -> Iterator[Timeline]:
-    """One timeline after the other; an episode that cannot be read is said, and costs the others nothing."""
+    config: ViewConfig, seen: Viewed, ids: list[str], unread: dict[str, str], progress: Progress
+) -> Iterator[tuple[Timeline, Episode]]:
+    """One timeline after the other; of many, one that cannot be read is said, and costs the others nothing."""
     for number, episode_id in enumerate(ids):
         progress(number, len(ids), "drawing episodes", episode_id)
         try:
@@ -127,8 +127,7 @@ def _timelines(
                 raise
             unread[episode_id] = str(error)
             continue
-        robot = seen.robot
-        yield complete(timeline_of(episode, robot, seen.segments(episode), seen.findings(episode)), episode)
+        yield timeline_of(episode, seen.robot, seen.segments(episode), seen.findings(episode)), episode
     progress(len(ids), len(ids), "drawing episodes")
     if len(unread) == len(ids):
         raise ViewError(f"Not one of the {len(ids)} episodes of '{config.input}' can be read. {unread[ids[0]]}")
