@@ -64,17 +64,32 @@ def _plots(group: str, timeline: Timeline) -> Iterator[ColumnPlot]:
         yield _plot(column, timeline, is_commanded)
 
 
+def scale_of(column: Column, timeline: Timeline) -> tuple[float, float]:
+    """Bottom and top of a plot: curves and chunks with a margin, and limits that the curves cross."""
+    low, high = _range(column)
+    seen = _finite([np.array([low, high]), *(c.values for c in _chunks(column, timeline)), _crossed(column)])
+    return _view(float(seen.min()), float(seen.max()))
+
+
+def _range(column: Column) -> tuple[float, float]:
+    """Least and most value of state and target; 0 where there is no number."""
+    values = _finite([c.values for c in (column.state, column.target) if c is not None])
+    return (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
+
+
+def _crossed(column: Column) -> Array:
+    """Limits beyond which values lie."""
+    if column.limits is None:
+        return np.zeros(0)
+    (low, high), (lower, upper) = _range(column), column.limits
+    return np.array([b for b, is_out in ((lower, low < lower), (upper, high > upper)) if is_out], np.float64)
+
+
 def _plot(column: Column, timeline: Timeline, is_commanded: bool) -> ColumnPlot:
-    recorded = [c for c in (column.state, column.target) if c is not None]
-    values = _finite([c.values for c in recorded])
     chunks = list(_chunks(column, timeline))
-    seen = _finite([values, *(c.values for c in chunks)])
-    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
-    bottom, top = _view(float(seen.min()), float(seen.max())) if len(seen) else (-1.0, 1.0)
+    low, high = _range(column)
+    bottom, top = scale_of(column, timeline)
     limits = column.limits
-    crossed = limits is not None and bool(len(values)) and (low < limits[0] or high > limits[1])
-    if limits is not None and crossed:  # what was crossed is seen at once
-        bottom, top = _view(min(low, max(limits[0], bottom)), max(high, min(limits[1], top)))
 
     def y(value: float) -> float:
         return HEIGHT - (value - bottom) / (top - bottom) * HEIGHT
@@ -96,10 +111,10 @@ def _plot(column: Column, timeline: Timeline, is_commanded: bool) -> ColumnPlot:
         unit=column.unit,
         low=low,
         high=high,
-        is_folded=not len(values) or high - low < STILL or (column.target is None and is_commanded),
+        is_folded=high - low < STILL or (column.target is None and is_commanded),
         limits=limits,
         limit_places=tuple(f"{y(b):.1f}" for b in limits or ()),
-        is_beyond=crossed,
+        is_beyond=bool(len(_crossed(column))),
         lines=tuple(lines),
         whole=whole,
     )

@@ -14,6 +14,7 @@ import numpy as np
 
 from athena_vla import files
 from athena_vla.errors import AthenaError, MissingDependency, ViewError
+from athena_vla.view.column_plots import scale_of
 from athena_vla.view.small_images import jpeg
 from athena_vla.view.timeline import CameraTrack, Column, Curve, Posed, Shape, Timeline
 
@@ -25,6 +26,7 @@ except ModuleNotFoundError as error:  # the caller goes on without, or says what
 
 TIME, FRAME = "time", "frame"
 APPLICATION = "athena data view"
+MEASURED = "measured only"
 STATE_COLOUR, TARGET_COLOUR, LIMIT_COLOUR, CHUNK_COLOUR = (213, 63, 140), (43, 108, 176), (229, 62, 62), (221, 107, 32)
 LEVELS = {"error": "ERROR", "warning": "WARN", "info": "INFO"}
 
@@ -143,7 +145,7 @@ def _solid(shape: Shape) -> Any:
     # A capsule begins at its own origin, a MuJoCo capsule is centred: the middle goes half a length down its axis.
     axis = np.array([2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x * x + y * y)])
     start = np.asarray(shape.position) - b * axis
-    return rerun.Capsules3D(radii=[a], lengths=[2 * b], translations=[start], **placed)
+    return rerun.Capsules3D(radii=[a], lengths=[2 * b], translations=[start], fill_mode="solid", **placed)
 
 
 def _blueprint(timeline: Timeline) -> Any:
@@ -151,10 +153,12 @@ def _blueprint(timeline: Timeline) -> Any:
     views = [layout.Spatial2DView(origin=_path("world", "cameras", c.name), name=c.name) for c in timeline.cameras]
     if timeline.posed is not None:
         views.append(layout.Spatial3DView(origin="world", contents="world/robot/**", name="robot"))
-    groups = [
-        layout.Grid(*[_plot(c) for c in timeline.columns if c.group == group], name=group)
-        for group in dict.fromkeys(c.group for c in timeline.columns)
-    ]
+    is_commanded = any(c.target is not None for c in timeline.columns)
+    tabs: dict[str, list[Any]] = {}  # what is only measured, such as velocities, comes last
+    for column in sorted(timeline.columns, key=lambda c: is_commanded and c.target is None):
+        name = MEASURED if is_commanded and column.target is None else column.group
+        tabs.setdefault(name, []).append(_plot(column, timeline))
+    groups = [layout.Grid(*plots, name=name) for name, plots in tabs.items()]
     said = layout.TextLogView(origin="said", name="said and found")
     about = layout.TextDocumentView(origin="episode", name="episode")
     right = layout.Vertical(layout.Tabs(*groups), layout.Tabs(said, about), row_shares=[3, 1])
@@ -163,15 +167,25 @@ def _blueprint(timeline: Timeline) -> Any:
     return layout.Blueprint(main, layout.TimePanel(timeline=TIME), collapse_panels=True)
 
 
-def _plot(column: Column) -> Any:
+def _plot(column: Column, timeline: Timeline) -> Any:
+    """One column; limits that are far away are above or below what is seen at first."""
     kinds = ("state", "target", "limits", "predicted")
-    contents = [f"{_path(kind, column.name)}/**" for kind in kinds]
-    return layout.TimeSeriesView(origin="/", contents=contents, name=f"{column.name} [{column.unit or 'as recorded'}]")
+    return layout.TimeSeriesView(
+        origin="/",
+        contents=[f"{_path(kind, column.name)}/**" for kind in kinds],
+        name=f"{column.name} [{column.unit}]" if column.unit else column.name,
+        axis_y=layout.ScalarAxis(range=scale_of(column, timeline)),
+        plot_legend=layout.PlotLegend(visible=False),
+    )
 
 
 def _about(timeline: Timeline) -> str:
     """What a person reads of the episode; a recorded text is shown as code, so that it is not read as markup."""
-    lines = [f"# Episode {_code(timeline.id)}", f"robot: {_code(timeline.robot or 'not named')}"]
+    lines = [
+        f"# Episode {_code(timeline.id)}",
+        f"robot: {_code(timeline.robot or 'not named')}",
+        "target blue, state pink, limits red, chunks of the policy orange",
+    ]
     lines += [f"- {_code(t)}" for t in timeline.instructions]
     return "\n\n".join([*lines, *(f"note: {_code(n)}" for n in timeline.notes)])
 
