@@ -57,6 +57,7 @@ ALLOWED: dict[str, set[str]] = {
     "quantize": MODELS,
     "export": MODELS | {"plan", "quantize"},
     "serve": MODELS | {"wire"},
+    "view": MODELS,
     "hub": MODELS | {"finetune", "manifest"},
     "evaluate": STAGES | {"control", "sim"},
     "bench": EVIDENCE,
@@ -70,7 +71,7 @@ ALLOWED: dict[str, set[str]] = {
     "demo": EVIDENCE | ROBOT_SIDE | {"serve", "bench", "sweep", "report"},
     "cli": EVIDENCE
     | ROBOT_SIDE
-    | {"serve", "hub", "bench", "sweep", "report", "demo", "drive", "trials", "incident", "doctor", "extras"},
+    | {"serve", "hub", "view", "bench", "sweep", "report", "demo", "drive", "trials", "incident", "doctor", "extras"},
 }
 OWN_RULE = {
     "errors",

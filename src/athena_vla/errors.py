@@ -139,6 +139,12 @@ class EvaluationError(AthenaError):
     code = "evaluation.impossible"
 
 
+class ViewError(AthenaError):
+    """Something recorded or predicted that cannot be shown as it was asked for."""
+
+    code = "view.impossible"
+
+
 class WireError(ServerError):
     """A message that is not what the protocol says; names what was found."""
 

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 ROOT = "athena-vla"
 # Distributions whose module has another name.
-IMPORTED_AS = {"pyzmq": "zmq", "pyyaml": "yaml"}
+IMPORTED_AS = {"pyzmq": "zmq", "pyyaml": "yaml", "rerun-sdk": "rerun"}
 _EXTRA = re.compile(r"([^;]+);.*\bextra\s*==\s*['\"]([\w-]+)['\"]")
 
 

@@ -73,6 +73,14 @@ COMMANDS: dict[str, Command] = {
     "data select": Command(
         "check.selecting", "select", "SelectConfig", "some episodes of a recording", ("input", "out")
     ),
+    "data view": Command(
+        "view",
+        "view",
+        "ViewConfig",
+        "look at episodes, in Rerun or as HTML pages",
+        ("input",),
+        config_module="view.view_config",
+    ),
     "data diff": Command("dataset.diff", "diff", "DiffConfig", "what two built datasets differ in", ("a", "b")),
     "train": Command(
         "evaluate.training_by_success",

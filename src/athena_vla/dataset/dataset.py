@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from athena_vla import files
-from athena_vla.check.findings import finding_from
+from athena_vla.check.findings import Finding, finding_from
 from athena_vla.check.findings import lines as finding_lines
 from athena_vla.dataset.build import BuildConfig, BuildResult, build, linked_set
 from athena_vla.dataset.image_store import PictureStore
@@ -108,8 +108,18 @@ class Dataset:
         said = self._said
         lines = [f"episode {i} is left out, it is broken: {why}" for i, why in dict(said["broken"]).items()]
         lines += [f"episode {i} is left out: {why}" for i, why in dict(said["failed"]).items()]
-        lines += finding_lines([finding_from(f) for f in said["findings"]])
+        lines += finding_lines(self.findings)
         return [*lines, *(f"note: {t}" for t in texts_of([Note.from_json(n) for n in said["notes"]]))]
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What the checks of its build found; frames are those of the recording."""
+        return [finding_from(f) for f in self._said["findings"]]
+
+    def numbers(self, episode: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """States `[T, S]` and actions `[T, D]` of an episode, in the robot's units."""
+        begin, end = int(self._first[episode]), int(self._first[episode + 1])
+        return self._states[begin:end], self._actions[begin:end]
 
     def __getitem__(self, index: int) -> Sample:
         frame = int(self._sample_frame[index])
@@ -158,9 +168,9 @@ class Dataset:
 
     def training_numbers(self) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
         """States `[T, S]` and actions `[T, D]` of each episode of the training split: what statistics rest on."""
-        for episode, (begin, end) in zip(self.episodes, itertools.pairwise(self._first), strict=True):
+        for number, episode in enumerate(self.episodes):
             if episode["split"] != "validation":
-                yield self._states[begin:end], self._actions[begin:end]
+                yield self.numbers(number)
 
     def cache_frames(self, size: tuple[int, int] | None = None) -> None:
         """Decode every image once into a memory map beside the set, resized to `size` (height, width) if given.
