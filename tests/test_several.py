@@ -194,3 +194,18 @@ def test_a_recording_larger_than_the_free_disk_is_refused_before_the_first_byte(
         start()
     assert sorted(tmp_path.rglob("*")) == before
     build(BuildConfig(input=two[0], out=tmp_path / "set", robot="toy", workers=1, image_size=(16, 16)))
+
+
+def test_an_episode_is_named_by_its_number_too() -> None:
+    from athena_vla.errors import UnknownName
+    from athena_vla.recordings.several import chosen, episodes_named
+
+    ids = [f"episode_{i:04d}" for i in range(400)]
+    assert chosen(ids, ["3", "episode_0005", "399"]) == [i for n, i in enumerate(ids) if n not in (3, 5, 399)]
+    assert episodes_named(["a/demo_7", "b/demo_7", "b/demo_70"], "7", "episode") == ["a/demo_7", "b/demo_7"]
+    assert episodes_named(["7", "demo_7"], "7", "episode") == ["7"], "a name goes before a number"
+    with pytest.raises(UnknownName) as told:
+        chosen(ids, ["400"])
+    said = str(told.value)
+    assert "episode_0039 and 360 more" in said
+    assert len(said) < 1000, "a message that lists thousands of names is not read"

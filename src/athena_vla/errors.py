@@ -19,6 +19,9 @@ class AthenaError(Exception):
     of_writing = False  # the operating system refused what was to be written; no fault of what was read
 
 
+MOST_NAMES = 40  # that a message lists: episodes may be thousands
+
+
 class UnknownName(AthenaError):
     """A name that is not among the known ones; the message lists the alternatives."""
 
@@ -30,7 +33,9 @@ class UnknownName(AthenaError):
         begun = [k for k in names if len(str(name)) > 2 and k.startswith(str(name))]
         close = begun[:1] or difflib.get_close_matches(str(name), names, n=1)
         guess = f" Did you mean '{close[0]}'?" if close else ""
-        super().__init__(f"There is no {kind} '{name}'.{guess} Known: {', '.join(names) or 'none'}.")
+        listed = ", ".join(names[:MOST_NAMES]) or "none"
+        more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+        super().__init__(f"There is no {kind} '{name}'.{guess} Known: {listed}{more}.")
 
 
 class InvalidEmbodiment(AthenaError):

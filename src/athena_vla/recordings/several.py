@@ -1,5 +1,6 @@
 """Several recordings read as one: episodes of all, each with the name of its recording before its own."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -82,12 +83,23 @@ def read_or_broken(recording: Recording, episode_id: str) -> Episode | BrokenEpi
 
 
 def chosen(ids: Sequence[str], exclude: Sequence[str]) -> list[str]:
-    """The ids without those that are excluded, by their whole name or the episode's own. Raises `UnknownName`."""
+    """The ids without those that are excluded. Raises `UnknownName`."""
+    gone = {i for name in exclude for i in episodes_named(ids, name, "episode to exclude")}
+    return [i for i in ids if i not in gone]
+
+
+def episodes_named(ids: Sequence[str], name: str, kind: str) -> list[str]:
+    """The ids that a person means: a whole id, the episode's own in every recording, or its number, as 3 for
+    episode_0003. Raises `UnknownName`.
+    """
     own = {i: i.rsplit(SEPARATOR, 1)[-1] for i in ids}
-    for name in exclude:
-        if name not in own and name not in own.values():
-            raise UnknownName("episode to exclude", name, ids)
-    return [i for i in ids if i not in exclude and own[i] not in exclude]
+    found = [i for i in ids if name in (i, own[i])]
+    if not found and name.isascii() and name.isdigit():
+        numbers = {i: re.search(r"\d+$", last) for i, last in own.items()}
+        found = [i for i, number in numbers.items() if number is not None and int(number[0]) == int(name)]
+    if not found:
+        raise UnknownName(kind, name, ids)
+    return found
 
 
 def _of(name: str, note: Note) -> Note:

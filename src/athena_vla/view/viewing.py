@@ -10,10 +10,10 @@ from pathlib import Path
 import athena_vla.embodiment as embodiment
 from athena_vla import files
 from athena_vla.embodiment import Embodiment
-from athena_vla.errors import AthenaError, MissingDependency, UnknownName, ViewError
+from athena_vla.errors import AthenaError, MissingDependency, ViewError
 from athena_vla.progress import Progress, quiet
 from athena_vla.recordings.episode import Episode
-from athena_vla.recordings.several import SEPARATOR
+from athena_vla.recordings.several import episodes_named
 from athena_vla.view.html_page import Flagging, Pages, file_safe, page_name
 from athena_vla.view.recorded_timeline import timeline_of
 from athena_vla.view.timeline import Posing, Predicting, Timeline
@@ -63,11 +63,8 @@ def _chosen(ids: tuple[str, ...], config: ViewConfig) -> list[str]:
         raise ViewError(f"'{config.input}' holds no episodes.")
     if not config.episodes:
         return list(ids[: config.most])
-    own = {i.rsplit(SEPARATOR, 1)[-1]: i for i in ids}
-    for name in config.episodes:
-        if name not in ids and name not in own:
-            raise UnknownName(f"episode in '{config.input}'", name, ids)
-    return list(dict.fromkeys(name if name in ids else own[name] for name in config.episodes))
+    kind = f"episode in '{config.input}'"
+    return list(dict.fromkeys(i for name in config.episodes for i in episodes_named(ids, name, kind)))
 
 
 def _predictions(config: ViewConfig) -> Predicting | None:
