@@ -62,6 +62,9 @@ def walk(user: User, source: Path, folder: Path) -> None:
     assert status == (2 if readable else int(any(f["severity"] == "error" for f in findings)))
     assert user.types("data", "align", source)[0] == readable
     assert user.types("data", "annotate", source, "--out", folder / "notes.json")[0] == readable
+    looked = ("--show", "pages", "--most", "2", "--out", folder / "view")
+    assert user.types("data", "view", source, *looked)[0] == readable
+    assert (folder / "view" / "index.html").exists() == (readable == 0)
     if readable:
         assert user.types("data", "build", source, folder / "set", "--robot", "athena")[0] == 2
         return

@@ -17,6 +17,7 @@ from athena_vla.errors import AthenaError, DatasetError, RecordingError
 from athena_vla.recordings.convert import ConvertConfig, convert
 from athena_vla.recordings.formats import open_recording
 from athena_vla.recordings.info import InfoConfig, info
+from athena_vla.view import ViewConfig, view
 from recordings import clean, write
 
 KINDS = ("isaac_folder", "lerobot_v21", "lerobot_v3", "rlds")
@@ -46,6 +47,7 @@ def test_every_stage_ends_in_a_sentence_or_a_whole_result(tmp_path, kind, seed):
         (lambda: info(InfoConfig(input=root)), None),
         (lambda: align(AlignConfig(input=root)), None),
         (lambda: annotate(AnnotateConfig(input=root, out=tmp_path / "a.json")), tmp_path / "a.json"),
+        (lambda: view(ViewConfig(input=root, out=tmp_path / "v", show="pages")), tmp_path / "v"),
         (lambda: build(BuildConfig(input=root, out=tmp_path / "b", robot="toy", workers=1)), tmp_path / "b"),
         (lambda: convert(ConvertConfig(input=root, out=tmp_path / "c", to="lerobot_v21")), tmp_path / "c"),
     ):

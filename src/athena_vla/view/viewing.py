@@ -34,7 +34,7 @@ def view(config: ViewConfig, progress: Progress = quiet) -> ViewResult:
     ids = _chosen(seen.ids, config)
     notes: list[str] = []
     if seen.robot is None:
-        notes.append("no robot is named, so there are no units, limits and body: --robot NAME")
+        notes.append("no robot is named, so there are no units and limits: --robot NAME")
     poses = _poses(config, seen.robot, notes)
     unread: dict[str, str] = {}
     timelines = _timelines(config, seen, ids, unread, progress)
