@@ -140,7 +140,7 @@ def test_places_where_nothing_can_be_written(world, tmp_path, capsys) -> None:
 
 def test_names_that_do_not_exist(world, tmp_path, capsys) -> None:
     out = tmp_path / "x"
-    assert f"no export target 'orin'. Known: cpu, {NX}" in refusal(
+    assert f"no export target 'orin'. Known: cpu, cuda, {NX}" in refusal(
         capsys, "export", world / "int4", out, "--target", "orin"
     )
     assert f"no device 'orin'. Known: {NX}" in refusal(capsys, "plan", "--device", "orin")

@@ -262,7 +262,7 @@ def test_disk_full(base, tmp_path, monkeypatch) -> None:
 def test_bad_input(base, exported, tmp_path) -> None:
     with pytest.raises(
         UnknownName,
-        match=r"no export target 'jetson-nano'. Did you mean 'jetson-thor'\? Known: cpu, jetson-orin-nx-16gb",
+        match=r"no export target 'jetson-nano'. Did you mean 'jetson-thor'\? Known: cpu, cuda, jetson-orin-nx-16gb",
     ):
         export(ExportConfig(input=base.path, out=tmp_path / "x", target="jetson-nano"))
     tuned = write_finetuned(tmp_path / "ft", base, LoraSettings(rank=4))
