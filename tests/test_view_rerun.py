@@ -131,3 +131,11 @@ def test_chunks_of_a_policy_lie_beside_the_targets(tmp_path, toy):
     times, found = saved.rows("/predicted/shoulder/1", "Scalars:scalars")
     np.testing.assert_allclose(np.concatenate(found), answer[:, 1], atol=1e-5)
     np.testing.assert_allclose(times, 5.8 + np.arange(len(answer)) / 10, atol=1e-6)
+
+
+def test_without_a_screen_the_viewer_is_not_waited_for(file, monkeypatch):
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    with pytest.raises(ViewError, match=r"no screen.*--save"):
+        view(ViewConfig(input=file, show="rerun", fps=RATE))
