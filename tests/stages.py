@@ -23,6 +23,7 @@ STAGES: dict[str, str] = {
     "select": "data select IN/rec OUT --least-frames 5",
     "join": "data merge IN/rec IN/rec2 OUT",
     "annotate": "data annotate IN/rec --out OUT",
+    "view": "data view IN/rec --show pages --checks none --out OUT",
     "build": "data build IN/rec OUT --robot toy --horizon 4 --workers 1",
     "link": "data build IN/rec OUT --robot toy --horizon 4 --workers 1 --link",
     "merge": "merge IN/adapter OUT",

@@ -80,6 +80,14 @@ def test_flags_become_the_exclude_of_a_build(pages):
         config = parse("data build", COMMANDS["data build"], build, words[3:])
         assert config.exclude == ("demo_1", "demo_2")
         assert (config.input.name, config.robot, config.fps) == ("it's a demo.hdf5", "toy", RATE)
+        reader.ask("history.back()")  # an older page shows, and changes, what was flagged since
+        reader.wait_until("document.title.startsWith('Episode demo_2') && document.readyState === 'complete'")
+        reader.wait_until("document.querySelector('.count').textContent === '2'")
+        reader.ask("history.back()")
+        reader.wait_until("document.title.startsWith('Episode demo_1') && document.readyState === 'complete'")
+        reader.wait_until("document.querySelector('.count').textContent === '2'")
+        reader.ask("document.querySelector('a[data-page=\"index.html\"]').click()")
+        reader.wait_until("document.querySelectorAll('tr.flagged').length === 2")
         reader.ask("document.querySelector('button[data-flag=\"demo_1\"]').click()")
         assert reader.ask("document.querySelector('.command').textContent").endswith("--exclude demo_2")
         assert reader.errors == []

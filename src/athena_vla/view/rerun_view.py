@@ -27,6 +27,7 @@ except ModuleNotFoundError as error:  # the caller goes on without, or says what
 TIME, FRAME = "time", "frame"
 APPLICATION = "athena data view"
 MEASURED = "measured only"
+INSTEAD = "--save FILE.rrd writes a file for it, and --show pages needs no viewer."
 STATE_COLOUR, TARGET_COLOUR, LIMIT_COLOUR, CHUNK_COLOUR = (213, 63, 140), (43, 108, 176), (229, 62, 62), (221, 107, 32)
 LEVELS = {"error": "ERROR", "warning": "WARN", "info": "INFO"}
 
@@ -48,7 +49,11 @@ def show(timelines: Iterable[Timeline], width: int) -> None:
         stream = _stream(timeline)
         blueprint = _blueprint(timeline)
         if number == 0:
-            stream.spawn(default_blueprint=blueprint)
+            try:
+                stream.spawn(default_blueprint=blueprint)
+            except RuntimeError as error:  # such as a viewer that is not on the PATH
+                first = str(error).strip().splitlines()[0].rstrip(".")
+                raise ViewError(f"The Rerun viewer cannot be opened: {first}. {INSTEAD}") from error
         else:
             stream.connect_grpc(default_blueprint=blueprint)
         _log(stream, timeline, width)

@@ -54,6 +54,11 @@ def _in_rerun(config: ViewConfig) -> bool:
     if wanted and not is_there:
         raise MissingDependency("rerun-sdk", "view", "to show recordings in Rerun (--show pages needs nothing)")
     has_screen = sys.platform != "linux" or any(os.environ.get(n) for n in ("DISPLAY", "WAYLAND_DISPLAY"))
+    if wanted and config.save is None and not has_screen:
+        raise ViewError(  # Rerun itself would wait for its viewer for ever
+            "There is no screen here for the Rerun viewer. --save FILE.rrd writes a file for it, and --show pages "
+            "needs no viewer."
+        )
     return wanted or (config.show == "auto" and is_there and has_screen)
 
 

@@ -3,25 +3,35 @@ const read = id => { const e = document.getElementById(id); return e ? JSON.pars
 const all = (query, root = document) => [...root.querySelectorAll(query)];
 const shared = read('shared'), data = read('data');
 
-// Flags: in the address, which goes along with every link, and in the browser's store where it has one.
+// Flags: in the address, which goes along with every link, and in the browser's store where it has one. Newest wins.
 const flags = new Set();
-const stored = () => { try { return JSON.parse(localStorage.getItem(shared.key)) || []; } catch { return []; } };
+let written = 0;
+const valid = found => found && Array.isArray(found.flags) ? found : { at: 0, flags: [] };
+const stored = () => { try { return valid(JSON.parse(localStorage.getItem(shared.key))); } catch { return valid(null); } };
 const inAddress = () => {
   const match = /[#&]flags=([^&]*)/.exec(location.hash);
-  if (!match) return null;
-  try { return JSON.parse(decodeURIComponent(match[1])); } catch { return null; }
+  try { return valid(JSON.parse(decodeURIComponent(match[1]))); } catch { return valid(null); }
 };
+function load() {
+  const newest = [stored(), inAddress()].sort((a, b) => b.at - a.at)[0];
+  if (newest.at <= written) return;
+  written = newest.at;
+  flags.clear();
+  newest.flags.forEach(id => flags.add(String(id)));
+}
+const text = () => JSON.stringify({ at: written, flags: [...flags] });
 const quoted = word => /^[\w@%+=:,.\/-]+$/.test(word) ? word : "'" + word.replace(/'/g, `'"'"'`) + "'";
 const command = () => [...shared.build, ...(flags.size ? ['--exclude', ...flags] : [])].map(quoted).join(' ');
-function keep() {
-  const text = JSON.stringify([...flags]);
-  try { localStorage.setItem(shared.key, text); } catch { /* a page from disk may have no store */ }
-  history.replaceState(null, '', '#flags=' + encodeURIComponent(text));
+function flag(id, on) {
+  load(); // what another page wrote meanwhile
+  if (on) flags.add(id); else flags.delete(id);
+  written = Math.max(Date.now(), written + 1);
+  try { localStorage.setItem(shared.key, text()); } catch { /* a page from disk may have no store */ }
+  history.replaceState(null, '', '#flags=' + encodeURIComponent(text()));
   draw();
 }
-function flag(id, on) { if (on) flags.add(id); else flags.delete(id); keep(); }
 function draw() {
-  const hash = '#flags=' + encodeURIComponent(JSON.stringify([...flags]));
+  const hash = written ? '#flags=' + encodeURIComponent(text()) : '';
   all('a[data-page]').forEach(a => { a.href = a.dataset.page + hash; });
   all('button[data-flag]').forEach(b => {
     const on = flags.has(b.dataset.flag);
@@ -33,7 +43,6 @@ function draw() {
   all('.command').forEach(e => { e.textContent = command(); });
   all('.count').forEach(e => { e.textContent = flags.size; });
 }
-(Array.isArray(inAddress()) ? inAddress() : stored()).forEach(id => flags.add(String(id)));
 all('button[data-flag]').forEach(b => b.addEventListener('click', () => flag(b.dataset.flag, !flags.has(b.dataset.flag))));
 all('button.copy').forEach(b => b.addEventListener('click', async () => {
   const text = document.querySelector('.command');
@@ -44,7 +53,8 @@ all('button.copy').forEach(b => b.addEventListener('click', async () => {
   b.textContent = 'copied';
   setTimeout(() => { b.textContent = 'copy'; }, 1500);
 }));
-window.addEventListener('pageshow', () => { if (inAddress() === null) { flags.clear(); stored().forEach(id => flags.add(String(id))); } draw(); });
+window.addEventListener('pageshow', () => { load(); draw(); });
+load();
 draw();
 
 if (data) {
