@@ -15,31 +15,13 @@ from typing import Any
 import pytest
 
 from athena_vla import jobs as pool
-from athena_vla.errors import EvaluationError, SimulationError
+from athena_vla.errors import EvaluationError
 from athena_vla.jobs import calling, ordered, run_jobs
+from fragile_jobs import fragile
 
 
 def squares(offset: int) -> Callable[[Any], Any]:
     return lambda job: job * job + offset
-
-
-def fragile(folder: str) -> Callable[[Any], Any]:
-    def handle(job: tuple[str, int]) -> Any:
-        what, number = job
-        if what == "die once" and not (Path(folder) / "died").exists():
-            (Path(folder) / "died").touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        if what == "die":
-            os._exit(3)
-        if what == "refuse":
-            raise SimulationError("no such table")
-        if what == "bug":
-            raise ZeroDivisionError
-        if what == "threads":
-            return os.environ["OMP_NUM_THREADS"], os.getpid()
-        return number
-
-    return handle
 
 
 @pytest.mark.parametrize("workers", [1, 2])
