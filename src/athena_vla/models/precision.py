@@ -1,4 +1,4 @@
-"""Which number types a device multiplies natively: oneDNN, the processor and the card are asked, nothing is assumed.
+"""Which number types a device multiplies fastest: oneDNN, the processor and the card are asked.
 
 bfloat16 without instructions for it is emulated: matrix products are then 3 to 40 times slower than in float32.
 """
