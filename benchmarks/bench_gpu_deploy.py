@@ -62,6 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry", action="store_true")
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--parts", nargs="+", help="these alone, by name")
     options = parser.parse_args()
     dry = options.dry
     if not dry and not torch.cuda.is_available():
@@ -84,6 +85,7 @@ def main() -> None:
         "transformers": lambda: rival(place),
         "bundle": lambda: from_disk(place),
     }
+    parts = {n: parts[n] for n in options.parts or parts}
     for name, part in parts.items():
         start = time.perf_counter()
         try:

@@ -44,6 +44,8 @@ class GpuBenchConfig:
     """Where the numbers go."""
     steps: int = 20
     """Timed optimiser steps per row, after five that are not counted."""
+    rows: tuple[str, ...] = ()
+    """These rows alone, by name; none given means all."""
     tiny: bool = False
     """Tiny sizes on the CPU: shows that the script runs, measures nothing of interest."""
 
@@ -223,8 +225,13 @@ def main(config: GpuBenchConfig) -> None:
         "lora_bf16_batch8_compiled": lambda: ours(
             "chunk", LoraSettings(rank=32), 8, False, config, device, compiled=True
         ),
+        "lora_bf16_batch16_compiled": lambda: ours(
+            "chunk", LoraSettings(rank=32), 16, False, config, device, compiled=True
+        ),
+        "qlora_default_batch1_compiled": lambda: ours("tokens", nf4, 1, True, config, device, compiled=True),
         "qlora_default_batch4_compiled": lambda: ours("tokens", nf4, 4, True, config, device, compiled=True),
     }
+    plans = {n: plans[n] for n in config.rows or plans}
     for name, measure in plans.items():
         try:
             rows[name] = measure()

@@ -25,6 +25,12 @@ H200 = {
     "lora_bf16_batch1": ("openvla", DEFAULT, 1, True),
     "lora_bf16_batch8": ("openvla_chunk", SMALL, 8, False),
 }
+# The same of its rows_of_a_second_machine, those that are not compiled.
+SECOND = {
+    "lora_bf16_batch8": ("openvla_chunk", SMALL, 8, False),
+    "lora_bf16_batch16": ("openvla_chunk", SMALL, 16, False),
+    "dora_bf16_batch8": ("openvla_chunk", dataclasses.replace(SMALL, dora=True), 8, False),
+}
 
 
 def weightless(family: str):
@@ -47,6 +53,14 @@ def planned(traced, row: str):
 def test_every_measured_row_of_this_package_is_compared() -> None:
     rows = json.loads(RECORD.read_text())["rows"]
     assert {r for r in rows if not r.startswith("plain")} == set(H200), "plain rows are another program's"
+
+
+@pytest.mark.parametrize("row", SECOND)
+def test_memory_of_large_batches_and_dora_is_within_five_percent(row) -> None:
+    measured = json.loads(RECORD.read_text())["rows_of_a_second_machine"]["rows"][row]
+    family, settings, batch, checkpointing = SECOND[row]
+    found = training_memory(weightless(family), settings, DEVICES["h200"], batch=batch, checkpointing=checkpointing)
+    assert found.allocated_gb == pytest.approx(measured["peak_gb"], rel=0.05)
 
 
 @pytest.mark.parametrize("row", H200)

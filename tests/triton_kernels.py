@@ -53,7 +53,11 @@ def compiled() -> dict[str, Any]:
             sizes = {"K": 4096, "GROUP": 128, "BITS": bits}
             same = {"scales": "*fp16", "outputs": "i32"}
             kernels = {
-                "one row": (triton_kernel._one_row, {"x": "*bf16", "codes": "*i32", "y": "*bf16"}, {"R": 8, "W": 512}),
+                "one row": (
+                    triton_kernel._one_row,
+                    {"x": "*bf16", "codes": "*i32", "y": "*bf16", "add": "*bf16"},
+                    {"ADD": True, "R": 8, "W": 512},
+                ),
                 "some rows": (
                     triton_kernel._some_rows,
                     {"x": "*bf16", "codes": codes, "y": "*bf16", "count": "i32"},

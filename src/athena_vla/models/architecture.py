@@ -150,6 +150,11 @@ class Architecture(nn.Module, ABC):
         """Run the repeated layers through torch.compile, or as written again. Raises `ModelError`."""
         raise ModelError(f"The {self.family} family has no layers to compile; train without --compile.")
 
+    @contextmanager
+    def on_card(self) -> Iterator[None]:
+        """Inside, graphs run by what was written for NVIDIA cards, where there is anything: no hooks, no gradients."""
+        yield
+
     @abstractmethod
     def rebind(self, spec: Spec) -> "Architecture":
         """The same body with heads for another robot (action and state size, cameras, horizon); heads start fresh."""

@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 Kind: TypeAlias = tuple[str, tuple[tuple[str, tuple[int, ...], torch.dtype, int], ...]]
 MOST = 24  # kinds of calls that are kept: prompts of many lengths come by in an evaluation
 SLOTS = 64  # a cache's slots are a multiple of this, so that prompts of about the same length share a graph
-WARM = 2  # times that a kind of call runs as written before it is captured: kernels are compiled and chosen then
+WARM = 2  # times that a kind of call runs before it is captured: kernels are compiled and chosen then
 
 
 class HeldMemory(TorchMemory):
@@ -76,11 +76,12 @@ class CapturedEngine(TorchEngine):
         if self.seen[kind] <= WARM:
             if len(self.seen) > 16 * MOST:
                 self.seen.popitem(last=False)
-            return self.compute(graph, placed)
+            with self.model.on_card():
+                return self.compute(graph, placed)
         if len(self.calls) == MOST:
             self.calls.popitem(last=False)
         try:
-            with torch.cuda.device(self.device):
+            with torch.cuda.device(self.device), self.model.on_card():
                 call = self.calls[kind] = Call(lambda given: self.compute(graph, given), placed, set(kept), self.pool)
         except RuntimeError as error:
             self.refused = f"{type(error).__name__}: {error}"

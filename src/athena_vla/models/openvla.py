@@ -21,6 +21,7 @@ from athena_vla.models.body.prompt import EOS
 from athena_vla.models.contract import Spec
 from athena_vla.models.loops.token_loop import OpenVLASpec
 from athena_vla.models.vla import LONGEST_PROMPT, CausalDecoder, VisionLanguageModel
+from athena_vla.models.weights.packed_linear import CardLinear
 
 
 def tiny_spec(
@@ -89,10 +90,14 @@ class OpenVLA(VisionLanguageModel):
 
     def choices(self, hidden: Float[Tensor, "b l e"]) -> Float[Tensor, "b l v"]:
         """Logits of the tokens that may be answered: the action tokens alone, where the choice is held to them."""
-        logits = self.body.language_model.lm_head(hidden)
+        output, tokens = self.body.language_model.lm_head, self.action_tokens
         if not self.token_spec.constrained:
-            return logits
-        return logits[..., self.action_tokens.first : self.action_tokens.vocabulary]
+            return output(hidden)
+        if hidden.is_cuda and isinstance(output, CardLinear):  # what is not answered is not read either
+            return output.some(tokens.first, tokens.vocabulary)(hidden)
+        if hidden.is_cuda and type(output) is nn.Linear:
+            return F.linear(hidden, output.weight[tokens.first : tokens.vocabulary])
+        return output(hidden)[..., tokens.first : tokens.vocabulary]
 
     def answer_logits(self, inputs: Tensors, tokens: Int[Tensor, "b n"]) -> Float[Tensor, "b n1 v"]:
         """Teacher-forced logits for each of `tokens` and for what follows the last."""

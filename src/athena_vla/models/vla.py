@@ -4,7 +4,8 @@ Knows nothing of how a family reads actions out.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
@@ -16,6 +17,7 @@ from typing_extensions import Self
 from athena_vla.errors import ModelError
 from athena_vla.models.architecture import Architecture, Graph, Tensors
 from athena_vla.models.body.body_spec import PrismaticSpec
+from athena_vla.models.body.card_layer import CardLayer, card_layers
 from athena_vla.models.body.prismatic import Prismatic
 from athena_vla.models.body.prompt import Prompter
 from athena_vla.models.body.tiny_tokenizer import TINY_VOCABULARY, tiny_tokenizer_files
@@ -63,6 +65,7 @@ class VisionLanguageModel(Architecture):
         super().__init__(spec, tokenizer_files)
         self.body = body if body is not None else Prismatic(spec.body)
         self.body_spec = spec.body
+        self._card_layers: tuple[CardLayer, ...] | None = None  # made when a card first asks
 
     @property
     def prompter(self) -> Prompter:
@@ -101,6 +104,17 @@ class VisionLanguageModel(Architecture):
             layer.__dict__.pop("forward", None)
             if on:
                 layer.forward = torch.compile(layer.forward, dynamic=True)
+
+    @contextmanager
+    def on_card(self) -> Iterator[None]:
+        language = self.body.language_model
+        if self._card_layers is None:
+            self._card_layers = card_layers(language)
+        language.on_card = self._card_layers
+        try:
+            yield
+        finally:
+            language.on_card = ()
 
     def causal_decoder(self) -> CausalDecoder | None:
         """For runtimes that decode causally; None for a model that reads its action rows both ways."""

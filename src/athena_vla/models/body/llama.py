@@ -5,7 +5,7 @@ that a graph of any size can be assembled layer by layer. Knows nothing of image
 """
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -71,6 +71,12 @@ def attention_mask(valid: Bool[Tensor, "b l"], causal: bool = True) -> Bool[Tens
 def _bias(mask: Bool[Tensor, "b 1 l s"], dtype: torch.dtype) -> Tensor:
     """What is added to scores: nothing where a row may look."""
     return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+def _aligned(bias: Tensor) -> Tensor:
+    """The same with rows that begin at a multiple of 16 numbers: torch's kernels copy any other at every layer."""
+    length = bias.shape[-1]
+    return F.pad(bias, (0, -length % 16))[..., :length]
 
 
 class SelfAttention(nn.Module):
@@ -202,10 +208,28 @@ class Decoder(nn.Module):
         self.norm = RmsNorm(spec.width, spec.rms_epsilon)
 
 
+class OnCard(Protocol):
+    """What a layer computes, in as few kernels as a card takes (`card_layer.CardLayer`)."""
+
+    def whole(self, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor, /) -> Tensor: ...
+
+    def one(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        position: Tensor,
+        cache: tuple[Tensor, Tensor],
+        new: tuple[Tensor, Tensor],
+        /,
+    ) -> Tensor: ...
+
+
 class Llama(nn.Module):
     def __init__(self, spec: LlamaSpec) -> None:
         super().__init__()
         self.spec = spec
+        self.on_card: Sequence[OnCard] = ()  # set while a card acts: takes the place of the layers
         self.checkpointing = False  # recompute each layer in the backward pass: less memory, a third more time
         self.model = Decoder(spec)
         if spec.output:
@@ -224,9 +248,12 @@ class Llama(nn.Module):
         """Hidden states after the final norm; with `tail`, of the last `tail` rows only, which is all they cost."""
         cos, sin = rotary(positions, self.spec.head_width, self.spec.rope_theta)
         cos, sin = cos.to(_product_dtype(x)), sin.to(_product_dtype(x))
+        on_card = [cos.flatten(0, 2), sin.flatten(0, 2), _aligned(_bias(mask, x.dtype))] if self.on_card else []
         for i, layer in enumerate(self.model.layers):
             rows = tail if i == self.spec.layers - 1 else 0
-            if self.checkpointing and torch.is_grad_enabled():
+            if self.on_card and not rows:
+                x = self.on_card[i].whole(x, *on_card)
+            elif self.checkpointing and torch.is_grad_enabled():
                 x = cast(Tensor, checkpoint(layer, x, cos, sin, mask, rows, use_reentrant=False))
             else:
                 x = layer(x, cos, sin, mask, rows)
@@ -250,6 +277,8 @@ class Llama(nn.Module):
         place = position[:, None] + torch.arange(x.shape[1], device=x.device)[None]
         cos, sin = rotary(place, self.spec.head_width, self.spec.rope_theta)
         cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+        if self.on_card and x.shape[:2] == (1, 1):
+            return self._extend_one(x, cos, sin, position, keys, values)
         slots = torch.arange(keys[0].shape[2], device=x.device)
         filled = (slots[None, :] < position[:, None])[:, None, None]
         biases = (_bias(filled, x.dtype), _bias(attention_mask(valid), x.dtype))
@@ -260,6 +289,23 @@ class Llama(nn.Module):
             new_keys.append(key)
             new_values.append(value)
         return self.model.norm(x), torch.stack(new_keys), torch.stack(new_values)
+
+    def _extend_one(
+        self,
+        x: Float[Tensor, "1 1 e"],
+        cos: Tensor,
+        sin: Tensor,
+        position: Int[Tensor, " 1"],
+        keys: Sequence[Tensor] | Tensor,
+        values: Sequence[Tensor] | Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`extend` by one row on a card."""
+        new_keys, new_values = self.room(x, 1), self.room(x, 1)
+        row, cos, sin = x[0, 0], cos.flatten(), sin.flatten()
+        for i, layer in enumerate(self.on_card):
+            new = (new_keys[i, 0, :, 0], new_values[i, 0, :, 0])
+            row = layer.one(row, cos, sin, position, (keys[i][0], values[i][0]), new)
+        return self.model.norm(row)[None, None], new_keys, new_values
 
     def room(self, like: Tensor, slots: int) -> Float[Tensor, "layers b kv slots w"]:
         """Empty slots of a cache, of the batch, type and place of `like`."""

@@ -163,6 +163,11 @@ class CardLinear(CodedLinear):
             return F.linear(rows, unpacked(self.codes, self.scales, self.bits))
         return kernels.linear(rows, self.codes, self.scales, self.bits)
 
+    def some(self, first: int, last: int) -> "CardLinear":
+        """The outputs from `first` to `last` alone, on the same memory."""
+        bias = None if self.bias is None else self.bias[first:last]
+        return CardLinear(self.codes[first:last], self.scales[first:last], self.bits, bias)
+
 
 @cache
 def card_kernels() -> Any:
@@ -172,6 +177,16 @@ def card_kernels() -> Any:
     except ImportError:
         return None
     return triton_kernel
+
+
+@cache
+def layer_kernels() -> Any:
+    """The module of Triton's kernels between products; None where Triton is not installed."""
+    try:
+        from athena_vla.models.weights import triton_row
+    except ImportError:
+        return None
+    return triton_row
 
 
 def unpacked(codes: Tensor, scales: Tensor, bits: int) -> Tensor:

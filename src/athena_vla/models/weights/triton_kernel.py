@@ -35,15 +35,17 @@ def _one_row(
     x,
     codes,
     scales,
+    add,
     y,
     outputs,
     K: tl.constexpr,
     GROUP: tl.constexpr,
     BITS: tl.constexpr,
+    ADD: tl.constexpr,
     R: tl.constexpr,
     W: tl.constexpr,
 ):
-    """`y[outputs] = weight @ x`: R outputs of a program, W words of 32 bits of their codes at a time."""
+    """`y[outputs] = weight @ x`, and `+ add`: R outputs of a program, W words of 32 bits of their codes at a time."""
     EACH: tl.constexpr = 32 // BITS  # codes of a word
     WORDS: tl.constexpr = K // EACH
     rows = tl.program_id(0) * R + tl.arange(0, R)
@@ -84,7 +86,10 @@ def _one_row(
             part += _code(high, 8, 8) * (x3 * (1.0 / 256))[None, :]
         scale = tl.load(scales + place * (K // GROUP) + (word * EACH // GROUP)[None, :], mask=both, other=0.0)
         total += part * scale.to(tl.float32)
-    tl.store(y + rows, tl.sum(total, axis=1).to(y.dtype.element_ty), mask=inside)
+    found = tl.sum(total, axis=1)
+    if ADD:
+        found += tl.load(add + rows, mask=inside, other=0.0).to(tl.float32)
+    tl.store(y + rows, found.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -154,14 +159,24 @@ def _unpack(codes, scales, weight, outputs, K: tl.constexpr, GROUP: tl.constexpr
     tl.store(weight + output * K + column, (value * scale).to(weight.dtype.element_ty), mask=there)
 
 
-def one_row(x: Tensor, codes: Tensor, scales: Tensor, bits: int, rows: int = 0, words: int = 512) -> Tensor:
-    """`[outputs]` of one row `x` `[inputs]`."""
+def one_row(
+    x: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    bits: int,
+    rows: int = 0,
+    words: int = 512,
+    warps: int = 4,
+    add: Tensor | None = None,
+) -> Tensor:
+    """`[outputs]` of one row `x` `[inputs]`, and `add` `[outputs]`."""
     outputs, inputs = _sizes(codes, bits)
     y = torch.empty(outputs, dtype=x.dtype, device=x.device)
     rows = rows or (4 if outputs * inputs <= _SMALL_WEIGHT else 8)
     options: dict[str, Any] = {"GROUP": inputs // scales.shape[1], "BITS": bits, "R": rows, "W": words}
+    options |= {"ADD": add is not None, "num_warps": warps}
     grid = (triton.cdiv(outputs, rows),)
-    _one_row[grid](x, codes.view(torch.int32), scales, y, outputs, K=inputs, **options, num_warps=4)
+    _one_row[grid](x, codes.view(torch.int32), scales, y if add is None else add, y, outputs, K=inputs, **options)
     return y
 
 
