@@ -3,8 +3,9 @@
 The numbers depend on actor, scenes and setup only, never on the number of workers or on interruptions.
 """
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -82,24 +83,33 @@ def closed_loop(
     total = sum(len(w) for w in wanted.values())
     done = total - len(jobs)
     progress(done, total, SCENES)
-    workers = config.workers or os.cpu_count() or 1
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # one worker runs here, and must compute what a spawned one computes
-    runs = run_jobs(
-        make_runner, config.setup, jobs, workers=workers, place=config.on, describe=_describe, error=EvaluationError
-    )
     try:
-        for number, result in runs:
-            stores[jobs[number].actor.name].add(result)
-            done += 1
-            progress(done, total, SCENES, result.actor)
+        with contextlib.closing(played(jobs, config.setup, config.workers, config.on, _describe)) as runs:
+            for job, result in runs:
+                stores[job.actor.name].add(result)
+                done += 1
+                progress(done, total, SCENES, result.actor)
     finally:
-        runs.close()
-        torch.set_num_threads(threads)
         for store in stores.values():
             store.journal.close()
     episodes = {n: tuple(stores[n].rows[s] for s in wanted[n]) for n in names}
     return ClosedLoopResult({n: summarise(episodes[n]) for n in names}, episodes, scenes, config.setup, reused)
+
+
+def played(
+    jobs: Sequence[Job], setup: Setup, workers: int, on: Place, describe: Callable[[Job], str]
+) -> Generator[tuple[Job, EpisodeResult], None, None]:
+    """Each job with its episode, as they finish; `workers` 0 is one per core. Close it where it is left early."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # one worker runs here, and must compute what a spawned one computes
+    count = workers or os.cpu_count() or 1
+    runs = run_jobs(make_runner, setup, jobs, workers=count, place=on, describe=describe, error=EvaluationError)
+    try:
+        for number, result in runs:
+            yield jobs[number], result
+    finally:
+        runs.close()
+        torch.set_num_threads(threads)
 
 
 def _describe(job: Job) -> str:

@@ -4,23 +4,21 @@ Each scene is played twice from the same start: told of one object, then of anot
 what was said. Resumable per episode, the same numbers for any number of workers.
 """
 
+import contextlib
 import itertools
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import athena_vla.embodiment as embodiment
 from athena_vla.errors import EvaluationError
 from athena_vla.evaluate.actors import ActorSpec
-from athena_vla.evaluate.closedloop import SCENES_PER_SEED, Store
+from athena_vla.evaluate.closedloop import SCENES_PER_SEED, Store, played
 from athena_vla.evaluate.pair_summary import InstructionPairs, pair_summary
 from athena_vla.evaluate.results import Setup
-from athena_vla.evaluate.rollout import Job, make_runner
-from athena_vla.jobs import Place, run_jobs
+from athena_vla.evaluate.rollout import Job
+from athena_vla.jobs import Place
 from athena_vla.progress import Progress, quiet
 from athena_vla.sim.rail import scene_of
 from athena_vla.sim.tasks import twin
@@ -65,20 +63,13 @@ def instruction_pairs(
     jobs = [j for j in every if j.scene not in stores[j.actor.name, j.twin].rows]
     done = len(every) - len(jobs)
     progress(done, len(every), PAIRS)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # one worker runs here, and must compute what a spawned one computes
-    workers = config.workers or os.cpu_count() or 1
-    runs = run_jobs(
-        make_runner, config.setup, jobs, workers=workers, place=config.on, describe=_describe, error=EvaluationError
-    )
     try:
-        for number, result in runs:
-            stores[jobs[number].actor.name, jobs[number].twin].add(result)
-            done += 1
-            progress(done, len(every), PAIRS, result.actor)
+        with contextlib.closing(played(jobs, config.setup, config.workers, config.on, _describe)) as runs:
+            for job, result in runs:
+                stores[job.actor.name, job.twin].add(result)
+                done += 1
+                progress(done, len(every), PAIRS, result.actor)
     finally:
-        runs.close()
-        torch.set_num_threads(threads)
         for store in stores.values():
             store.journal.close()
     solved: Mapping[str, list[tuple[bool, bool]]] = {

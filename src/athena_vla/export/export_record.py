@@ -46,8 +46,7 @@ def replayed(
     runner: Policy, source: Bundle, folder: Path, record: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Gate]]:
     """Deviation in radians and gates of what was written; what it ran on goes into the record."""
-    deviation: dict[str, Any] = {}
-    deviation |= replay(runner, source.golden)
+    deviation: dict[str, Any] = {**replay(runner, source.golden)}
     gates = sensitivity(runner, source.golden.observations)
     record["ran_on"] = runner.engine.taken.to_dict()
     write_record(folder, record)
