@@ -72,7 +72,21 @@ ALLOWED: dict[str, set[str]] = {
     "demo": EVIDENCE | ROBOT_SIDE | {"serve", "bench", "sweep", "report"},
     "cli": EVIDENCE
     | ROBOT_SIDE
-    | {"serve", "hub", "view", "bench", "sweep", "report", "demo", "improve", "drive", "trials", "incident", "doctor", "extras"},
+    | {
+        "serve",
+        "hub",
+        "view",
+        "bench",
+        "sweep",
+        "report",
+        "demo",
+        "improve",
+        "drive",
+        "trials",
+        "incident",
+        "doctor",
+        "extras",
+    },
 }
 OWN_RULE = {
     "errors",

@@ -261,6 +261,9 @@ def _opened(config: ImproveConfig) -> Improving:
             f"'{config.bundle}' drives '{robot.name}' ({robot.hash}), '{config.data}' holds motions of "
             f"'{data.robot.name}' ({data.robot.hash}). Give the set that the policy was trained on."
         )
+    for folder in config.folders:
+        if not folder.exists():
+            raise TrainingError(f"There are no recordings '{folder}'; athena drive --record makes them.")
     if not robot.mjcf or on_rail(robot):
         if not config.folders:
             raise TrainingError(
@@ -268,9 +271,6 @@ def _opened(config: ImproveConfig) -> Improving:
                 "Drive the robot with athena drive --teleop --record FOLDER, and give --corrector recordings FOLDER."
             )
         return Improving(config, data, None, ())
-    for folder in config.folders:
-        if not folder.exists():
-            raise TrainingError(f"There are no recordings '{folder}'; athena drive --record makes them.")
     setup = Setup(robot=robot.name, replan_every=data.horizon, owners=driven_by_policy(robot))
     try:
         old = families_of(data)[1]
