@@ -21,6 +21,7 @@ pytest.importorskip("torch", reason="rounds train (extra train)")
 
 from athena_vla import bundle, embodiment
 from athena_vla.dataset.build import BuildConfig, build
+from athena_vla.dataset.dataset import Dataset
 from athena_vla.embodiment import ActionChunk, Embodiment, Observation
 from athena_vla.errors import AthenaError, EvaluationError, TrainingError, UnknownName
 from athena_vla.evaluate.closedloop import SCENES_PER_SEED
@@ -31,6 +32,7 @@ from athena_vla.improve.collecting import Collect, play_scene
 from athena_vla.improve.correcting import PATIENCE, WRONG, SceneCorrector
 from athena_vla.improve.improve_config import FIRST_SEED, MOST_ROUNDS
 from athena_vla.improve.keeping_rule import worse_p
+from athena_vla.policy import Policy
 from athena_vla.recordings.formats.isaac_folder import OpenOptions, open_path
 from athena_vla.sim.experts import Expert
 from athena_vla.sim.record import RecordConfig, record
@@ -168,7 +170,7 @@ class Still:
         rows = np.repeat(observation.state[None], 8, axis=0)
         if self._plan is not None:
             rows = np.stack([self._plan.at(observation.time + (k + 1) * step) for k in range(8)])
-        return ActionChunk(rows.astype(np.float32), self._body.action_joints, step, observation.time)
+        return ActionChunk(np.asarray(rows, np.float64), self._body.action_joints, step, observation.time)
 
 
 def judged(**changes: Any) -> Any:
@@ -245,6 +247,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def toy_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("toy")
+    write(folder / "rec", *(clean(i, length=20) for i in range(20)))
+    build(BuildConfig(input=folder / "rec", out=folder / "set", robot="toy", horizon=4, workers=1))
+    return folder
+
+
 def small(data: Path, out: Path, **changes: Any) -> ImproveConfig:
     told = {"scenes": 3, "test_scenes": 7, "rounds": 1, "steps": 2, "workers": 1, "change": "batch=4"}
     return ImproveConfig(**{"bundle": Path("builtin:base"), "data": data / "set", "out": out, **told, **changes})
@@ -293,7 +303,8 @@ PARTS = ("collect", "build", "finetune", "merge", "in_simulator")
 def test_stopped_after_each_part_nothing_is_lost(
     whole: ImproveResult, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, calls = small(data, tmp_path / "out"), dict.fromkeys(PARTS, 0)
+    config = small(data, tmp_path / "out")
+    calls: dict[str, int] = dict.fromkeys(PARTS, 0)
     for part in PARTS:
         real = getattr(improving, part)
 
@@ -358,6 +369,38 @@ def test_corrections_by_recordings(whole: ImproveResult, data: Path, tmp_path: P
     assert first.success is not None, "the robot has a simulator"
 
 
+def test_without_a_simulator_held_out_episodes_are_compared(toy_set: Path, tmp_path: Path) -> None:
+    base = write_base(toy_set / "model", embodiment.load("toy")).path
+    new = write(tmp_path / "new", *(clean(i, length=20) for i in range(20, 40)))
+    told = {"corrector": ("recordings", str(new)), "rounds": 0, "samples": 40, "change": "batch=2,precision=fp32"}
+    result = improve(small(toy_set, tmp_path / "out", bundle=base, **told))
+    (first,) = result.rounds
+    assert first.success is None
+    assert first.episodes == 20
+    assert first.test_scenes > 0
+    assert "Success was not judged: there is no simulator of this robot here" in first.not_judged[0]
+    assert any("athena trials draw" in note for note in result.notes)
+    # The same comparison by hand: held-out episodes in which the new policy is further from what was recorded.
+    lost = gained = 0
+    for folder in (toy_set / "set", tmp_path / "out/round_1/dataset"):
+        dataset = Dataset.open(folder)
+        errors: list[dict[str, list[float]]] = []
+        for path in (base, Path(first.candidate)):
+            policy, found = Policy.load(path), dict[str, list[float]]()
+            for index in dataset.validation[:40]:
+                sample = dataset[int(index)]
+                miss = np.abs(policy.act(sample.observation).positions[:4] - sample.chunk)[
+                    np.asarray(sample.valid, bool)
+                ]
+                found.setdefault(sample.episode, []).append(float(miss.mean()))
+            errors.append(found)
+        for episode, before in errors[0].items():
+            change = np.mean(errors[1][episode]) - np.mean(before)
+            lost, gained = lost + (change > 0), gained + (change < 0)
+    tasks = first.decision.tasks
+    assert (sum(t.lost for t in tasks), sum(t.gained for t in tasks)) == (lost, gained)
+
+
 # Bad input
 
 
@@ -383,14 +426,6 @@ def test_corrections_by_recordings(whole: ImproveResult, data: Path, tmp_path: P
 def test_settings_that_cannot_be(changes: dict[str, Any], text: str, tmp_path: Path) -> None:
     with pytest.raises((TrainingError, UnknownName), match=text):
         ImproveConfig(bundle=tmp_path, data=tmp_path, **changes)
-
-
-@pytest.fixture(scope="module")
-def toy_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("toy")
-    write(folder / "rec", *(clean(i, length=20) for i in range(3)))
-    build(BuildConfig(input=folder / "rec", out=folder / "set", robot="toy", horizon=4, workers=1))
-    return folder
 
 
 def refused(config: ImproveConfig, text: str) -> None:

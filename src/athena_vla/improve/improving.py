@@ -7,7 +7,6 @@ where it was interrupted: scenes and test episodes one by one, the build by epis
 import dataclasses
 import os
 import signal
-from dataclasses import dataclass
 from pathlib import Path
 
 from athena_vla import files
@@ -16,47 +15,24 @@ from athena_vla.dataset.build import BuildConfig, build
 from athena_vla.dataset.dataset import Dataset
 from athena_vla.errors import TrainingError
 from athena_vla.evaluate.closedloop import SCENES_PER_SEED
-from athena_vla.evaluate.results import Setup, driven_by_policy
-from athena_vla.evaluate.training_by_success import families_of
 from athena_vla.finetune.merge_config import MergeConfig
 from athena_vla.finetune.result import FILE
 from athena_vla.gate import failed
-from athena_vla.improve.collecting import Collect, Collected, collect, has_episodes, listing
+from athena_vla.improve.collecting import Collect, Collected, collect
 from athena_vla.improve.improve_config import ENOUGH_SCENES, ImproveConfig
 from athena_vla.improve.improve_page import write_page
 from athena_vla.improve.judging import Judged, in_simulator, on_recordings
 from athena_vla.improve.keeping_rule import decide
 from athena_vla.improve.round_result import ImproveResult, RoundResult, sentences
+from athena_vla.improve.shared_inputs import Improving, claim_folder, open_inputs
 from athena_vla.merge import merge
 from athena_vla.plan.advised_finetune import finetune
 from athena_vla.progress import Progress, quiet
-from athena_vla.sim.rail import on_rail
 from athena_vla.stopping import Interrupted
 
-SETTINGS, RESULT, PAGE, ROUND = "improve.json", "result.json", "report.html", "round.json"
-VERSION = 1  # changes whenever the same settings would give other rounds
+RESULT, PAGE, ROUND = "result.json", "report.html", "round.json"
 PARTS = ("play", "build", "train", "merge", "compare")
 SCENE_SECONDS, STEP_SECONDS, EPISODE_SECONDS = 1.0, 0.35, 0.5  # [s] on one core, for progress
-
-
-@dataclass(frozen=True)
-class Improving:
-    """What all rounds share."""
-
-    config: ImproveConfig
-    data: Dataset
-    setup: Setup | None  # None without a simulator
-    old: tuple[str, ...]  # tasks of the set, as the simulator calls them
-
-    def folder(self, number: int) -> Path:
-        return self.config.out / f"round_{number}"
-
-    def recordings(self, number: int, now: Path) -> tuple[Path, ...]:
-        """All corrections until this round, whose folder is still `now`."""
-        if self.config.folders:
-            return self.config.folders
-        rounds = [*(self.folder(n) for n in range(1, number)), now]
-        return tuple(f / "recordings" for f in rounds if has_episodes(f / "recordings"))
 
 
 def improve(config: ImproveConfig, progress: Progress = quiet) -> ImproveResult:
@@ -65,8 +41,8 @@ def improve(config: ImproveConfig, progress: Progress = quiet) -> ImproveResult:
     Raises `TrainingError` where policy, set and corrector do not fit, and what the stages raise.
     """
     with files.lock(config.out, TrainingError):
-        work = _opened(config)
-        _open_folder(config, work)
+        work = open_inputs(config)
+        claim_folder(config, work)
         progress.plan({f"round {n}": 1.0 for n in range(1, config.round_count + 1)})
         rounds: list[RoundResult] = []
         try:
@@ -165,7 +141,7 @@ def _round(
 
 def _played(work: Improving, number: int, policy: Path, now: Path, progress: Progress) -> Collected:
     config = work.config
-    assert work.setup is not None  # `_opened` has asked
+    assert work.setup is not None  # `open_inputs` has asked
     job = Collect(
         policy=str(policy),
         recordings=now / "recordings",
@@ -245,65 +221,3 @@ def _start(work: Improving, progress: Progress) -> Path:
             merge(MergeConfig(work.config.bundle, merged))
         return merged
     return bundle.path
-
-
-def _opened(config: ImproveConfig) -> Improving:
-    """Policy, set and corrector, if they fit."""
-    bundle, data = Bundle.open(config.bundle, verify=False), Dataset.open(config.data)
-    robot, stage = bundle.robot, bundle.manifest.stage
-    if not bundle.manifest.adapter and stage not in ("base", "merged"):
-        raise TrainingError(
-            f"'{config.bundle}' is a bundle of stage '{stage}'; only float weights can be trained on. Improve the "
-            "bundle that it was made from, then make this one again."
-        )
-    if robot.hash != data.robot.hash:
-        raise TrainingError(
-            f"'{config.bundle}' drives '{robot.name}' ({robot.hash}), '{config.data}' holds motions of "
-            f"'{data.robot.name}' ({data.robot.hash}). Give the set that the policy was trained on."
-        )
-    for folder in config.folders:
-        if not folder.exists():
-            raise TrainingError(f"There are no recordings '{folder}'; athena drive --record makes them.")
-    if not robot.mjcf or on_rail(robot):
-        if not config.folders:
-            raise TrainingError(
-                f"--corrector {config.kind} plays scenes of the embedded simulator, which has none for '{robot.name}'. "
-                "Drive the robot with athena drive --teleop --record FOLDER, and give --corrector recordings FOLDER."
-            )
-        return Improving(config, data, None, ())
-    setup = Setup(robot=robot.name, replan_every=data.horizon, owners=driven_by_policy(robot))
-    try:
-        old = families_of(data)[1]
-    except TrainingError:
-        if not config.folders:
-            raise
-        return Improving(config, data, None, ())
-    return Improving(config, data, setup, old)
-
-
-def _open_folder(config: ImproveConfig, work: Improving) -> None:
-    """Lay claim to the folder: it is new, or holds rounds of the same settings."""
-    settings = {
-        "version": VERSION,
-        **config.identity(),
-        "policy": Bundle.open(config.bundle, verify=False).hash,
-        "set": work.data.hash,
-        "recordings": listing(config.folders),
-    }
-    marker = config.out / SETTINGS
-    if marker.is_file() and config.overwrite:
-        files.discard(config.out, TrainingError)
-    elif marker.is_file():
-        there = files.read_json_object(marker, TrainingError)
-        differ = sorted(k for k in there.keys() | settings.keys() if there.get(k) != settings.get(k))
-        if differ:
-            raise TrainingError(
-                f"'{config.out}' holds rounds of other settings ({', '.join(differ)}). Choose another folder with "
-                "--out, or replace it with --overwrite."
-            )
-        return
-    files.require_free(
-        config.out, overwrite=False, what="a folder of rounds", ours=lambda _: False, error=TrainingError
-    )
-    config.out.mkdir(parents=True, exist_ok=True)
-    files.write_json(marker, settings, TrainingError)
