@@ -67,11 +67,26 @@ ALLOWED: dict[str, set[str]] = {
     "doctor": set(),
     "drive": MODELS | {"control", "wire", "sim", "serve"},
     "trials": {"evaluate", "drive"},
+    "improve": EVIDENCE,
     "incident": {"recordings", "control", "wire", "ros2", "sim"},
     "demo": EVIDENCE | ROBOT_SIDE | {"serve", "bench", "sweep", "report"},
     "cli": EVIDENCE
     | ROBOT_SIDE
-    | {"serve", "hub", "view", "bench", "sweep", "report", "demo", "drive", "trials", "incident", "doctor", "extras"},
+    | {
+        "serve",
+        "hub",
+        "view",
+        "bench",
+        "sweep",
+        "report",
+        "demo",
+        "improve",
+        "drive",
+        "trials",
+        "incident",
+        "doctor",
+        "extras",
+    },
 }
 OWN_RULE = {
     "errors",

@@ -164,6 +164,14 @@ COMMANDS: dict[str, Command] = {
     "bench": Command("bench", "bench", "BenchConfig", "stage by stage, measured here", ("bundle",)),
     "serve": Command("serve", "serve", "ServeBundleConfig", "a policy over a socket", ("bundle",)),
     "drive": Command("drive.driving", "drive", "DriveConfig", "a robot with a policy, with stop and shadow"),
+    "improve": Command(
+        "improve",
+        "improve",
+        "ImproveConfig",
+        "rounds of corrections and training; a policy is kept unless it is worse",
+        ("bundle",),
+        config_module="improve.improve_config",
+    ),
     "trials draw": Command(
         "trials.trial_commands", "trials_draw", "DrawConfig", "trials on a robot: draw their order", ("out",)
     ),

@@ -114,6 +114,11 @@ class Judge:
         elif self._held >= HOLD_TIME - 1e-9:
             self.success, self.success_time = True, time
 
+    @property
+    def wrong_for(self) -> float:
+        """How long the robot has been at what fails: `HOLD_TIME` of it ends the episode. [s]"""
+        return self._wrong
+
     def _is_wrong(self, measures: Measures, time: float) -> bool:
         wrong = _WRONG.get(self.goal.family)
         return wrong is not None and time > GRACE and wrong(measures, self.goal)
