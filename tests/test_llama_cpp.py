@@ -14,7 +14,7 @@ from athena_vla import embodiment
 from athena_vla.bundle import Bundle
 from athena_vla.embodiment import Embodiment
 from athena_vla.engines import llama_cpp_engine
-from athena_vla.errors import BundleError, ExportError, MissingDependency
+from athena_vla.errors import BundleError, DeviceError, ExportError, MissingDependency
 from athena_vla.export import ExportConfig, export, gguf_decoder
 from athena_vla.models.weights.packed import Packed
 from athena_vla.policy import Policy
@@ -268,3 +268,27 @@ def test_kernels_for_amx_are_left_out(said: bytes, left_out: bool) -> None:
 
     assert _has_amx(SimpleNamespace(llama_print_system_info=lambda: said)) is left_out
     assert _has_amx(SimpleNamespace()) is False
+
+
+@pytest.mark.parametrize(
+    ("device", "cards", "asked"),
+    [
+        ("cpu", (), ["cpu"]),
+        ("auto", (0,), ["auto"]),
+        ("cuda", (0,), ["auto"]),
+        ("cuda:1", (0, 1), ["cuda:1"]),
+        ("cuda:1", (), ["cuda:1", "cpu"]),  # llama.cpp has that card, ONNX Runtime has no code for cards
+    ],
+)
+def test_the_graphs_beside_a_decoder_go_onto_its_card(device, cards, asked, monkeypatch) -> None:
+    seen = []
+
+    class StandIn(llama_cpp_engine.OnnxRuntime):
+        def __init__(self, folder, info, threads, word) -> None:
+            seen.append(word)
+            if word.startswith("cuda:") and int(word[5:]) not in cards:
+                raise DeviceError(f"Device '{word}' cannot be taken.")
+
+    monkeypatch.setattr(llama_cpp_engine, "OnnxRuntime", StandIn)
+    assert isinstance(llama_cpp_engine._graphs(Path("bundle"), {}, 1, device), StandIn)
+    assert seen == asked

@@ -53,8 +53,7 @@ class LlamaCpp(Engine):
         self._library = _library()
         self._own, self._count = own, int(own["outputs"])
         kind, card = parse(device)
-        # On the card too where ONNX Runtime has one; it says what it took.
-        self.graphs = OnnxRuntime(folder, info, threads, "cpu" if kind == "cpu" else "auto")
+        self.graphs = _graphs(folder, info, threads, device)
         self.memory = Owned()
         cuda = bool(self._library.llama_supports_gpu_offload()) and kind != "cpu"
         if kind == "cuda" and not cuda:
@@ -62,7 +61,8 @@ class LlamaCpp(Engine):
                 f"Device '{device}' was not taken: llama.cpp has no GPU code or finds no card. Build it with "
                 'CMAKE_ARGS="-DGGML_CUDA=on", or take --device cpu.'
             )
-        place = (_layers(own), card or 0) if cuda else (0, -1)
+        beside = self.graphs.choice.index if self.graphs.choice.is_cuda else 0
+        place = (_layers(own), beside if card is None else card) if cuda else (0, -1)
         self._decoder = _Decoder(self._library, folder / FILE, own, threads, *place)
         notes = ["" if cuda or device == "cpu" else "llama.cpp has no GPU code or finds no card"]
         notes += [f"vision and rows: {self.graphs.taken}"] if cuda else []
@@ -197,6 +197,17 @@ def _layers(own: Mapping[str, Any]) -> int:
     """How many layers lie on the card."""
     asked = int(own.get("gpu_layers", -1))
     return ALL_LAYERS if asked < 0 else asked
+
+
+def _graphs(folder: Path, info: Mapping[str, Any], threads: int, device: str) -> OnnxRuntime:
+    """The graphs beside the decoder: on its card where ONNX Runtime can have that one, else on the processor."""
+    kind, card = parse(device)
+    if card is None:
+        return OnnxRuntime(folder, info, threads, "cpu" if kind == "cpu" else "auto")
+    try:
+        return OnnxRuntime(folder, info, threads, device)
+    except DeviceError:
+        return OnnxRuntime(folder, info, threads, "cpu")
 
 
 def _library() -> Any:
