@@ -164,6 +164,7 @@ def settings(config: ImproveBenchConfig, folder: Path) -> ImproveConfig:
         scenes=config.played,
         test_scenes=config.scenes,
         steps=config.steps,
+        task_scenes=0,  # both ways are judged on the same scenes
         workers=config.workers,
     )
 

@@ -31,8 +31,10 @@ from athena_vla.improve import ImproveConfig, ImproveResult, decide, improve, im
 from athena_vla.improve.collecting import Collect, play_scene
 from athena_vla.improve.correcting import PATIENCE, WRONG, SceneCorrector
 from athena_vla.improve.improve_config import FIRST_SEED, MOST_ROUNDS
-from athena_vla.improve.keeping_rule import worse_p
+from athena_vla.improve.judging import more_of
+from athena_vla.improve.keeping_rule import further, worse_p
 from athena_vla.policy import Policy
+from athena_vla.progress import quiet
 from athena_vla.recordings.formats.isaac_folder import OpenOptions, open_path
 from athena_vla.sim.experts import Expert
 from athena_vla.sim.record import RecordConfig, record
@@ -109,6 +111,71 @@ def refusals(tasks: Any, repeats: int = 3_000) -> float:
         }
         refused += not decide(counts, old=[*counts], tasks=tasks).keep
     return refused / repeats
+
+
+def refusals_played_on(loss: float, repeats: int) -> float:
+    """The same with further scenes of the tasks that lost the margin; one task truly loses `loss`."""
+    rng, refused, names = np.random.default_rng(2), 0, [str(t) for t in range(7)]
+
+    def played(task: str, scenes: int) -> Kept:
+        b, a = rng.random(scenes) < 0.6, rng.random(scenes) < 0.6 - (loss if task == "0" else 0.0)
+        return Kept(int((b & a).sum()), int((b & ~a).sum()), int((~b & a).sum()), int((~b & ~a).sum()))
+
+    for _ in range(repeats):
+        counts, more = {t: played(t, 30) for t in names}, dict[str, Kept]()
+        while (found := decide(counts, old=names, more=more, enough=1500)).keep and found.unsure:
+            for t in found.unsure:
+                here = 30 + more.get(t, Kept()).scenes
+                more[t] = more.get(t, Kept()).plus(played(t, further(here, 1500) - here))
+        refused += not found.keep
+    return refused / repeats
+
+
+def test_tasks_that_are_played_on_keep_the_promise_and_find_a_loss() -> None:
+    """Policies that have nothing in common: those that share most scenes are refused more rarely."""
+    assert 0.02 < refusals_played_on(0.0, 1_500) <= 0.1
+    assert refusals_played_on(0.2, 150) > 0.8, "a task that lost 20 points; without further scenes most are missed"
+
+
+def test_a_task_that_lost_the_margin_is_played_on_and_no_other(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of one task becomes clear with more scenes; the gain of another, in the first ones, hides nothing."""
+    asked: list[dict[str, int]] = []
+
+    def more(tasks: dict[str, int], *_: Any, **__: Any) -> dict[str, Kept]:
+        asked.append(dict(tasks))
+        return {t: Kept(kept=n - n // 6, lost=n // 6) for t, n in tasks.items()}
+
+    monkeypatch.setattr(improving, "more_of", more)
+    config = dataclasses.replace(small(data, tmp_path / "out"), task_scenes=200)
+    work = improving.open_inputs(config)
+    counts = {"push": Kept(20, 2, 9, 3), "touch": Kept(20, 4, 2, 4)}
+    judged = improving.Judged(counts, ("push", "touch"), None, ())
+    decision = improving._decided(work, 1, tmp_path, tmp_path, tmp_path, judged, (), quiet)
+    assert asked == [{"touch": 70}]
+    assert not decision.keep
+    assert [t.scenes for t in decision.tasks] == [34, 100]
+    assert decision.points > 0, "all scenes are the first ones"
+    asked.clear()
+    once = dataclasses.replace(work, config=dataclasses.replace(config, task_scenes=0))
+    assert improving._decided(once, 1, tmp_path, tmp_path, tmp_path, judged, (), quiet).keep
+    assert not asked
+
+
+def test_further_scenes_are_fresh_and_of_their_task(tmp_path: Path) -> None:
+    base = Path("builtin:base")
+    first = FIRST_SEED * SCENES_PER_SEED + 7
+    told: dict[str, Any] = {"setup": Setup(duration=0.2), "first": first, "workers": 1, "progress": quiet}
+    found = more_of({"push": 1, "touch": 2}, base, base, tmp_path, **told)
+    assert {t: c.scenes for t, c in found.items()} == {"push": 1, "touch": 2}
+    rows = [json.loads(x) for x in (tmp_path / "before.jsonl").read_text().splitlines()]
+    played = [r for r in rows if "scene" in r]
+    assert min(r["scene"] for r in played) >= first
+    again = more_of({"push": 2, "touch": 2}, base, base, tmp_path, **told)
+    assert again["push"].scenes == 2
+    rows = [json.loads(x) for x in (tmp_path / "before.jsonl").read_text().splitlines()]
+    assert sum("scene" in r for r in rows) == 4, "what was played is taken over"
 
 
 def test_equal_policies_are_refused_as_rarely_as_promised() -> None:
@@ -256,7 +323,7 @@ def toy_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def small(data: Path, out: Path, **changes: Any) -> ImproveConfig:
-    told = {"scenes": 3, "test_scenes": 7, "rounds": 1, "steps": 2, "workers": 1, "change": "batch=4"}
+    told = {"scenes": 3, "test_scenes": 7, "rounds": 1, "steps": 2, "workers": 1, "change": "batch=4", "task_scenes": 2}
     return ImproveConfig(**{"bundle": Path("builtin:base"), "data": data / "set", "out": out, **told, **changes})
 
 
@@ -338,7 +405,7 @@ def killed(*words, **named):
     os.kill(os.getpid(), signal.SIGKILL)
 setattr(improving, part, killed)
 improve(ImproveConfig(bundle=Path("builtin:base"), data=Path(sys.argv[1]), out=Path(sys.argv[2]), scenes=3,
-    test_scenes=7, rounds=1, steps=2, workers=1, change="batch=4"))
+    test_scenes=7, rounds=1, steps=2, workers=1, change="batch=4", task_scenes=2))
 """
 
 

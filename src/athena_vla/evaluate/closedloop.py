@@ -63,8 +63,11 @@ def closed_loop(
     actors: Sequence[ActorSpec],
     config: ClosedLoopConfig,
     progress: Progress = quiet,
+    scenes: tuple[int, ...] = (),
 ) -> ClosedLoopResult:
-    """Play all actors on all scenes. Ablated actors play only scenes with an object to find.
+    """Play all actors on all scenes: those of the seed, or `scenes` by number.
+
+    Ablated actors play only scenes with an object to find.
 
     Raises `EvaluationError` for two actors of one name, no episodes, or an actor that cannot act.
     """
@@ -73,7 +76,7 @@ def closed_loop(
         raise EvaluationError(f"Actors need names of their own, these were given: {', '.join(names) or 'none'}.")
     if config.episodes < 1:
         raise EvaluationError(f"{config.episodes} episodes cannot be played; 100 or more give useful intervals.")
-    scenes = tuple(config.seed * SCENES_PER_SEED + i for i in range(config.episodes))
+    scenes = scenes or tuple(config.seed * SCENES_PER_SEED + i for i in range(config.episodes))
     robot = embodiment.load(config.setup.robot)
     with_object = {s for s in scenes if object_task(scene_of(robot, s, config.setup.split))}
     stores = {a.name: Store(config.out, a, config.setup) for a in actors}

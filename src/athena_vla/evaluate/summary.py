@@ -66,6 +66,14 @@ class Kept:
     gained: int = 0
     neither: int = 0
 
+    @property
+    def scenes(self) -> int:
+        return self.kept + self.lost + self.gained + self.neither
+
+    def plus(self, other: "Kept") -> "Kept":
+        """Both together."""
+        return Kept(*(a + b for a, b in zip(self.__dict__.values(), other.__dict__.values(), strict=True)))
+
     def to_dict(self) -> dict[str, int]:
         return dict(self.__dict__)
 

@@ -50,8 +50,11 @@ class ImproveConfig:
     margin: float = 5.0
     """Loss of an old task that refuses a policy. [points]"""
     tasks: TaskRule = "tested"
-    """tested: such a loss counts where chance does not explain it. observed: the bare number counts, which refuses
-    most policies that are no worse unless there are thousands of scenes."""
+    """tested: an old task that lost so much is played on until chance does not explain it, until the loss is below
+    the margin, or on task_scenes. observed: the bare number counts at once, which refuses most policies that are no
+    worse unless there are thousands of scenes."""
+    task_scenes: int = 1500
+    """Most scenes of an old task that lost the margin; there the bare number counts. 0 plays no further scenes."""
     preset: str = "demo"
     """Preset of athena train."""
     steps: int = 200
@@ -83,7 +86,10 @@ class ImproveConfig:
             )
         if not 0 <= self.rounds <= MOST_ROUNDS:
             raise TrainingError(f"--rounds is a number up to {MOST_ROUNDS}, it is {self.rounds}.")
-        if min(self.scenes, self.test_scenes, self.samples) < 1 or min(self.steps, self.seed, self.workers) < 0:
+        if (
+            min(self.scenes, self.test_scenes, self.samples) < 1
+            or min(self.steps, self.seed, self.workers, self.task_scenes) < 0
+        ):
             raise TrainingError(
                 "--scenes, --test-scenes and --samples are counts of 1 and more; no number is negative."
             )

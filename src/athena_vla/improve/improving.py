@@ -15,14 +15,15 @@ from athena_vla.dataset.build import BuildConfig, build
 from athena_vla.dataset.dataset import Dataset
 from athena_vla.errors import TrainingError
 from athena_vla.evaluate.closedloop import SCENES_PER_SEED
+from athena_vla.evaluate.summary import Kept
 from athena_vla.finetune.merge_config import MergeConfig
 from athena_vla.finetune.result import FILE
 from athena_vla.gate import failed
 from athena_vla.improve.collecting import Collect, Collected, collect
 from athena_vla.improve.improve_config import ENOUGH_SCENES, ImproveConfig
 from athena_vla.improve.improve_page import write_page
-from athena_vla.improve.judging import Judged, in_simulator, on_recordings
-from athena_vla.improve.keeping_rule import decide
+from athena_vla.improve.judging import Judged, in_simulator, more_of, on_recordings
+from athena_vla.improve.keeping_rule import Decision, decide, further
 from athena_vla.improve.round_result import ImproveResult, RoundResult, sentences
 from athena_vla.improve.shared_inputs import Improving, claim_folder, open_inputs
 from athena_vla.merge import merge
@@ -114,9 +115,7 @@ def _round(
     if not is_bundle(candidate):
         merge(MergeConfig(adapter, candidate), progress.part("merge"))
     judged = _judged(work, number, policy, candidate, now, new, progress.part("compare"))
-    decision = decide(
-        judged.counts, old=judged.old, level=config.level, margin=config.margin, tasks=config.tasks, refused=refused
-    )
+    decision = _decided(work, number, policy, candidate, now, judged, refused, progress)
     earlier = before[-1].all_steps if before else 0
     result = RoundResult(
         number=number,
@@ -129,7 +128,7 @@ def _round(
         episodes=played.episodes or len(new.episodes),
         steps=steps_now,
         all_steps=earlier + steps_now,
-        test_scenes=sum(t.scenes for t in decision.tasks),
+        test_scenes=sum(c.scenes for c in judged.counts.values()),
         success=judged.success,
         decision=decision,
         not_judged=judged.not_judged,
@@ -209,6 +208,50 @@ def _judged(
         workers=config.workers,
         progress=progress,
     )
+
+
+def _decided(
+    work: Improving,
+    number: int,
+    policy: Path,
+    candidate: Path,
+    now: Path,
+    judged: Judged,
+    refused: tuple[str, ...],
+    progress: Progress,
+) -> Decision:
+    """The decision; old tasks that lost the margin by chance so far are played on until it is clear."""
+    config, more = work.config, dict[str, Kept]()
+    on = work.setup is not None and config.tasks == "tested" and config.task_scenes > 0
+    while True:
+        decision = decide(
+            judged.counts,
+            old=judged.old,
+            level=config.level,
+            margin=config.margin,
+            tasks=config.tasks,
+            more=more,
+            enough=config.task_scenes if on else 0,
+            refused=refused,
+        )
+        if not (on and decision.keep and decision.unsure):
+            return decision
+        assert work.setup is not None
+        had = {t: judged.counts[t].scenes for t in judged.counts}
+        wanted = {t: c.scenes for t, c in more.items()}
+        for task in decision.unsure:
+            wanted[task] = further(had[task] + wanted.get(task, 0), config.task_scenes) - had[task]
+            progress.say(f"'{task}' has lost the margin, perhaps by chance: {wanted[task]} further scenes of it.")
+        more = more_of(
+            wanted,
+            policy,
+            candidate,
+            now / "further",
+            setup=dataclasses.replace(work.setup, split=config.split),
+            first=config.test_seed(number) * SCENES_PER_SEED + config.test_scenes,
+            workers=config.workers,
+            progress=progress.part("compare"),
+        )
 
 
 def _start(work: Improving, progress: Progress) -> Path:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from athena_vla import embodiment
 from athena_vla.dataset.dataset import Dataset
 from athena_vla.evaluate.actors import ActorSpec
 from athena_vla.evaluate.closedloop import ClosedLoopConfig, closed_loop
@@ -15,8 +16,10 @@ from athena_vla.evaluate.statistics import Interval, PairedTest, Proportion
 from athena_vla.evaluate.summary import Kept, compare_pair, kept_by_task
 from athena_vla.policy import Policy
 from athena_vla.progress import Progress
+from athena_vla.sim.rail import scene_of
 
 BEFORE, AFTER = "before", "after"
+LOOKED_AT = 100_000  # scenes at most, to find those of a task
 HELD_OUT = "recorded episodes held out"  # what progress calls them
 
 
@@ -68,6 +71,32 @@ def in_simulator(
     success = Success(played.actors[BEFORE].success, played.actors[AFTER].success, paired)
     said = tuple(f"The test has no scene of the old task '{t}'." for t in old if t not in counts)
     return Judged(counts, old, success, said)
+
+
+def more_of(
+    tasks: dict[str, int],
+    before: Path,
+    after: Path,
+    out: Path,
+    *,
+    setup: Setup,
+    first: int,
+    workers: int,
+    progress: Progress,
+) -> dict[str, Kept]:
+    """So many further scenes of single tasks, by number from `first` on; what an earlier call played is taken over."""
+    robot, wanted = embodiment.load(setup.robot), dict(tasks)
+    chosen: list[int] = []
+    for scene in range(first, first + LOOKED_AT):
+        if not any(wanted.values()):
+            break
+        task = scene_of(robot, scene, setup.split).goal.family
+        if wanted.get(task):
+            wanted[task] -= 1
+            chosen.append(scene)
+    actors = [ActorSpec(BEFORE, source=str(before)), ActorSpec(AFTER, source=str(after))]
+    played = closed_loop(actors, ClosedLoopConfig(out=out, workers=workers, setup=setup), progress, tuple(chosen))
+    return kept_by_task(played.episodes[BEFORE], played.episodes[AFTER])
 
 
 def on_recordings(

@@ -1,10 +1,12 @@
 """Whether a new policy is kept: exact one-sided tests on the scenes that both policies played. Pure arithmetic.
 
-With the tested rule the chance to refuse a policy that is as good as the old one is at most `level`, whatever the
-number of scenes and tasks: half of it is the test of all scenes, the other half is shared by the old tasks. Each
-test is the exact conditional binomial of McNemar, and the sum bounds the chance of any refusal (Bonferroni).
+Half of `level` is the test of all scenes, the other half is shared by the old tasks (Bonferroni); each test is the
+exact conditional binomial of McNemar. An old task that lost the margin, and may have done so by chance, is played on:
+from `enough` scenes on the bare number counts. Together they refuse a policy as good as the old one in fewer than one
+of ten rounds; the tests simulate it.
 """
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,6 +15,8 @@ from athena_vla.errors import EvaluationError
 from athena_vla.evaluate.statistics import binomial_half_cdf
 from athena_vla.evaluate.summary import Kept
 from athena_vla.improve.improve_config import TaskRule
+
+LOOKS = 5  # at a task that is played on, each at a share of its level: 100, 200, 400 scenes and so on
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Decision:
     task_level: float  # of each old task's test; 0 where the bare number counts
     tasks: tuple[TaskChange, ...]
     reasons: tuple[str, ...]  # for a refusal
-    unsure: tuple[str, ...]  # old tasks that lost the margin, which chance explains
+    unsure: tuple[str, ...]  # old tasks that lost the margin, which chance explains until now
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -61,6 +65,11 @@ def worse_p(lost: int, gained: int) -> float:
     return binomial_half_cdf(gained, lost + gained)
 
 
+def further(scenes: int, most: int) -> int:
+    """How many scenes of a task are next looked at: twice as many, 100 at least, `most` at most."""
+    return max(scenes, min(most, max(2 * scenes, 100)))
+
+
 def decide(
     counts: Mapping[str, Kept],
     *,
@@ -68,21 +77,28 @@ def decide(
     level: float = 0.1,
     margin: float = 5.0,
     tasks: TaskRule = "tested",
+    more: Mapping[str, Kept] | None = None,
+    enough: int = 0,
     refused: tuple[str, ...] = (),
 ) -> Decision:
     """Keep the new policy unless it is worse on all scenes, or on one of the `old` tasks by `margin` points.
 
-    `refused` are reasons from elsewhere, such as a failed gate. Raises `EvaluationError` where nothing was compared.
+    `more` are further scenes of single tasks: they speak of these alone. A task of `enough` scenes and more refuses
+    by the bare number; 0 is never. `refused` are reasons from elsewhere, such as a failed gate. Raises
+    `EvaluationError` where nothing was compared.
     """
-    if not any(_scenes(c) for c in counts.values()):
+    if not any(c.scenes for c in counts.values()):
         raise EvaluationError("Nothing was compared: a decision needs scenes that both policies played.")
-    compared_old = [t for t in counts if t in old and _scenes(counts[t])]
+    compared_old = [t for t in counts if t in old and counts[t].scenes]
     tested = tasks == "tested" and bool(compared_old)
     whole = level / 2 if tested else level
     each = level / 2 / len(compared_old) if tested else 0.0
-    changes = tuple(_change(t, c, t in old, margin, tasks, each) for t, c in sorted(counts.items()) if _scenes(c))
-    lost, gained = sum(c.lost for c in changes), sum(c.gained for c in changes)
-    points, p = 100 * (gained - lost) / sum(c.scenes for c in changes), worse_p(lost, gained)
+    bare = 0 if tasks == "observed" else enough or math.inf  # scenes from which on the bare number counts
+    added = {t: c.plus((more or {}).get(t, Kept())) for t, c in sorted(counts.items()) if c.scenes}
+    again = {t: each / LOOKS if c.scenes > counts[t].scenes else each for t, c in added.items()}
+    changes = tuple(_change(t, c, t in old, margin, bare, again[t]) for t, c in added.items())
+    lost, gained = sum(c.lost for c in counts.values()), sum(c.gained for c in counts.values())
+    points, p = 100 * (gained - lost) / sum(c.scenes for c in counts.values()), worse_p(lost, gained)
     reasons = list(refused)
     if p <= whole:
         reasons.append(f"worse on all scenes: {points:+.1f} points, {lost} lost and {gained} gained, p = {p:.3f}")
@@ -95,15 +111,11 @@ def decide(
     return Decision(not reasons, points, p, whole, each, changes, tuple(reasons), unsure)
 
 
-def _change(task: str, c: Kept, old: bool, margin: float, rule: TaskRule, level: float) -> TaskChange:
-    points, p = 100 * (c.gained - c.lost) / _scenes(c), worse_p(c.lost, c.gained)
-    worse = old and _lost_margin(points, margin) and (rule == "observed" or p <= level)
+def _change(task: str, c: Kept, old: bool, margin: float, bare: float, level: float) -> TaskChange:
+    points, p = 100 * (c.gained - c.lost) / c.scenes, worse_p(c.lost, c.gained)
+    worse = old and _lost_margin(points, margin) and (c.scenes >= bare or p <= level)
     return TaskChange(task, old, c.kept, c.lost, c.gained, c.neither, points, p, worse)
 
 
 def _lost_margin(points: float, margin: float) -> bool:
     return points < 0 and points <= -margin + 1e-9
-
-
-def _scenes(c: Kept) -> int:
-    return c.kept + c.lost + c.gained + c.neither

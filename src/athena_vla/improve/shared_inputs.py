@@ -14,7 +14,7 @@ from athena_vla.improve.improve_config import ImproveConfig
 from athena_vla.sim.rail import on_rail
 
 SETTINGS = "improve.json"
-VERSION = 1  # changes whenever the same settings would give other rounds
+VERSION = 2  # changes whenever the same settings would give other rounds
 
 
 @dataclass(frozen=True)
