@@ -13,6 +13,7 @@ from athena_vla.sim.scene import Split
 Corrector = Literal["script", "none", "recordings"]
 TaskRule = Literal["tested", "observed"]
 MOST_ROUNDS = 50
+MOST_TASK_SCENES = 10_000  # more of one task than a seed's scenes surely hold would be looked for without end
 ENOUGH_SCENES = 200  # a decision on fewer is said to be one
 FIRST_SEED = 2000  # rounds take scenes of the seeds from here on: even ones to learn from, odd ones to be judged on
 NOT_OF_THE_RESULT = ("out", "bundle", "data", "rounds", "workers", "overwrite")
@@ -93,6 +94,8 @@ class ImproveConfig:
             raise TrainingError(
                 "--scenes, --test-scenes and --samples are counts of 1 and more; no number is negative."
             )
+        if self.task_scenes > MOST_TASK_SCENES:
+            raise TrainingError(f"--task-scenes is {MOST_TASK_SCENES:,} at most, it is {self.task_scenes:,}.")
         for name, low, high in (("replay", 0.0, 0.99), ("level", 0.001, 0.5), ("margin", 0.0, 100.0)):
             if not low <= getattr(self, name) <= high:
                 raise TrainingError(f"--{name} is a number from {low:g} to {high:g}, it is {getattr(self, name)}.")

@@ -9,7 +9,7 @@ import numpy as np
 from athena_vla import embodiment
 from athena_vla.dataset.dataset import Dataset
 from athena_vla.evaluate.actors import ActorSpec
-from athena_vla.evaluate.closedloop import ClosedLoopConfig, closed_loop
+from athena_vla.evaluate.closedloop import SCENES_PER_SEED, ClosedLoopConfig, closed_loop
 from athena_vla.evaluate.openloop import spread
 from athena_vla.evaluate.results import Setup
 from athena_vla.evaluate.statistics import Interval, PairedTest, Proportion
@@ -19,7 +19,6 @@ from athena_vla.progress import Progress
 from athena_vla.sim.rail import scene_of
 
 BEFORE, AFTER = "before", "after"
-LOOKED_AT = 100_000  # scenes at most, to find those of a task
 HELD_OUT = "recorded episodes held out"  # what progress calls them
 
 
@@ -63,9 +62,8 @@ def in_simulator(
     progress: Progress,
 ) -> Judged:
     """Closed loop with the deployed filter; finished episodes of an interrupted comparison are taken over."""
-    actors = [ActorSpec(BEFORE, source=str(before)), ActorSpec(AFTER, source=str(after))]
     config = ClosedLoopConfig(out=out, episodes=scenes, seed=seed, workers=workers, setup=setup)
-    played = closed_loop(actors, config, progress)
+    played = closed_loop(_actors(before, after), config, progress)
     counts = kept_by_task(played.episodes[BEFORE], played.episodes[AFTER])
     paired = compare_pair(played.successes(AFTER), played.successes(BEFORE))
     success = Success(played.actors[BEFORE].success, played.actors[AFTER].success, paired)
@@ -87,16 +85,20 @@ def more_of(
     """So many further scenes of single tasks, by number from `first` on; what an earlier call played is taken over."""
     robot, wanted = embodiment.load(setup.robot), dict(tasks)
     chosen: list[int] = []
-    for scene in range(first, first + LOOKED_AT):
+    for scene in range(first, first + SCENES_PER_SEED // 2):
         if not any(wanted.values()):
             break
         task = scene_of(robot, scene, setup.split).goal.family
         if wanted.get(task):
             wanted[task] -= 1
             chosen.append(scene)
-    actors = [ActorSpec(BEFORE, source=str(before)), ActorSpec(AFTER, source=str(after))]
-    played = closed_loop(actors, ClosedLoopConfig(out=out, workers=workers, setup=setup), progress, tuple(chosen))
+    config = ClosedLoopConfig(out=out, workers=workers, setup=setup)
+    played = closed_loop(_actors(before, after), config, progress, tuple(chosen))
     return kept_by_task(played.episodes[BEFORE], played.episodes[AFTER])
+
+
+def _actors(before: Path, after: Path) -> list[ActorSpec]:
+    return [ActorSpec(BEFORE, source=str(before)), ActorSpec(AFTER, source=str(after))]
 
 
 def on_recordings(
